@@ -1,0 +1,202 @@
+//! The programs that tests and the tour need: found on the machine, else fetched.
+//!
+//! Data in: `PATH`, the usual `sbin` folders, what an earlier run unpacked under
+//! `data/dev/tools`. Data out: an absolute path per program, and the environment in which
+//! everything that looks them up by name finds them too.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result, anyhow};
+
+use crate::child;
+use crate::workspace;
+
+mod apt;
+
+/// A program and the Debian package that has it. Servers first: their packages bring clients.
+#[derive(Clone, Copy, Eq, Ord, PartialEq, PartialOrd)]
+pub(crate) enum Program {
+    /// The OpenSSH server, for containers of the local runtime and for tests.
+    Sshd,
+    /// The NATS server with JetStream.
+    NatsServer,
+    /// The OpenSSH client.
+    Ssh,
+    /// Its file transfer client.
+    Sftp,
+    /// Makes keys.
+    SshKeygen,
+    /// The HTTP client.
+    Curl,
+}
+
+impl Program {
+    const ALL: [Self; 6] = [
+        Self::Sshd,
+        Self::NatsServer,
+        Self::Ssh,
+        Self::Sftp,
+        Self::SshKeygen,
+        Self::Curl,
+    ];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Sshd => "sshd",
+            Self::NatsServer => "nats-server",
+            Self::Ssh => "ssh",
+            Self::Sftp => "sftp",
+            Self::SshKeygen => "ssh-keygen",
+            Self::Curl => "curl",
+        }
+    }
+
+    fn package(self) -> &'static str {
+        match self {
+            Self::Sshd => "openssh-server",
+            Self::NatsServer => "nats-server",
+            Self::Ssh | Self::Sftp | Self::SshKeygen => "openssh-client",
+            Self::Curl => "curl",
+        }
+    }
+}
+
+/// Every program, with its path.
+pub(crate) struct Tools {
+    paths: BTreeMap<Program, PathBuf>,
+}
+
+impl Tools {
+    /// Finds or fetches every program. Says what it fetches; silent about what is there.
+    pub(crate) fn ensure() -> Result<Self> {
+        let tools = workspace::tools_dir();
+        let mut paths = BTreeMap::new();
+        for program in Program::ALL {
+            let path = match find(program, &tools)? {
+                Some(path) => path,
+                None => fetch(program, &tools)?,
+            };
+            paths.insert(program, path);
+        }
+        prepare_for_root()?;
+        Ok(Self { paths })
+    }
+
+    /// The path of a program.
+    pub(crate) fn path(&self, program: Program) -> Result<&Path> {
+        let path = self.paths.get(&program).map(PathBuf::as_path);
+        path.with_context(|| format!("{} was not looked for", program.name()))
+    }
+
+    /// Tells a child process where the programs are: the two variables that our tests and
+    /// services read, and a `PATH` that ends with the folders of all of them.
+    pub(crate) fn set_environment(&self, command: &mut Command) -> Result<()> {
+        command.env("EDD_NATS_SERVER", self.path(Program::NatsServer)?);
+        command.env("EDD_SSHD", self.path(Program::Sshd)?);
+        command.env("PATH", self.search_path()?);
+        Ok(())
+    }
+
+    fn search_path(&self) -> Result<OsString> {
+        let mut folders: Vec<PathBuf> = search_folders().collect();
+        for folder in self.paths.values().filter_map(|path| path.parent()) {
+            if !folders.iter().any(|known| known == folder) {
+                folders.push(folder.to_path_buf());
+            }
+        }
+        std::env::join_paths(folders).context("a folder of PATH has a colon in its name")
+    }
+}
+
+/// Where programs are looked for: PATH, then the folders an ordinary user's PATH lacks.
+fn search_folders() -> impl Iterator<Item = PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let folders: Vec<PathBuf> = std::env::split_paths(&path)
+        .filter(|folder| folder.is_absolute())
+        .chain(["/usr/sbin", "/usr/local/sbin", "/sbin"].map(PathBuf::from))
+        .collect();
+    folders.into_iter()
+}
+
+/// True for a regular file that someone may execute.
+fn is_executable(path: &Path) -> bool {
+    path.metadata()
+        .is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
+}
+
+/// The program on the machine, or unpacked by an earlier run.
+fn find(program: Program, tools: &Path) -> Result<Option<PathBuf>> {
+    let installed = search_folders()
+        .map(|folder| folder.join(program.name()))
+        .find(|path| is_executable(path));
+    if installed.is_some() {
+        return Ok(installed);
+    }
+    if program == Program::Sshd && !can_use_unpacked_sshd()? {
+        return Ok(None);
+    }
+    find_unpacked(program, tools)
+}
+
+/// The program in a package that an earlier step unpacked; through its wrapper when it needs
+/// libraries that were unpacked beside it.
+fn find_unpacked(program: Program, tools: &Path) -> Result<Option<PathBuf>> {
+    for package in [program.package(), Program::Sshd.package()] {
+        let root = tools.join(package);
+        for folder in ["usr/bin", "usr/sbin"] {
+            let path = root.join(folder).join(program.name());
+            if is_executable(&path) {
+                return apt::wrapped(&root, &path, program.name()).map(Some);
+            }
+        }
+    }
+    Ok(None)
+}
+
+fn fetch(program: Program, tools: &Path) -> Result<PathBuf> {
+    let package = program.package();
+    let fetched = if program == Program::Sshd && !can_use_unpacked_sshd()? {
+        apt::install(package)
+    } else {
+        apt::unpack(package, tools)
+    };
+    fetched.map_err(|error| {
+        // A stop is a stop, not a broken download.
+        if error.is::<child::Interrupted>() {
+            return error;
+        }
+        anyhow!(
+            "{} is missing and could not be fetched ({error:#}): \
+             install the package {package} and run this again",
+            program.name()
+        )
+    })?;
+    find(program, tools)?.with_context(|| {
+        format!(
+            "the package {package} holds no {}: install {0} by hand",
+            program.name()
+        )
+    })
+}
+
+/// An sshd run by root insists on the system user `sshd`, which only the package's own set-up
+/// makes; an ordinary user's sshd does not care.
+fn can_use_unpacked_sshd() -> Result<bool> {
+    if !rustix::process::geteuid().is_root() {
+        return Ok(true);
+    }
+    let passwd = std::fs::read_to_string("/etc/passwd").context("cannot read /etc/passwd")?;
+    Ok(passwd.lines().any(|line| line.starts_with("sshd:")))
+}
+
+/// An sshd run by root insists on its empty folder, which a boot would have made.
+fn prepare_for_root() -> Result<()> {
+    if rustix::process::geteuid().is_root() {
+        std::fs::create_dir_all("/run/sshd").context("cannot make /run/sshd, which sshd needs")?;
+    }
+    Ok(())
+}
