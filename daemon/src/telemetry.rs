@@ -1,0 +1,129 @@
+//! Logs: `tracing` events as text or JSON lines on stdout.
+//!
+//! Written by a thread of its own behind a bounded queue: a slow reader of
+//! stdout costs log lines, which are counted, and never a request.
+
+use std::{io::IsTerminal as _, str::FromStr};
+
+use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
+use tracing_subscriber::{
+    EnvFilter, Layer as _, layer::SubscriberExt as _, util::SubscriberInitExt as _,
+};
+
+/// Lines waiting for stdout; beyond it they are dropped and counted.
+const QUEUED_LINES_MAX: usize = 16_384;
+
+/// The form of a log line.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum LogFormat {
+    /// One JSON object per line.
+    Json,
+    /// For people; coloured on a terminal only.
+    #[default]
+    Text,
+}
+
+impl FromStr for LogFormat {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "json" => Ok(Self::Json),
+            "text" => Ok(Self::Text),
+            _ => Err(format!("{text:?} is neither text nor json")),
+        }
+    }
+}
+
+/// Why the logs could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum InitError {
+    /// A subscriber is set in this process already.
+    #[error("the logs of this process are set up already")]
+    AlreadySet,
+    /// The filter cannot be read.
+    #[error(transparent)]
+    Filter(#[from] FilterError),
+}
+
+/// A log filter that cannot be read.
+#[derive(Debug, thiserror::Error)]
+#[error("{filter:?} is not a log filter such as info or edd_gateway=debug,info")]
+pub struct FilterError {
+    filter: String,
+}
+
+/// Keeps the log writer alive; dropping it writes what is queued.
+#[must_use = "dropping it ends the logs"]
+#[derive(Debug)]
+pub struct Guard {
+    dropped: ErrorCounter,
+    _worker: WorkerGuard,
+}
+
+impl Guard {
+    /// Lines dropped so far because stdout was slower than the logs.
+    pub fn dropped_lines(&self) -> u64 {
+        self.dropped.dropped_lines().try_into().unwrap_or(u64::MAX)
+    }
+}
+
+/// Reads a `tracing` filter, for checking a configuration before it is used.
+pub fn parse_filter(filter: &str) -> Result<EnvFilter, FilterError> {
+    let error = || FilterError {
+        filter: filter.to_owned(),
+    };
+    if filter.trim().is_empty() {
+        return Err(error());
+    }
+    EnvFilter::builder().parse(filter).map_err(|_| error())
+}
+
+/// Starts the logs of this process; the first call wins, others are an error.
+pub fn init(filter: &str, format: LogFormat) -> Result<Guard, InitError> {
+    let filter = parse_filter(filter)?;
+    let (writer, worker) = NonBlockingBuilder::default()
+        .buffered_lines_limit(QUEUED_LINES_MAX)
+        .lossy(true)
+        .finish(std::io::stdout());
+    let dropped = writer.error_counter();
+    let lines = tracing_subscriber::fmt::layer().with_writer(writer);
+    let lines = match format {
+        LogFormat::Json => lines.json().flatten_event(true).boxed(),
+        LogFormat::Text => lines.with_ansi(wants_colour()).boxed(),
+    };
+    tracing_subscriber::registry()
+        .with(lines.with_filter(filter))
+        .try_init()
+        .map_err(|_| InitError::AlreadySet)?;
+    Ok(Guard {
+        dropped,
+        _worker: worker,
+    })
+}
+
+fn wants_colour() -> bool {
+    std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn filters_are_checked_before_use() {
+        for good in ["info", "debug,hyper=off", "edd_gateway=trace,info"] {
+            assert!(parse_filter(good).is_ok(), "{good}");
+        }
+        for bad in ["", "  ", "edd_gateway=loud", "a=b=c"] {
+            assert!(parse_filter(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn formats_have_two_names() {
+        assert_eq!("json".parse(), Ok(LogFormat::Json));
+        assert_eq!("text".parse(), Ok(LogFormat::Text));
+        assert!("JSON".parse::<LogFormat>().is_err());
+    }
+}

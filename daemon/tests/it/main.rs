@@ -1,0 +1,5 @@
+//! The daemons' common parts over real sockets.
+
+mod api;
+mod server;
+mod support;
