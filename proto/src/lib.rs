@@ -5,7 +5,10 @@
 //! numbers (`tests/it` holds the list). The Rust types are generated at build
 //! time; nothing generated is checked in.
 
-#![allow(missing_docs, reason = "generated from the .proto files, which carry the comments")]
+#![allow(
+    missing_docs,
+    reason = "generated from the .proto files, which carry the comments"
+)]
 
 /// Types shared by all packages: timestamps and event metadata.
 pub mod common {

@@ -1,0 +1,86 @@
+//! The last good table as bytes: what the gateway serves when everything else is gone.
+//!
+//! ```text
+//! "edd-gateway table 1\n" | CRC-32 of the body, little endian | body (postcard)
+//! ```
+//!
+//! Read whole or not at all: a bit that flipped or a file cut short is an error, never half a table.
+
+use serde::{Deserialize, Serialize};
+
+use crate::name::UserId;
+use crate::spec::{ContainerSpec, KeySpec, StaticRouteSpec};
+use crate::table::RouteTable;
+
+const MAGIC: &[u8] = b"edd-gateway table 1\n";
+
+/// Everything in a table, as plain data.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Snapshot {
+    /// The table's revision.
+    pub revision: u64,
+    /// When it was taken, Unix milliseconds.
+    pub taken_ms: u64,
+    /// The static routes in the order of their file.
+    pub statics: Vec<StaticRouteSpec>,
+    /// The containers.
+    pub containers: Vec<ContainerSpec>,
+    /// The users' SSH keys.
+    pub keys: Vec<(UserId, Vec<KeySpec>)>,
+}
+
+/// Why bytes are not a snapshot.
+#[derive(Debug, thiserror::Error)]
+pub enum SnapshotError {
+    /// The body does not have the checksum it was written with.
+    #[error("checksum does not match")]
+    Checksum,
+    /// The body is not what this version writes.
+    #[error("cannot be read: {0}")]
+    Body(#[from] postcard::Error),
+    /// Not a snapshot, or of another version.
+    #[error("not a route table of this version")]
+    Magic,
+}
+
+impl Snapshot {
+    /// Takes everything out of `table`.
+    pub fn of(table: &RouteTable, taken_ms: u64) -> Self {
+        let mut containers: Vec<_> = table.containers().map(|c| c.to_spec()).collect();
+        containers.sort_by(|a, b| a.id.cmp(&b.id));
+        let mut keys: Vec<_> = table
+            .key_owners()
+            .map(|(user, keys)| (user, keys.iter().map(|key| key.spec.clone()).collect()))
+            .collect();
+        keys.sort_by_key(|(user, _): &(UserId, Vec<KeySpec>)| *user);
+        Self {
+            revision: table.revision,
+            taken_ms,
+            statics: table.static_specs().cloned().collect(),
+            containers,
+            keys,
+        }
+    }
+
+    /// The bytes of the file.
+    pub fn encode(&self) -> Result<Vec<u8>, SnapshotError> {
+        let body = postcard::to_stdvec(self)?;
+        let mut bytes = Vec::with_capacity(MAGIC.len() + 4 + body.len());
+        bytes.extend_from_slice(MAGIC);
+        bytes.extend_from_slice(&crc32fast::hash(&body).to_le_bytes());
+        bytes.extend_from_slice(&body);
+        Ok(bytes)
+    }
+
+    /// Reads the bytes of the file.
+    pub fn decode(bytes: &[u8]) -> Result<Self, SnapshotError> {
+        let rest = bytes.strip_prefix(MAGIC).ok_or(SnapshotError::Magic)?;
+        let (sum, body) = rest
+            .split_first_chunk::<4>()
+            .ok_or(SnapshotError::Checksum)?;
+        if crc32fast::hash(body) != u32::from_le_bytes(*sum) {
+            return Err(SnapshotError::Checksum);
+        }
+        Ok(postcard::from_bytes(body)?)
+    }
+}
