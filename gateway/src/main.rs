@@ -1,2 +1,3 @@
-//! Placeholder.
+//! `edd-gateway`.
+
 fn main() {}

@@ -1,0 +1,1 @@
+//! Wires the parts together, in the order they must start.

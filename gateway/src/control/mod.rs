@@ -1,0 +1,1 @@
+//! The control path: sources, reconciliation, storage, publication.

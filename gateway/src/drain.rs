@@ -1,0 +1,68 @@
+//! The end of the process: stop accepting, let what runs finish, cut the rest.
+
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
+
+/// The two steps of ending, and who is still here.
+#[derive(Clone, Debug, Default)]
+pub struct Drain {
+    begun: CancellationToken,
+    cut: CancellationToken,
+    connections: TaskTracker,
+}
+
+impl Drain {
+    /// Nothing is ending yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Cancelled when draining begins: stop accepting, `Connection: close`, GOAWAY.
+    pub fn token(&self) -> &CancellationToken {
+        &self.begun
+    }
+
+    /// Cancelled when the deadline has passed: everything ends now.
+    pub fn cut(&self) -> &CancellationToken {
+        &self.cut
+    }
+
+    /// Whether draining has begun.
+    pub fn is_draining(&self) -> bool {
+        self.begun.is_cancelled()
+    }
+
+    /// Held by every connection for as long as it lives.
+    pub fn guard(&self) -> TaskTrackerToken {
+        self.connections.token()
+    }
+
+    /// Connections that live.
+    pub fn connections(&self) -> usize {
+        self.connections.len()
+    }
+
+    /// Begins, waits at most `timeout` for all connections to end, then cuts the rest.
+    ///
+    /// Returns how many were cut. They are given a moment to notice.
+    pub async fn run(&self, timeout: Duration) -> usize {
+        self.begun.cancel();
+        self.connections.close();
+        if tokio::time::timeout(timeout, self.connections.wait())
+            .await
+            .is_ok()
+        {
+            return 0;
+        }
+        let left = self.connections.len();
+        self.cut.cancel();
+        let _ = tokio::time::timeout(CUT_GRACE, self.connections.wait()).await;
+        left
+    }
+}
+
+/// How long a cut connection may take to say goodbye.
+const CUT_GRACE: Duration = Duration::from_secs(2);

@@ -1,0 +1,15 @@
+//! Listeners and the data-plane threads behind them.
+
+use std::sync::Arc;
+
+use crate::shared::Shared;
+use crate::upstream::Pool;
+
+/// What one data-plane thread works with.
+#[derive(Debug)]
+pub struct Worker {
+    /// The process.
+    pub shared: Arc<Shared>,
+    /// This thread's upstream connections.
+    pub pool: Pool,
+}

@@ -1,0 +1,40 @@
+//! What the data path and the control path have in common, and nothing more.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use edd_route::{Published, RouteTable};
+
+use crate::config::Config;
+use crate::drain::Drain;
+use crate::telemetry::Metrics;
+use crate::tls::CertStore;
+
+/// One of these per process.
+#[derive(Debug)]
+pub struct Shared {
+    /// The checked command line.
+    pub config: Config,
+    /// The one thing that control publishes and data reads.
+    pub table: ArcSwap<RouteTable>,
+    /// The certificates in force.
+    pub certs: Arc<CertStore>,
+    /// Counters of the whole process.
+    pub metrics: Metrics,
+    /// Whether and how fast the process is ending.
+    pub drain: Drain,
+}
+
+impl Shared {
+    /// The table in force. Take it once per decision and keep it.
+    pub fn table(&self) -> Arc<RouteTable> {
+        self.table.load_full()
+    }
+
+    /// Puts a new table in force, then ends what it no longer admits.
+    pub fn swap(&self, published: Published) {
+        self.metrics.table_published(&published.table);
+        self.table.store(Arc::clone(&published.table));
+        published.revoke();
+    }
+}

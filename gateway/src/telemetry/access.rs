@@ -1,0 +1,165 @@
+//! The access log: one line per request, SSH session and raw connection.
+//!
+//! Target `access`, so that a filter can send it elsewhere. The line is written
+//! by the log's own thread.
+
+use std::fmt::Display;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tracing::info;
+
+/// A request and its answer.
+#[derive(Clone, Debug)]
+pub struct HttpRecord {
+    /// `X-Request-ID` of request and response.
+    pub request_id: String,
+    /// The table that decided.
+    pub revision: u64,
+    /// The client.
+    pub peer: SocketAddr,
+    /// Protocol version: `1.0`, `1.1` or `2`.
+    pub version: &'static str,
+    /// Method, one of the known ones or `OTHER`.
+    pub method: &'static str,
+    /// Host as looked up.
+    pub host: String,
+    /// Raw path, without the query (it may hold secrets).
+    pub path: String,
+    /// Static route's label, `container` or `none`.
+    pub route: Arc<str>,
+    /// Upstream address or target.
+    pub upstream: Option<String>,
+    /// Status of the answer.
+    pub status: u16,
+    /// Body bytes from the client.
+    pub bytes_in: u64,
+    /// Body bytes to the client.
+    pub bytes_out: u64,
+    /// From the request's head to the end of the answer's body.
+    pub duration: Duration,
+    /// Why it ended early or was refused, if so.
+    pub note: Option<String>,
+}
+
+impl HttpRecord {
+    /// Writes the line.
+    pub fn log(&self) {
+        info!(
+            target: "access",
+            kind = "http",
+            request_id = %self.request_id,
+            revision = self.revision,
+            peer = %self.peer,
+            version = self.version,
+            method = self.method,
+            host = %self.host,
+            path = %self.path,
+            route = %self.route,
+            upstream = self.upstream.as_deref().unwrap_or("-"),
+            status = self.status,
+            bytes_in = self.bytes_in,
+            bytes_out = self.bytes_out,
+            ms = millis(self.duration),
+            note = self.note.as_deref().unwrap_or("-"),
+        );
+    }
+}
+
+/// A raw TCP connection, or TLS that was passed through.
+#[derive(Clone, Debug)]
+pub struct RawRecord<'r> {
+    /// `tcp` or `tls-passthrough`.
+    pub kind: &'static str,
+    /// The table that decided.
+    pub revision: u64,
+    /// The client.
+    pub peer: SocketAddr,
+    /// The listener's port.
+    pub port: u16,
+    /// The container.
+    pub container: &'r str,
+    /// Its address.
+    pub upstream: SocketAddr,
+    /// Bytes from the client.
+    pub bytes_in: u64,
+    /// Bytes to the client.
+    pub bytes_out: u64,
+    /// How long it lived.
+    pub duration: Duration,
+    /// Why it ended, if not by itself.
+    pub note: Option<&'r str>,
+}
+
+impl RawRecord<'_> {
+    /// Writes the line.
+    pub fn log(&self) {
+        info!(
+            target: "access",
+            kind = self.kind,
+            revision = self.revision,
+            peer = %self.peer,
+            port = self.port,
+            container = self.container,
+            upstream = %self.upstream,
+            bytes_in = self.bytes_in,
+            bytes_out = self.bytes_out,
+            ms = millis(self.duration),
+            note = self.note.unwrap_or("-"),
+        );
+    }
+}
+
+/// An SSH session (one client connection).
+#[derive(Clone, Debug)]
+pub struct SshRecord<'r> {
+    /// The table that let it in.
+    pub revision: u64,
+    /// The client.
+    pub peer: SocketAddr,
+    /// The container.
+    pub container: &'r str,
+    /// The Unix user.
+    pub unix_user: &'r str,
+    /// The owner's key that opened it.
+    pub key_id: i64,
+    /// The container's address.
+    pub upstream: SocketAddr,
+    /// Channels opened.
+    pub channels: u64,
+    /// Bytes from the client.
+    pub bytes_in: u64,
+    /// Bytes to the client.
+    pub bytes_out: u64,
+    /// How long it lived.
+    pub duration: Duration,
+    /// Why it ended, if not by the client.
+    pub note: Option<&'r str>,
+}
+
+impl SshRecord<'_> {
+    /// Writes the line.
+    pub fn log(&self) {
+        info!(
+            target: "access",
+            kind = "ssh",
+            revision = self.revision,
+            peer = %self.peer,
+            container = self.container,
+            unix_user = self.unix_user,
+            key_id = self.key_id,
+            upstream = %self.upstream,
+            channels = self.channels,
+            bytes_in = self.bytes_in,
+            bytes_out = self.bytes_out,
+            ms = millis(self.duration),
+            note = self.note.unwrap_or("-"),
+        );
+    }
+}
+
+fn millis(duration: Duration) -> impl Display + tracing::Value {
+    let rounded = (duration.as_secs_f64() * 1e6).round() / 1e3;
+    rounded
+}

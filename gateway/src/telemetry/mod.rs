@@ -1,0 +1,7 @@
+//! What the gateway says about itself: metrics for machines, one access record per request,
+//! session or raw connection for people.
+
+pub mod access;
+mod metrics;
+
+pub use metrics::{ConnectionGauge, Metrics};
