@@ -16,7 +16,7 @@ use rustix::process::{Pid, Signal, kill_process_group};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 /// How often a waiting loop looks again.
-const POLL: Duration = Duration::from_millis(10);
+pub(crate) const POLL: Duration = Duration::from_millis(10);
 
 /// How long a child may take to end after SIGTERM before it is killed.
 const GRACE: Duration = Duration::from_secs(10);
@@ -60,6 +60,13 @@ pub(crate) fn check_interrupted() -> Result<()> {
     }
 }
 
+/// Waits a moment in a loop that looks for something; ends early with [`Interrupted`].
+pub(crate) fn pause(duration: Duration) -> Result<()> {
+    check_interrupted()?;
+    std::thread::sleep(duration);
+    check_interrupted()
+}
+
 /// Runs a command with its output on ours. A status other than 0 is an error.
 pub(crate) fn run(command: &mut Command, what: &str) -> Result<()> {
     let status = status(command, what)?;
@@ -73,6 +80,18 @@ pub(crate) fn run(command: &mut Command, what: &str) -> Result<()> {
 pub(crate) fn status(command: &mut Command, what: &str) -> Result<ExitStatus> {
     let mut child = spawn(command.stdin(Stdio::null()), what)?;
     wait(&mut child, None)
+}
+
+/// Runs a command with its stderr on ours and collects its stdout. A status other than 0 is an
+/// error.
+pub(crate) fn stdout(command: &mut Command, what: &str) -> Result<Vec<u8>> {
+    let mut child = spawn(command.stdin(Stdio::null()).stdout(Stdio::piped()), what)?;
+    let stdout = child.stdout.take().map(collect);
+    let status = wait(&mut child, None)?;
+    if !status.success() {
+        bail!("{what} ended with {status}");
+    }
+    Ok(join(stdout))
 }
 
 /// Runs a command and collects its output. A status other than 0 is an error that ends with the
@@ -101,7 +120,17 @@ pub(crate) fn try_output(
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
-    let mut child = spawn(command, what)?;
+    let child = spawn(command, what)?;
+    collect_output(child, what, limit)
+}
+
+/// Collects the output of a child with piped stdout or stderr and waits for its end, for at most
+/// `limit`.
+pub(crate) fn finish(child: Child, what: &str, limit: Duration) -> Result<Output> {
+    collect_output(child, what, Some(limit))
+}
+
+fn collect_output(mut child: Child, what: &str, limit: Option<Duration>) -> Result<Output> {
     // Both pipes are emptied at the same time, or a full one would stop the child.
     let stdout = child.stdout.take().map(collect);
     let stderr = child.stderr.take().map(collect);

@@ -6,12 +6,19 @@
 //! Exit codes: 0 done, 1 a step failed (one clear line on stderr), 64 a bad command line,
 //! 130 stopped by Ctrl-C or SIGTERM.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
+mod bench;
 mod child;
+mod daemon;
+mod http;
 mod report;
+mod site;
 mod test;
 mod tools;
+mod tour;
+mod up;
 mod workspace;
 
 const USAGE: &str = "\
@@ -20,19 +27,27 @@ The commands of this repository.
 Usage: cargo xtask <COMMAND>
 
 Commands:
-  test   fetch what the tests need, then format check, lints, dependency check, all tests
+  up [--data DIR]           build and start everything on this machine, with a demo container;
+                            Ctrl-C stops it (DIR: data/dev)
+  up --check [--data DIR]   walk the tour with real clients on a stack of its own, beside a running
+                            `up`, and exit 0 or 1 (DIR: data/check, wiped)
+  test                      fetch what the tests need, then format check, lints, all tests
+  bench propagation [...]   start a gateway and measure publish to first request (arguments are
+                            those of `edd-bench propagation`)
 ";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     let done = child::catch_signals().and_then(|()| match args.as_slice() {
+        ["up", flags @ ..] => up(flags),
         ["test"] => test::run(),
+        ["bench", "propagation", rest @ ..] => bench::propagation(rest),
         [] | ["help" | "--help" | "-h"] => {
             print!("{USAGE}");
             Ok(())
         }
-        _ => Err(anyhow::Error::new(BadCommandLine(args.join(" ")))),
+        _ => Err(BadCommandLine(args.join(" ")).into()),
     });
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -48,6 +63,29 @@ fn main() -> ExitCode {
             eprintln!("xtask: {error:#}");
             ExitCode::FAILURE
         }
+    }
+}
+
+fn up(mut flags: &[&str]) -> anyhow::Result<()> {
+    let (mut check, mut data) = (false, None);
+    loop {
+        flags = match flags {
+            [] => break,
+            ["--check", rest @ ..] => {
+                check = true;
+                rest
+            }
+            ["--data", folder, rest @ ..] => {
+                data = Some(PathBuf::from(folder));
+                rest
+            }
+            _ => return Err(BadCommandLine(format!("up {}", flags.join(" "))).into()),
+        }
+    }
+    if check {
+        tour::run(data)
+    } else {
+        up::run(data)
     }
 }
 

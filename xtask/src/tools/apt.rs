@@ -12,6 +12,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::OnceLock;
 
 use anyhow::{Context as _, Result, bail};
 
@@ -24,8 +25,13 @@ pub(super) fn unpack(package: &str, tools: &Path) -> Result<()> {
         tools.display()
     );
     let apt = Apt::new(tools)?;
-    apt.update()?;
-    let archives = apt.download(package)?;
+    let update_failed = apt.update()?;
+    let archives = apt.download(package).map_err(|error| match update_failed {
+        Some(said) if !error.is::<child::Interrupted>() => {
+            error.context(format!("the package lists could not be fetched: {said}"))
+        }
+        _ => error,
+    })?;
     let temporary = tools.join(format!("{package}.unpacking"));
     remove_folder(&temporary)?;
     fs::create_dir_all(&temporary)
@@ -154,14 +160,22 @@ impl Apt {
         command
     }
 
-    fn update(&self) -> Result<()> {
-        println!("  apt-get update (lists of our own)");
-        // One unreachable source of several is no failure, if the package is in another.
-        let updated = child::try_output(self.command().arg("update"), "apt-get update", None)?;
-        if !updated.status.success() {
-            println!("  apt-get update: {}", complaint(&updated.stderr));
+    /// Brings the lists up to date, once per run; what apt complained about. One unreachable
+    /// source of several is no failure, if the package is in another.
+    fn update(&self) -> Result<Option<String>> {
+        static COMPLAINT: OnceLock<Option<String>> = OnceLock::new();
+        if let Some(known) = COMPLAINT.get() {
+            return Ok(known.clone());
         }
-        Ok(())
+        println!("  apt-get update (lists of our own)");
+        let mut update = self.command();
+        update.args(["-o", "APT::Update::Error-Mode=any", "update"]);
+        let updated = child::try_output(&mut update, "apt-get update", None)?;
+        let said = (!updated.status.success()).then(|| complaint(&updated.stderr));
+        if let Some(said) = &said {
+            println!("  apt-get update: {said}");
+        }
+        Ok(COMPLAINT.get_or_init(|| said).clone())
     }
 
     /// Downloads a package and those of its dependencies that are not installed.

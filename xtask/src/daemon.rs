@@ -1,0 +1,176 @@
+//! Long-lived children: nats-server and the three daemons, each with a log file of its own.
+//!
+//! A daemon ends with the value that holds it, and with xtask itself however that ends: where the
+//! machine has `setpriv`, the kernel sends it SIGTERM when we die.
+
+use std::fs::{self, OpenOptions};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
+
+use crate::child;
+
+/// A daemon dropped without a word, because a step failed, gets this long after SIGTERM.
+const DROP_GRACE: Duration = Duration::from_secs(5);
+
+/// How much of a log's end is shown.
+const TAIL_LINES: usize = 15;
+
+/// A running process with a name and a log.
+pub(crate) struct Daemon {
+    name: &'static str,
+    log: PathBuf,
+    child: Option<Child>,
+}
+
+impl Daemon {
+    /// Starts a program; what it writes is appended to `<logs>/<name>.log`.
+    pub(crate) fn start(
+        name: &'static str,
+        program: &Path,
+        logs: &Path,
+        configure: impl FnOnce(&mut Command) -> Result<()>,
+    ) -> Result<Self> {
+        let log = logs.join(format!("{name}.log"));
+        let out = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&log)
+            .with_context(|| format!("cannot write {}", log.display()))?;
+        let mut command = tied_to_us(program);
+        configure(&mut command)?;
+        let err = out.try_clone().context("cannot open the log twice")?;
+        command.stdin(Stdio::null()).stdout(out).stderr(err);
+        let child = child::spawn(&mut command, name)?;
+        Ok(Self {
+            name,
+            log,
+            child: Some(child),
+        })
+    }
+
+    /// An error once the process has ended, with the last line of its log.
+    pub(crate) fn check_running(&mut self) -> Result<()> {
+        let Some(child) = &mut self.child else {
+            bail!("{} was stopped", self.name)
+        };
+        if let Some(status) = child.try_wait().context("cannot wait for a child")? {
+            self.child = None;
+            bail!(
+                "{} ended with {status}: {} (log: {})",
+                self.name,
+                last_line(&self.log),
+                self.log.display()
+            );
+        }
+        Ok(())
+    }
+
+    /// Waits until `ready` holds. Ends early when the process does, or when we are asked to stop.
+    pub(crate) fn wait_until(
+        &mut self,
+        what: &str,
+        limit: Duration,
+        mut ready: impl FnMut() -> bool,
+    ) -> Result<()> {
+        let started = Instant::now();
+        while !ready() {
+            self.check_running()?;
+            if started.elapsed() > limit {
+                bail!(
+                    "{} is not {what} after {} s: {} (log: {})",
+                    self.name,
+                    limit.as_secs(),
+                    last_line(&self.log),
+                    self.log.display()
+                );
+            }
+            child::pause(child::POLL)?;
+        }
+        Ok(())
+    }
+
+    /// SIGTERM, then its exit status; SIGKILL and an error past `grace`. Does not look at Ctrl-C:
+    /// this is what Ctrl-C leads to.
+    pub(crate) fn stop(&mut self, grace: Duration) -> Result<ExitStatus> {
+        let Some(mut child) = self.child.take() else {
+            bail!("{} was stopped", self.name)
+        };
+        let pid = Pid::from_child(&child);
+        // A process that is gone already tells by its status.
+        let _ = kill_process(pid, Signal::TERM);
+        let started = Instant::now();
+        loop {
+            match child.try_wait() {
+                Ok(Some(status)) => return Ok(status),
+                Ok(None) if started.elapsed() < grace => std::thread::sleep(child::POLL),
+                Ok(None) | Err(_) => break,
+            }
+        }
+        let _ = kill_process_group(pid, Signal::KILL);
+        let _ = child.wait();
+        bail!(
+            "{} had to be killed: not ended {} s after SIGTERM",
+            self.name,
+            grace.as_secs()
+        )
+    }
+
+    /// The end of its log.
+    pub(crate) fn tail(&self) -> String {
+        let log = fs::read(&self.log).unwrap_or_default();
+        let log = String::from_utf8_lossy(&log);
+        let lines: Vec<&str> = log.lines().collect();
+        let from = lines.len().saturating_sub(TAIL_LINES);
+        format!(
+            "--- the end of {}\n{}\n",
+            self.log.display(),
+            lines.get(from..).unwrap_or_default().join("\n")
+        )
+    }
+
+    /// Its log, whole.
+    pub(crate) fn log(&self) -> String {
+        String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned()
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if self.child.is_some()
+            && let Err(error) = self.stop(DROP_GRACE)
+        {
+            eprintln!("xtask: {error:#}");
+        }
+    }
+}
+
+fn last_line(log: &Path) -> String {
+    let log = fs::read(log).unwrap_or_default();
+    let log = String::from_utf8_lossy(&log);
+    log.lines()
+        .rfind(|line| !line.trim().is_empty())
+        .unwrap_or("it wrote nothing")
+        .to_owned()
+}
+
+/// The program, to be told by the kernel when we die.
+fn tied_to_us(program: &Path) -> Command {
+    static SETPRIV: OnceLock<bool> = OnceLock::new();
+    let has_setpriv = *SETPRIV.get_or_init(|| {
+        let mut probe = Command::new("setpriv");
+        probe.args(["--pdeathsig", "TERM", "true"]);
+        child::try_output(&mut probe, "setpriv", Some(Duration::from_secs(5)))
+            .is_ok_and(|output| output.status.success())
+    });
+    if !has_setpriv {
+        return Command::new(program);
+    }
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "TERM", "--"]).arg(program);
+    command
+}

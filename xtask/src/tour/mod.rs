@@ -1,0 +1,189 @@
+//! `cargo xtask up --check`: the tour, walked with real clients on a stack of its own.
+//!
+//! Each step is a function that fails with what was expected and seen; it is printed with its
+//! time. The first failure ends the tour and shows the ends of the daemons' logs.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::child;
+use crate::report::{Parts, seconds};
+use crate::tools::Tools;
+use crate::up::plan::Plan;
+use crate::up::rest::{Container, User};
+use crate::up::stack::{Binaries, Stack};
+use crate::workspace;
+
+mod changes;
+mod clients;
+mod containers;
+mod ends;
+mod statics;
+
+use clients::{Curl, Ssh};
+
+/// A file that marks a data folder as one that a tour may wipe.
+const MARK: &str = "made-by-up-check";
+
+/// What the steps share.
+struct Tour {
+    stack: Stack,
+    binaries: Binaries,
+    tools: Tools,
+    curl: Curl,
+    /// From the step that makes them on.
+    guest: Option<Guest>,
+}
+
+/// The tour's user and container.
+struct Guest {
+    user: User,
+    password: String,
+    container: Container,
+    ssh: Ssh,
+    /// The dynamic port that leads to its echo.
+    raw_port: u16,
+}
+
+impl Tour {
+    fn guest(&self) -> Result<&Guest> {
+        self.guest.as_ref().context("no container was made yet")
+    }
+}
+
+type Step = (&'static str, fn(&mut Tour) -> Result<String>);
+
+/// The tour in order. What a step returns is printed behind its time.
+const STEPS: [Step; 23] = [
+    ("static route over HTTPS, HTTP/1.1", statics::http1),
+    ("static route over HTTPS, HTTP/2", statics::http2),
+    (
+        "the routes of routes.yaml, one with its prefix removed",
+        statics::committed_routes,
+    ),
+    ("308 from the HTTP port", statics::redirect),
+    ("unknown host: 404", statics::unknown_host),
+    (
+        "register a user through the gateway, log in, add a key",
+        containers::register,
+    ),
+    (
+        "create a container by REST, switch SSH on",
+        containers::create,
+    ),
+    ("its URL answers", containers::first_answer),
+    ("WebSocket echo", containers::web_socket),
+    ("a server-sent event", containers::server_sent_event),
+    (
+        "ssh runs a command and returns its exit code",
+        containers::ssh,
+    ),
+    ("sftp put and get", containers::sftp),
+    ("a port of the range reaches it raw", containers::raw_port),
+    (
+        "edit routes.yaml: the new route is there",
+        changes::new_route,
+    ),
+    (
+        "break routes.yaml: the error is shown, the old routes stay",
+        changes::broken_routes,
+    ),
+    (
+        "stop nats-server: everything serves, changes wait",
+        changes::without_nats,
+    ),
+    ("start nats-server: nothing was lost", changes::nats_is_back),
+    (
+        "stop the container: 404, port closed, live SSH session ended",
+        ends::stop_container,
+    ),
+    ("start it again", ends::start_again),
+    (
+        "delete the user: everything of his is gone",
+        ends::delete_user,
+    ),
+    (
+        "every event was acknowledged, none is a dead letter",
+        ends::no_dead_letters,
+    ),
+    (
+        "SIGTERM drains the gateway: what is under way ends well",
+        ends::drain_gateway,
+    ),
+    ("SIGTERM ends the services", ends::stop_services),
+];
+
+/// Walks the tour on `data`, which is wiped first.
+pub(crate) fn run(data: Option<PathBuf>) -> Result<()> {
+    let data = crate::up::absolute(data.unwrap_or_else(|| workspace::root().join("data/check")))?;
+    let mut parts = Parts::new("up --check");
+    let tools = parts.run("programs", Tools::ensure)?;
+    let binaries = parts.run("build (optimised; minutes the first time)", Binaries::build)?;
+    wipe(&data)?;
+    let stack = parts.run("start nats-server, auth, compute, gateway", || {
+        Stack::start(Plan::scratch(data)?, &binaries, &tools)
+    })?;
+    let curl = Curl::new(&stack.plan, &tools)?;
+    let mut tour = Tour {
+        stack,
+        binaries,
+        tools,
+        curl,
+        guest: None,
+    };
+    println!("== the tour");
+    let started = Instant::now();
+    for (number, (name, step)) in STEPS.iter().enumerate() {
+        let step_started = Instant::now();
+        match step(&mut tour) {
+            Ok(note) => {
+                let note = if note.is_empty() {
+                    note
+                } else {
+                    format!(": {note}")
+                };
+                let took = seconds(step_started.elapsed());
+                println!("{:>4} ok   {took:>8}   {name}{note}", number + 1);
+            }
+            Err(error) if error.is::<child::Interrupted>() => return Err(error),
+            Err(error) => {
+                println!(
+                    "{:>4} FAIL {:>8}   {name}",
+                    number + 1,
+                    seconds(step_started.elapsed())
+                );
+                println!("            {error:#}\n");
+                print!("{}", tour.stack.tails());
+                bail!("step {} of the tour failed ({name}): {error:#}", number + 1);
+            }
+        }
+    }
+    println!("== the tour: ok, {}\n", seconds(started.elapsed()));
+    parts.finish();
+    Ok(())
+}
+
+/// Empties the folder, unless it holds something that no tour made.
+fn wipe(data: &Path) -> Result<()> {
+    let entries = fs::read_dir(data)
+        .map(|entries| entries.count())
+        .unwrap_or(0);
+    if entries > 0 && !data.join(MARK).exists() {
+        bail!(
+            "{} is not empty and was not made by `up --check`, which would wipe it: \
+             choose another folder with --data",
+            data.display()
+        );
+    }
+    match fs::remove_dir_all(data) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(error).with_context(|| format!("cannot empty {}", data.display()));
+        }
+        _ => {}
+    }
+    fs::create_dir_all(data).with_context(|| format!("cannot make {}", data.display()))?;
+    fs::write(data.join(MARK), "").context("cannot write to the data folder")
+}
