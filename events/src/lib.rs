@@ -1,1 +1,38 @@
-//! Placeholder.
+//! How the services of the cloud tell each other what happened.
+//!
+//! In the order an event meets them:
+//!
+//! - [`subject`]: the names of all events, built and parsed in one place;
+//! - [`envelope`]: a message gets its id, time, version and cause;
+//! - [`outbox`]: it waits in its service's database and is relayed to JetStream;
+//! - [`stream`], [`connect`]: where it is kept, and how to get there;
+//! - [`event`]: it is decoded and checked on the other side;
+//! - [`consumer`]: a durable pull consumer hands it over in batches;
+//! - [`dead_letter`]: where it goes when nobody can use it;
+//! - [`request`]: the requests that are no events;
+//! - [`metrics`]: all of this in numbers.
+//!
+//! Nothing here knows what an event means: whether a port or an address is
+//! acceptable is decided by the consumer's handler.
+
+#![cfg_attr(
+    not(test),
+    deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)
+)]
+
+pub mod connect;
+pub mod consumer;
+pub mod dead_letter;
+pub mod envelope;
+pub mod event;
+pub mod metrics;
+pub mod outbox;
+pub mod request;
+pub mod stream;
+pub mod subject;
+#[cfg(feature = "testing")]
+pub mod testing;
+
+mod backoff;
+
+pub use metrics::Metrics;

@@ -1,0 +1,179 @@
+//! Consuming a stream: durable, in batches, at least once, never giving up.
+//!
+//! [`Consumer::run`] binds to the durable consumer (creating what is missing),
+//! hands over whatever is there as soon as one event is there, and settles each
+//! event by the handler's verdict. It owns the retries, the dead letters and
+//! the acknowledgements; what an event means is the [`Handler`]'s business.
+//!
+//! Two kinds of failure: the message's own fault ends after five deliveries in
+//! the dead letters, the world's fault ([`Unavailable`]) pauses consumption
+//! while progress acknowledgements keep what was delivered.
+
+mod bind;
+mod pull;
+mod session;
+
+use std::{future::Future, time::Duration};
+
+use async_nats::jetstream::Context;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::{Metrics, backoff::Backoff, event::Delivery, stream::StreamSpec};
+use session::{End, Session};
+
+/// After this many deliveries a failing event is a dead letter.
+pub const DELIVERIES_MAX: u64 = 5;
+/// The pauses before the second, third, fourth and fifth delivery.
+pub const RETRY_DELAYS: [Duration; 4] = [
+    Duration::from_secs(1),
+    Duration::from_secs(5),
+    Duration::from_secs(30),
+    Duration::from_secs(30),
+];
+/// The server delivers again what was not acknowledged for so long.
+pub const ACK_WAIT: Duration = Duration::from_secs(30);
+/// The server delivers no more than this without acknowledgement.
+pub const ACK_PENDING_MAX: i64 = 10_000;
+
+/// Pauses between attempts to bind to the durable consumer.
+const BIND_RETRY_FIRST: Duration = Duration::from_millis(100);
+const BIND_RETRY_MAX: Duration = Duration::from_secs(5);
+
+/// Which events to consume, and under which name.
+#[derive(Clone, Copy, Debug)]
+pub struct ConsumerSpec {
+    /// The stream, created if missing.
+    pub stream: StreamSpec,
+    /// The durable consumer's name; consumers of one name share the work.
+    pub durable: &'static str,
+    /// The one subject filter (nats-server 2.9 ignores several).
+    pub filter: &'static str,
+    /// Most events in one batch, at least 1.
+    pub batch_max: usize,
+}
+
+/// What came of one event.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Verdict {
+    /// It is in effect: acknowledged.
+    Applied,
+    /// A bad event that no time can cure: a dead letter at once.
+    Reject(String),
+    /// The event's own fault, which time may cure: delivered again after 1, 5,
+    /// 30 and 30 s, then a dead letter.
+    Retry(String),
+    /// A duplicate, or older than what is known: acknowledged and counted.
+    Stale,
+}
+
+/// The world's fault (database, broker): nothing is acknowledged and nothing
+/// dead-lettered, the same batch is tried again after a pause with jitter.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("{0}")]
+pub struct Unavailable(pub String);
+
+/// Makes events effective.
+pub trait Handler: Send {
+    /// Handles a batch in the stream's order (redeliveries may be older than
+    /// what came before) and returns one verdict per event, in the same order;
+    /// a missing verdict counts as [`Verdict::Retry`].
+    ///
+    /// Called again with the same batch after [`Unavailable`], and event by
+    /// event after a panic, so that only the culprit pays. Dropped 5 s after a
+    /// shutdown: what it does must be all or nothing.
+    fn handle(
+        &mut self,
+        batch: &[Delivery],
+    ) -> impl Future<Output = Result<Vec<Verdict>, Unavailable>> + Send;
+}
+
+/// A durable pull consumer.
+#[derive(Debug)]
+pub struct Consumer {
+    js: Context,
+    spec: ConsumerSpec,
+    replicas: usize,
+    metrics: Metrics,
+    retry_delays: [Duration; 4],
+    caught_up: watch::Sender<bool>,
+}
+
+impl Consumer {
+    /// A consumer that is not yet bound; `replicas` is for a stream that has to
+    /// be created.
+    #[must_use]
+    pub fn new(js: Context, spec: ConsumerSpec, replicas: usize, metrics: Metrics) -> Self {
+        Self {
+            js,
+            spec,
+            replicas,
+            metrics,
+            retry_delays: RETRY_DELAYS,
+            caught_up: watch::Sender::new(false),
+        }
+    }
+
+    /// Other pauses than [`RETRY_DELAYS`], for tests that cannot wait a minute.
+    #[must_use]
+    pub fn with_retry_delays(mut self, delays: [Duration; 4]) -> Self {
+        self.retry_delays = delays;
+        self
+    }
+
+    /// Turns true, and stays so, once everything that was in the stream when
+    /// the consumer first bound to it has been handled once.
+    #[must_use]
+    pub fn caught_up(&self) -> watch::Receiver<bool> {
+        self.caught_up.subscribe()
+    }
+
+    /// Consumes until `shutdown`. Without NATS, stream or consumer it tries
+    /// again with jittered pauses of at most 5 s. Never ends before, never
+    /// panics. At shutdown the batch in work is finished within 5 s; what was
+    /// delivered beyond it is handed back at once.
+    pub async fn run<H: Handler>(self, handler: H, shutdown: CancellationToken) {
+        let mut backoff = Backoff::new(BIND_RETRY_FIRST, BIND_RETRY_MAX);
+        let mut session = Session::new(&self, handler);
+        loop {
+            let Some(bound) = shutdown.run_until_cancelled(self.bind()).await else {
+                break;
+            };
+            let (stream, consumer) = (self.spec.stream.name, self.spec.durable);
+            match bound {
+                Err(error) => {
+                    let pause = backoff.next();
+                    warn!(stream, consumer, %error, pause_ms = pause.as_millis(), "not consuming");
+                    if shutdown
+                        .run_until_cancelled(tokio::time::sleep(pause))
+                        .await
+                        .is_none()
+                    {
+                        break;
+                    }
+                }
+                Ok(bound) => {
+                    info!(stream, consumer, pending = bound.pending, "consuming");
+                    match session.run(bound, &shutdown).await {
+                        End::Shutdown => break,
+                        End::Lost(lost) => {
+                            // Progress since the last time means that this is
+                            // no failure that repeats itself.
+                            if session.took_progress() {
+                                backoff.reset();
+                            }
+                            let pause = backoff.next();
+                            info!(stream, consumer, reason = %lost, "binding again");
+                            let sleep = tokio::time::sleep(pause);
+                            if shutdown.run_until_cancelled(sleep).await.is_none() {
+                                break;
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        session.hand_back().await;
+    }
+}

@@ -1,0 +1,201 @@
+//! How a message becomes an event: id, entity, time, source, version, cause.
+//!
+//! The metadata travels inside the message (`common.EventMetadata`), what caused
+//! it in the headers, where tools see it without decoding anything.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use async_nats::{HeaderMap, HeaderValue};
+use edd_proto::common;
+use uuid::Uuid;
+
+use crate::{
+    outbox::OutboxEntry,
+    subject::{EntityId, Kind, subject},
+};
+
+/// Header: the request or process that all events of one flow belong to.
+pub const CORRELATION_ID: &str = "Edd-Correlation-Id";
+/// Header: the id of the event that this one answers.
+pub const CAUSATION_ID: &str = "Edd-Causation-Id";
+/// Header: W3C trace context.
+pub const TRACEPARENT: &str = "traceparent";
+
+/// Longer header values are dropped on the way in and out, in bytes.
+const CAUSE_LEN_MAX: usize = 256;
+
+/// What caused an event; copied into headers.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Cause {
+    /// The request or process that all events of one flow belong to.
+    pub correlation_id: Option<String>,
+    /// The id of the event that this one answers.
+    pub causation_id: Option<String>,
+    /// W3C trace context.
+    pub traceparent: Option<String>,
+}
+
+impl Cause {
+    /// Adds what is known as headers. Values that no header can hold (line
+    /// breaks, more than 256 bytes) are left out.
+    pub fn write(&self, headers: &mut HeaderMap) {
+        for (name, value) in [
+            (CORRELATION_ID, &self.correlation_id),
+            (CAUSATION_ID, &self.causation_id),
+            (TRACEPARENT, &self.traceparent),
+        ] {
+            if let Some(value) = value
+                && value.len() <= CAUSE_LEN_MAX
+                && let Ok(value) = value.parse::<HeaderValue>()
+            {
+                headers.insert(name, value);
+            }
+        }
+    }
+
+    /// Reads the headers of a message; values over 256 bytes are ignored.
+    #[must_use]
+    pub fn read(headers: Option<&HeaderMap>) -> Self {
+        let value = |name: &str| {
+            let value = headers?.get(name)?.as_str();
+            (1..=CAUSE_LEN_MAX)
+                .contains(&value.len())
+                .then(|| value.to_owned())
+        };
+        Self {
+            correlation_id: value(CORRELATION_ID),
+            causation_id: value(CAUSATION_ID),
+            traceparent: value(TRACEPARENT),
+        }
+    }
+}
+
+/// Implemented for every event message: its kind, and its metadata.
+pub trait EventMessage: prost::Message + Default {
+    /// What kind of event this is.
+    const KIND: Kind;
+
+    /// Replaces the metadata.
+    fn set_metadata(&mut self, metadata: common::EventMetadata);
+
+    /// The metadata, if any came along.
+    fn metadata(&self) -> Option<&common::EventMetadata>;
+}
+
+/// Seals a message for the outbox: a new UUIDv7 as event id, the entity's id,
+/// the time, who says so and the version that orders this fact (0: the order of
+/// the stream decides).
+///
+/// `entity` is the id in the subject; for `gateway.router.refreshed`, which has
+/// none, use [`EntityId::router`].
+#[must_use]
+pub fn seal<M: EventMessage>(
+    source: &str,
+    entity: &EntityId,
+    version: i64,
+    mut message: M,
+    cause: &Cause,
+) -> OutboxEntry {
+    let event_id = Uuid::now_v7().to_string();
+    message.set_metadata(common::EventMetadata {
+        event_id: event_id.clone(),
+        entity_id: entity.to_string(),
+        timestamp: Some(to_timestamp(SystemTime::now())),
+        source: source.to_owned(),
+        version,
+    });
+    OutboxEntry {
+        event_id,
+        subject: subject(M::KIND, entity),
+        payload: message.encode_to_vec(),
+        cause: cause.clone(),
+    }
+}
+
+/// A point in time on the wire. Times before 1970 become 1970.
+#[must_use]
+pub fn to_timestamp(time: SystemTime) -> common::Timestamp {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    common::Timestamp {
+        seconds: i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
+        nanos: i32::try_from(since.subsec_nanos()).unwrap_or(0),
+    }
+}
+
+/// The other way; `None` for times before 1970 and nanoseconds out of range.
+#[must_use]
+pub fn from_timestamp(time: &common::Timestamp) -> Option<SystemTime> {
+    let seconds = u64::try_from(time.seconds).ok()?;
+    let nanos = u32::try_from(time.nanos)
+        .ok()
+        .filter(|nanos| *nanos < 1_000_000_000)?;
+    UNIX_EPOCH.checked_add(Duration::new(seconds, nanos))
+}
+
+#[cfg(test)]
+mod tests {
+    use edd_proto::auth;
+    use prost::Message;
+
+    use super::*;
+
+    #[test]
+    fn sealing_fills_the_metadata_and_addresses_the_event() {
+        let message = auth::UserCreated {
+            user_id: 7,
+            ..Default::default()
+        };
+        let cause = Cause {
+            correlation_id: Some("r1".into()),
+            ..Cause::default()
+        };
+        let entry = seal("edd-auth", &EntityId::from(7), 3, message, &cause);
+        assert_eq!(entry.subject, "auth.user.7.created");
+        assert_eq!(entry.cause, cause);
+        let sent = auth::UserCreated::decode(entry.payload.as_slice()).unwrap();
+        let metadata = sent.metadata.unwrap();
+        assert_eq!(metadata.event_id, entry.event_id);
+        assert_eq!(
+            Uuid::parse_str(&entry.event_id).unwrap().get_version_num(),
+            7
+        );
+        assert_eq!((metadata.entity_id.as_str(), metadata.version), ("7", 3));
+        assert_eq!(metadata.source, "edd-auth");
+        let age = from_timestamp(&metadata.timestamp.unwrap())
+            .unwrap()
+            .elapsed()
+            .unwrap();
+        assert!(age < Duration::from_secs(60));
+    }
+
+    #[test]
+    fn causes_survive_headers_and_hostile_ones_are_left_out() {
+        let cause = Cause {
+            correlation_id: Some("a".into()),
+            causation_id: Some("x".repeat(257)),
+            traceparent: Some("00-1\r\nNats-Msg-Id: evil".into()),
+        };
+        let mut headers = HeaderMap::new();
+        cause.write(&mut headers);
+        let expected = Cause {
+            correlation_id: Some("a".into()),
+            ..Cause::default()
+        };
+        assert_eq!(Cause::read(Some(&headers)), expected);
+        assert_eq!(Cause::read(None), Cause::default());
+    }
+
+    #[test]
+    fn impossible_times_are_none() {
+        for (seconds, nanos) in [(-1, 0), (0, -1), (0, 1_000_000_000)] {
+            assert_eq!(from_timestamp(&common::Timestamp { seconds, nanos }), None);
+        }
+        // Years beyond what the platform's clock can hold must not panic.
+        let _ = from_timestamp(&common::Timestamp {
+            seconds: i64::MAX,
+            nanos: 0,
+        });
+        let now = SystemTime::now();
+        assert_eq!(from_timestamp(&to_timestamp(now)), Some(now));
+    }
+}

@@ -1,0 +1,429 @@
+//! The outbox: events wait in their service's own database, written in the same
+//! transaction as the rows they tell about, until the stream has them.
+//!
+//! Owns: the rows of the table `outbox` and the relay that publishes them,
+//! oldest first and pipelined, and deletes each after the stream's
+//! acknowledgement. A crash in between publishes again under the same message
+//! id: the stream drops it within two minutes, consumers after that. The table
+//! itself comes with the service's migrations ([`TABLE`]).
+
+use std::{
+    collections::BTreeSet,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use async_nats::jetstream::{
+    Context,
+    context::{PublishAckFuture, PublishError, PublishErrorKind},
+    message::PublishMessage,
+};
+use async_nats::{HeaderMap, HeaderValue};
+use sqlx::{SqliteConnection, SqlitePool};
+use tokio::{sync::Notify, time::timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error, info, warn};
+
+use crate::{
+    Metrics,
+    backoff::Backoff,
+    connect::is_connected,
+    envelope::Cause,
+    stream::{StreamSpec, ensure, spec_of},
+};
+
+/// The table, for the migrations of the services. `created_at` is in
+/// milliseconds since 1970.
+pub const TABLE: &str = "CREATE TABLE outbox (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    event_id TEXT NOT NULL UNIQUE,
+    subject TEXT NOT NULL,
+    payload BLOB NOT NULL,
+    correlation_id TEXT,
+    causation_id TEXT,
+    traceparent TEXT,
+    created_at INTEGER NOT NULL
+)";
+
+/// Rows published in one go.
+const BATCH_MAX: usize = 256;
+/// The stream acknowledges within this or the event is published again.
+const ACK_TIMEOUT: Duration = Duration::from_secs(5);
+/// Looks for rows that nobody announced (a wake lost with its process).
+const POLL_INTERVAL: Duration = Duration::from_secs(3);
+/// Looks whether NATS is back while rows wait.
+const CONNECTED_POLL: Duration = Duration::from_millis(100);
+/// Pauses after a failure.
+const RETRY_FIRST: Duration = Duration::from_millis(100);
+const RETRY_MAX: Duration = Duration::from_secs(5);
+/// A last pass when the service ends.
+const LAST_PASS_TIMEOUT: Duration = Duration::from_secs(2);
+/// Rows that can never be published (too large for the server) and are stepped
+/// over; with more the relay stands still, which the log says.
+const STUCK_MAX: usize = 1000;
+
+/// An event on its way into the database.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct OutboxEntry {
+    /// Becomes the message id.
+    pub event_id: String,
+    /// Where it will be published.
+    pub subject: String,
+    /// The encoded message.
+    pub payload: Vec<u8>,
+    /// Becomes headers.
+    pub cause: Cause,
+}
+
+/// Writes an entry within the caller's transaction. After the commit call
+/// [`Waker::wake`].
+///
+/// # Errors
+/// Those of the database; a second entry with the same event id is one.
+pub async fn insert(conn: &mut SqliteConnection, entry: &OutboxEntry) -> sqlx::Result<()> {
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    sqlx::query(
+        "INSERT INTO outbox \
+         (event_id, subject, payload, correlation_id, causation_id, traceparent, created_at) \
+         VALUES (?, ?, ?, ?, ?, ?, ?)",
+    )
+    .bind(&entry.event_id)
+    .bind(&entry.subject)
+    .bind(&entry.payload)
+    .bind(&entry.cause.correlation_id)
+    .bind(&entry.cause.causation_id)
+    .bind(&entry.cause.traceparent)
+    .bind(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// How many entries wait.
+///
+/// # Errors
+/// Those of the database.
+pub async fn pending(pool: &SqlitePool) -> sqlx::Result<u64> {
+    let count: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM outbox")
+        .fetch_one(pool)
+        .await?;
+    Ok(u64::try_from(count).unwrap_or(0))
+}
+
+/// Tells the relay that there is something to publish. Cheap; clones wake the
+/// same relay.
+#[derive(Clone, Debug)]
+pub struct Waker(Arc<Notify>);
+
+impl Waker {
+    /// To be called after the commit; a wake while the relay is busy is kept.
+    pub fn wake(&self) {
+        self.0.notify_one();
+    }
+}
+
+/// Publishes what is in the outbox.
+#[derive(Debug)]
+pub struct Relay {
+    pool: SqlitePool,
+    js: Context,
+    metrics: Metrics,
+    notify: Arc<Notify>,
+    /// Streams to have at the start, before the first event.
+    streams: Vec<StreamSpec>,
+    replicas: usize,
+    /// Streams known to exist.
+    ensured: BTreeSet<&'static str>,
+    /// Ids of rows that the server can never take.
+    stuck: BTreeSet<i64>,
+}
+
+#[derive(sqlx::FromRow)]
+struct Row {
+    id: i64,
+    event_id: String,
+    subject: String,
+    payload: Vec<u8>,
+    correlation_id: Option<String>,
+    causation_id: Option<String>,
+    traceparent: Option<String>,
+}
+
+/// Why a pass did not publish everything.
+#[derive(Debug, thiserror::Error)]
+enum RelayError {
+    #[error("outbox database: {0}")]
+    Database(#[from] sqlx::Error),
+    #[error(transparent)]
+    Ensure(#[from] crate::stream::EnsureError),
+    #[error("publishing {subject}: {source}")]
+    Publish {
+        subject: String,
+        source: PublishError,
+    },
+}
+
+impl Relay {
+    /// A relay for the `outbox` of `pool`. It creates the streams of the
+    /// subjects it publishes on, with one replica each; see
+    /// [`Relay::with_streams`].
+    #[must_use]
+    pub fn new(pool: SqlitePool, js: Context, metrics: Metrics) -> Self {
+        Self {
+            pool,
+            js,
+            metrics,
+            notify: Arc::new(Notify::new()),
+            streams: Vec::new(),
+            replicas: 1,
+            ensured: BTreeSet::new(),
+            stuck: BTreeSet::new(),
+        }
+    }
+
+    /// Also creates these streams at the start, and all with `replicas` copies.
+    #[must_use]
+    pub fn with_streams(mut self, streams: &[StreamSpec], replicas: usize) -> Self {
+        self.streams = streams.to_vec();
+        self.replicas = replicas;
+        self
+    }
+
+    /// Wakes this relay.
+    #[must_use]
+    pub fn waker(&self) -> Waker {
+        Waker(Arc::clone(&self.notify))
+    }
+
+    /// Publishes until `shutdown`, then makes one last pass of at most 2 s.
+    /// Without NATS or database it waits and tries again, with jittered pauses
+    /// of at most 5 s. Never ends before, never panics.
+    pub async fn run(mut self, shutdown: CancellationToken) {
+        let mut backoff = Backoff::new(RETRY_FIRST, RETRY_MAX);
+        while !shutdown.is_cancelled() {
+            let pause = self.turn(&mut backoff, &shutdown).await;
+            let notify = Arc::clone(&self.notify);
+            match pause {
+                Pause::None => {}
+                Pause::UntilWoken(longest) => {
+                    tokio::select! {
+                        () = shutdown.cancelled() => {}
+                        () = notify.notified() => {}
+                        () = tokio::time::sleep(longest) => {}
+                    }
+                }
+                Pause::Full(pause) => {
+                    tokio::select! {
+                        () = shutdown.cancelled() => {}
+                        () = tokio::time::sleep(pause) => {}
+                    }
+                }
+            }
+        }
+        if is_connected(&self.js.client())
+            && let Ok(Err(error)) = timeout(LAST_PASS_TIMEOUT, self.drain()).await
+        {
+            info!(%error, "events stay in the outbox until the next start");
+        }
+    }
+
+    /// One look at the outbox; says how long to wait for the next.
+    async fn turn(&mut self, backoff: &mut Backoff, shutdown: &CancellationToken) -> Pause {
+        if !is_connected(&self.js.client()) {
+            if let Ok(waiting) = pending(&self.pool).await {
+                self.metrics.outbox_pending(waiting);
+            }
+            // Publishing now would only fill the client's queue with events
+            // that are published again later.
+            return Pause::Full(CONNECTED_POLL);
+        }
+        let pass = async {
+            for spec in std::mem::take(&mut self.streams) {
+                if let Err(error) = self.ensure_stream(&spec).await {
+                    self.streams.push(spec);
+                    return Err(error);
+                }
+            }
+            self.pass().await
+        };
+        let Some(done) = shutdown.run_until_cancelled(pass).await else {
+            return Pause::None;
+        };
+        match done {
+            Ok(published) => {
+                backoff.reset();
+                if published == 0 {
+                    Pause::UntilWoken(POLL_INTERVAL)
+                } else {
+                    Pause::None
+                }
+            }
+            Err(error) => {
+                let pause = backoff.next();
+                warn!(%error, pause_ms = pause.as_millis(), "events wait in the outbox");
+                Pause::Full(pause)
+            }
+        }
+    }
+
+    async fn drain(&mut self) -> Result<(), RelayError> {
+        while self.pass().await? > 0 {}
+        Ok(())
+    }
+
+    /// Publishes the oldest rows and returns how many; an error leaves the rest
+    /// for later.
+    ///
+    /// Cancel safety: a row whose acknowledgement was not seen stays and is
+    /// published again under the same message id.
+    async fn pass(&mut self) -> Result<usize, RelayError> {
+        let rows = self.oldest().await?;
+        self.metrics.outbox_pending(if rows.len() < BATCH_MAX {
+            rows.len() as u64 + self.stuck.len() as u64
+        } else {
+            pending(&self.pool).await?
+        });
+        if rows.is_empty() {
+            return Ok(0);
+        }
+        for row in &rows {
+            if let Some(spec) = spec_of(&row.subject) {
+                self.ensure_stream(spec).await?;
+            }
+        }
+        // All are sent before the first acknowledgement is awaited: one round
+        // trip for the batch. The connection keeps their order.
+        let mut sent = Vec::with_capacity(rows.len());
+        for row in rows {
+            let future = self.send(&row).await;
+            sent.push((row, future));
+        }
+        let mut done = Vec::with_capacity(sent.len());
+        let mut failure = None;
+        for (row, future) in sent {
+            match await_ack(future).await {
+                Ok(duplicate) => {
+                    let result = if duplicate { "duplicate" } else { "ok" };
+                    self.metrics.published(&row.subject, result);
+                    debug!(
+                        event_id = row.event_id,
+                        subject = row.subject,
+                        result,
+                        "published"
+                    );
+                    done.push(row.id);
+                }
+                Err(error) => {
+                    self.metrics.published(&row.subject, "failed");
+                    self.note_failure(&row, &error);
+                    if !self.stuck.contains(&row.id) {
+                        failure.get_or_insert((row.subject, error));
+                    }
+                }
+            }
+        }
+        self.delete(&done).await?;
+        match failure {
+            None => Ok(done.len()),
+            Some((subject, source)) => Err(RelayError::Publish { subject, source }),
+        }
+    }
+
+    async fn oldest(&self) -> Result<Vec<Row>, RelayError> {
+        let limit = i64::try_from(BATCH_MAX + self.stuck.len()).unwrap_or(i64::MAX);
+        let mut rows: Vec<Row> = sqlx::query_as(
+            "SELECT id, event_id, subject, payload, correlation_id, causation_id, traceparent \
+             FROM outbox ORDER BY id LIMIT ?",
+        )
+        .bind(limit)
+        .fetch_all(&self.pool)
+        .await?;
+        rows.retain(|row| !self.stuck.contains(&row.id));
+        rows.truncate(BATCH_MAX);
+        Ok(rows)
+    }
+
+    async fn ensure_stream(&mut self, spec: &StreamSpec) -> Result<(), RelayError> {
+        if !self.ensured.contains(spec.name) {
+            ensure(&self.js, spec, self.replicas).await?;
+            self.ensured.insert(spec.name);
+        }
+        Ok(())
+    }
+
+    async fn send(&self, row: &Row) -> Result<PublishAckFuture, PublishError> {
+        let mut headers = HeaderMap::new();
+        let cause = Cause {
+            correlation_id: row.correlation_id.clone(),
+            causation_id: row.causation_id.clone(),
+            traceparent: row.traceparent.clone(),
+        };
+        cause.write(&mut headers);
+        let id = row
+            .event_id
+            .parse::<HeaderValue>()
+            .map_err(|error| PublishError::with_source(PublishErrorKind::Other, error))?;
+        headers.insert(async_nats::header::NATS_MESSAGE_ID, id);
+        let message = PublishMessage::build()
+            .payload(row.payload.clone().into())
+            .headers(headers);
+        timeout(
+            ACK_TIMEOUT,
+            self.js.send_publish(row.subject.clone(), message),
+        )
+        .await
+        .unwrap_or_else(|_| Err(PublishError::new(PublishErrorKind::TimedOut)))
+    }
+
+    fn note_failure(&mut self, row: &Row, error: &PublishError) {
+        match error.kind() {
+            // Somebody removed the stream (or JetStream is still starting).
+            PublishErrorKind::StreamNotFound => {
+                if let Some(spec) = spec_of(&row.subject) {
+                    self.ensured.remove(spec.name);
+                }
+            }
+            PublishErrorKind::MaxPayloadExceeded if self.stuck.len() < STUCK_MAX => {
+                error!(
+                    event_id = row.event_id, subject = row.subject, bytes = row.payload.len(), %error,
+                    "event can never be published; it stays in the outbox"
+                );
+                self.stuck.insert(row.id);
+            }
+            _ => {}
+        }
+    }
+
+    async fn delete(&self, ids: &[i64]) -> Result<(), RelayError> {
+        if ids.is_empty() {
+            return Ok(());
+        }
+        let mut transaction = self.pool.begin().await?;
+        for id in ids {
+            sqlx::query("DELETE FROM outbox WHERE id = ?")
+                .bind(id)
+                .execute(&mut *transaction)
+                .await?;
+        }
+        transaction.commit().await?;
+        Ok(())
+    }
+}
+
+/// How long the relay rests.
+enum Pause {
+    /// Even if woken: something is broken.
+    Full(Duration),
+    None,
+    UntilWoken(Duration),
+}
+
+/// Whether the stream had it already.
+async fn await_ack(sent: Result<PublishAckFuture, PublishError>) -> Result<bool, PublishError> {
+    let ack = timeout(ACK_TIMEOUT, sent?)
+        .await
+        .unwrap_or_else(|_| Err(PublishError::new(PublishErrorKind::TimedOut)))?;
+    Ok(ack.duplicate)
+}

@@ -1,0 +1,4 @@
+//! The event library against a real nats-server.
+
+mod consuming;
+mod support;
