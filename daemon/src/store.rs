@@ -13,7 +13,8 @@ use std::{
 };
 
 use sqlx::{
-    ConnectOptions as _, Sqlite, SqlitePool, Transaction,
+    ConnectOptions as _, SqlStr, Sqlite, SqlitePool, Transaction,
+    migrate::{MigrateError, Migration, MigrationType, Migrator},
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
 
@@ -126,6 +127,28 @@ pub async fn open(url: &DatabaseUrl) -> Result<SqlitePool, OpenError> {
         })
 }
 
+/// One step of a schema: its number, its name, its SQL (by `include_str!`).
+///
+/// Released steps never change, new ones take the next number: what a database
+/// holds is compared with them by checksum.
+pub type SchemaStep = (i64, &'static str, &'static str);
+
+/// Brings the schema up to date: runs the steps that the database lacks, each in
+/// its own transaction, in the order of their numbers.
+///
+/// # Errors
+/// A step fails, a step in the database is unknown here (it was written by a
+/// newer version) or differs from ours.
+pub async fn migrate(pool: &SqlitePool, steps: &[SchemaStep]) -> Result<(), MigrateError> {
+    let migrations = steps.iter().map(|&(number, name, sql)| {
+        let sql = SqlStr::from_static(sql);
+        Migration::new(number, name.into(), MigrationType::Simple, sql, false)
+    });
+    Migrator::with_migrations(migrations.collect())
+        .run(pool)
+        .await
+}
+
 /// Begins a transaction that will write.
 ///
 /// It takes the write lock at once. A transaction that starts by reading and
@@ -211,6 +234,36 @@ mod tests {
         }
         let mode = std::fs::metadata(&path).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
+    }
+
+    #[tokio::test]
+    async fn schema_steps_run_once_in_order_and_never_change() {
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("sqlite://{}", folder.path().join("a.db").display());
+        let pool = open(&url.parse().unwrap()).await.unwrap();
+        let first = (
+            1,
+            "first",
+            "CREATE TABLE t (x INTEGER); INSERT INTO t VALUES (1)",
+        );
+        let second = (2, "second", "INSERT INTO t SELECT x + 1 FROM t");
+        migrate(&pool, &[first]).await.unwrap();
+        migrate(&pool, &[second, first]).await.unwrap();
+        migrate(&pool, &[first, second]).await.unwrap();
+        let rows: Vec<i64> = sqlx::query_scalar("SELECT x FROM t ORDER BY x")
+            .fetch_all(&pool)
+            .await
+            .unwrap();
+        assert_eq!(rows, [1, 2]);
+        assert!(
+            migrate(&pool, &[first]).await.is_err(),
+            "written by a newer version"
+        );
+        let changed = (1, "first", "CREATE TABLE u (x INTEGER)");
+        assert!(
+            migrate(&pool, &[changed, second]).await.is_err(),
+            "a step that changed"
+        );
     }
 
     #[tokio::test]

@@ -1,0 +1,270 @@
+//! The command line: raw strings first, then checked values or every mistake.
+
+use std::{collections::BTreeSet, net::SocketAddr, path::PathBuf, time::Duration};
+
+use clap::Parser;
+use edd_daemon::{
+    cli::{Invalid, Problems, parse_addr, parse_duration, parse_switch},
+    store::DatabaseUrl,
+    telemetry::{LogFormat, parse_filter},
+};
+use edd_events::connect::NatsOptions;
+use ipnet::IpNet;
+
+use crate::{identity::Username, limit::LoginLimits};
+
+/// Users, sessions and token validation.
+#[derive(Debug, Parser)]
+#[command(name = "edd-auth", version)]
+pub struct Arguments {
+    /// Where the REST API listens; port 0 takes any free port.
+    #[arg(long, env = "EDD_AUTH_ADDR", default_value = "127.0.0.1:9101")]
+    addr: String,
+
+    /// Where /healthz, /readyz and /metrics are served.
+    #[arg(long, env = "EDD_AUTH_ADMIN_ADDR", default_value = "127.0.0.1:9191")]
+    admin_addr: String,
+
+    /// The database, sqlite://PATH; an absent file is created.
+    #[arg(long, env = "DATABASE_URL", default_value = "sqlite://data/auth.db")]
+    database_url: String,
+
+    /// nats://HOST:PORT, comma-separated; without one, events wait in the outbox.
+    #[arg(long, env = "NATS_URL", default_value = "", hide_env_values = true)]
+    nats_url: String,
+
+    /// NATS credentials file.
+    #[arg(long, env = "EDD_AUTH_NATS_CREDS")]
+    nats_creds: Option<PathBuf>,
+
+    /// PEM file of CAs to trust for NATS, instead of the system's.
+    #[arg(long, env = "EDD_AUTH_NATS_CA")]
+    nats_ca: Option<PathBuf>,
+
+    /// Replicas of a stream that this service creates, 1 to 5.
+    #[arg(long, env = "EDD_AUTH_NATS_REPLICAS", default_value = "1")]
+    nats_replicas: String,
+
+    /// on or off: whether changes are written as events.
+    #[arg(long, env = "EDD_AUTH_EVENTS", default_value = "on")]
+    events: String,
+
+    /// User names that may delete and change other users, comma-separated.
+    /// Register them before the service is reachable by others.
+    #[arg(long, env = "EDD_AUTH_ADMIN_USERS", default_value = "")]
+    admin_users: String,
+
+    /// CIDRs of proxies whose X-Forwarded-For is believed, comma-separated.
+    #[arg(
+        long,
+        env = "EDD_AUTH_TRUSTED_PROXIES",
+        default_value = "127.0.0.0/8,::1/128"
+    )]
+    trusted_proxies: String,
+
+    /// How long requests under way may finish after SIGTERM.
+    #[arg(long, env = "EDD_AUTH_DRAIN_TIMEOUT", default_value = "10s")]
+    drain_timeout: String,
+
+    /// Log filter, such as info or edd_auth=debug,info.
+    #[arg(long, env = "EDD_AUTH_LOG", default_value = "info")]
+    log: String,
+
+    /// text or json.
+    #[arg(long, env = "EDD_AUTH_LOG_FORMAT", default_value = "text")]
+    log_format: String,
+}
+
+/// A checked configuration.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where the REST API listens.
+    pub addr: SocketAddr,
+    /// Where health and metrics are served.
+    pub admin_addr: SocketAddr,
+    /// The database.
+    pub database: DatabaseUrl,
+    /// NATS, if there is one.
+    pub nats: Option<NatsOptions>,
+    /// Replicas of a stream that is created.
+    pub nats_replicas: usize,
+    /// Whether changes are written as events.
+    pub events: bool,
+    /// Who may change and delete other users.
+    pub admins: BTreeSet<Username>,
+    /// Whose `X-Forwarded-For` is believed.
+    pub trusted_proxies: Vec<IpNet>,
+    /// Attempts to log in; no flag.
+    pub login_limits: LoginLimits,
+    /// How long requests may finish while draining.
+    pub drain_timeout: Duration,
+    /// The log filter.
+    pub log: String,
+    /// The form of log lines.
+    pub log_format: LogFormat,
+}
+
+impl Config {
+    /// Checks the command line.
+    ///
+    /// # Errors
+    /// All mistakes together, each naming its flag and variable.
+    pub fn check(arguments: Arguments) -> Result<Self, Invalid> {
+        let mut problems = Problems::of::<Arguments>();
+        let addr = problems.check("--addr", parse_addr(&arguments.addr));
+        let admin_addr = problems.check("--admin-addr", parse_addr(&arguments.admin_addr));
+        let database = problems.check("--database-url", arguments.database_url.parse());
+        problems.check_list("--nats-url", &arguments.nats_url, parse_nats_url);
+        for (flag, file) in [
+            ("--nats-creds", &arguments.nats_creds),
+            ("--nats-ca", &arguments.nats_ca),
+        ] {
+            if let Some(file) = file.as_ref().filter(|file| !file.is_file()) {
+                problems.push(flag, format_args!("{} is not a file", file.display()));
+            }
+        }
+        let nats_replicas =
+            problems.check("--nats-replicas", parse_replicas(&arguments.nats_replicas));
+        let events = problems.check("--events", parse_switch(&arguments.events));
+        let admins = problems.check_list("--admin-users", &arguments.admin_users, Username::parse);
+        let trusted_proxies =
+            problems.check_list("--trusted-proxies", &arguments.trusted_proxies, parse_cidr);
+        let drain_timeout =
+            problems.check("--drain-timeout", parse_duration(&arguments.drain_timeout));
+        problems.check("--log", parse_filter(&arguments.log));
+        let log_format = problems.check("--log-format", arguments.log_format.parse());
+
+        let (
+            Some(addr),
+            Some(admin_addr),
+            Some(database),
+            Some(nats_replicas),
+            Some(events),
+            Some(drain_timeout),
+            Some(log_format),
+        ) = (
+            addr,
+            admin_addr,
+            database,
+            nats_replicas,
+            events,
+            drain_timeout,
+            log_format,
+        )
+        else {
+            return Err(problems.into_invalid());
+        };
+        problems.finish()?;
+        let nats = (!arguments.nats_url.trim().is_empty()).then_some(NatsOptions {
+            url: arguments.nats_url,
+            creds: arguments.nats_creds,
+            ca: arguments.nats_ca,
+            name: "edd-auth".to_owned(),
+        });
+        Ok(Self {
+            addr,
+            admin_addr,
+            database,
+            nats,
+            nats_replicas,
+            events,
+            admins: admins.into_iter().collect(),
+            trusted_proxies,
+            login_limits: LoginLimits::default(),
+            drain_timeout,
+            log: arguments.log,
+            log_format,
+        })
+    }
+}
+
+/// The value is not repeated: it may hold a password.
+fn parse_nats_url(url: &str) -> Result<(), &'static str> {
+    let scheme_is_known = url.starts_with("nats://") || url.starts_with("tls://");
+    match url.parse::<async_nats::ServerAddr>() {
+        Ok(address) if scheme_is_known && !address.host().is_empty() => Ok(()),
+        _ => Err("not a NATS URL such as nats://127.0.0.1:4222"),
+    }
+}
+
+fn parse_replicas(text: &str) -> Result<usize, String> {
+    text.parse()
+        .ok()
+        .filter(|replicas| (1..=5).contains(replicas))
+        .ok_or_else(|| format!("{text:?} is not a number from 1 to 5"))
+}
+
+fn parse_cidr(text: &str) -> Result<IpNet, String> {
+    text.parse()
+        .map_err(|_| format!("{text:?} is not a CIDR such as 10.0.0.0/8"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(flags: &[&str]) -> Result<Config, Invalid> {
+        let arguments = ["edd-auth"].iter().chain(flags);
+        Config::check(Arguments::try_parse_from(arguments).expect("flags known to clap"))
+    }
+
+    #[test]
+    fn defaults_are_valid_and_local() {
+        let config = check(&[]).unwrap();
+        assert_eq!(config.addr, "127.0.0.1:9101".parse().unwrap());
+        assert_eq!(config.admin_addr, "127.0.0.1:9191".parse().unwrap());
+        assert!(config.events && config.nats.is_none() && config.admins.is_empty());
+    }
+
+    #[test]
+    fn every_bad_value_is_named() {
+        let bad = [
+            ("--addr", "localhost"),
+            ("--admin-addr", ":1"),
+            ("--database-url", "postgres://h/d"),
+            ("--nats-url", "http://h"),
+            ("--nats-creds", "/does/not/exist"),
+            ("--nats-ca", "/does/not/exist"),
+            ("--nats-replicas", "0"),
+            ("--events", "maybe"),
+            ("--admin-users", "Root"),
+            ("--trusted-proxies", "10.0.0.0/33"),
+            ("--drain-timeout", "soon"),
+            ("--log", "edd_auth=loud"),
+            ("--log-format", "xml"),
+        ];
+        let flags: Vec<&str> = bad
+            .iter()
+            .flat_map(|(flag, value)| [*flag, *value])
+            .collect();
+        let problems = check(&flags).unwrap_err().problems;
+        assert_eq!(problems.len(), bad.len(), "{problems:#?}");
+        for (problem, (flag, _)) in problems.iter().zip(bad) {
+            assert!(problem.starts_with(flag), "{problem}");
+        }
+    }
+
+    #[test]
+    fn secrets_of_a_url_are_not_repeated() {
+        let problems = check(&["--nats-url", "nats://user:hunter2@h:x"])
+            .unwrap_err()
+            .problems;
+        assert!(!problems.concat().contains("hunter2"), "{problems:?}");
+    }
+
+    #[test]
+    fn lists_replace_the_default() {
+        let config = check(&[
+            "--admin-users",
+            "root, alice",
+            "--trusted-proxies",
+            "10.0.0.0/8",
+        ])
+        .unwrap();
+        assert_eq!(config.admins.len(), 2);
+        assert_eq!(
+            config.trusted_proxies,
+            ["10.0.0.0/8".parse::<IpNet>().unwrap()]
+        );
+    }
+}

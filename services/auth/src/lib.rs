@@ -1,0 +1,43 @@
+//! Users, sessions and token validation: the service `edd-auth`.
+//!
+//! In the order a start, then a request, meets them: [`config`] checks flags,
+//! [`app`] wires everything, `api` answers REST, `identity`, `password`, `token`
+//! and `limit` are the rules it applies, [`store`] writes rows and outbox in one
+//! transaction, `events` builds the entries, `validate` answers other services'
+//! questions on NATS, `health` says how things are.
+//!
+//! This service owns `users` and `sessions`. Nobody else reads its database;
+//! others learn by events (`auth.user.*`, `auth.session.*`) and by asking.
+
+pub mod app;
+pub mod config;
+pub mod identity;
+pub mod limit;
+pub mod password;
+pub mod store;
+pub mod token;
+
+mod api;
+mod events;
+mod health;
+mod validate;
+
+use anyhow::Context as _;
+use edd_daemon::{cli::Exit, shutdown, telemetry};
+
+use crate::{
+    app::App,
+    config::{Arguments, Config},
+};
+
+/// The daemon from its command line to the end of its drain.
+pub fn run(arguments: Arguments) -> Result<(), Exit> {
+    let config = Config::check(arguments)?;
+    let _logs = telemetry::init(&config.log, config.log_format).context("cannot start the logs")?;
+    let runtime = tokio::runtime::Runtime::new().context("cannot start the runtime")?;
+    runtime.block_on(async {
+        let running = App::start(config, shutdown::on_signals()).await?;
+        running.drained().await;
+        Ok(())
+    })
+}

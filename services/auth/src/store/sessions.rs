@@ -1,0 +1,177 @@
+//! Sessions: found by the hash of their token, ended by log-out, age or number.
+
+use edd_daemon::store::begin_write;
+use edd_events::envelope::Cause;
+use sqlx::SqliteConnection;
+
+use super::{Store, User, now_ms};
+use crate::{
+    events,
+    token::{self, TokenHash},
+};
+
+/// How long a session lasts: seven days.
+const LIFETIME_MS: i64 = 7 * 24 * 3600 * 1000;
+
+/// Sessions of one user; a new one beyond it ends the oldest.
+const SESSIONS_PER_USER_MAX: i64 = 50;
+
+/// Expired sessions removed in one transaction, so that the purge never holds
+/// the write lock for long.
+const PURGE_MAX: i64 = 1000;
+
+/// A session, without its token.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Session {
+    /// Names the session in events; no secret.
+    pub id: String,
+    /// Whose it is.
+    pub user_id: i64,
+    /// Its end, in milliseconds since the Unix epoch.
+    pub expires_at_ms: i64,
+}
+
+/// Who holds a valid token.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Authenticated {
+    /// The user.
+    pub user: User,
+    /// The session.
+    pub session: Session,
+}
+
+impl Store {
+    /// Creates a session for a user whose password was just found right.
+    ///
+    /// `None` when the user is gone or has another password by now.
+    pub async fn log_in(
+        &self,
+        user_id: i64,
+        password_hash: &str,
+        token: TokenHash,
+        cause: &Cause,
+    ) -> sqlx::Result<Option<Session>> {
+        let mut write = begin_write(&self.pool).await?;
+        let still_right: bool = sqlx::query_scalar(
+            "SELECT EXISTS (SELECT 1 FROM users WHERE id = ? AND password_hash = ?)",
+        )
+        .bind(user_id)
+        .bind(password_hash)
+        .fetch_one(&mut *write)
+        .await?;
+        if !still_right {
+            return Ok(None);
+        }
+        let surplus: Vec<String> = sqlx::query_scalar(
+            "DELETE FROM sessions WHERE token_hash IN (\
+                 SELECT token_hash FROM sessions WHERE user_id = ? \
+                 ORDER BY created_at DESC LIMIT -1 OFFSET ?\
+             ) RETURNING id",
+        )
+        .bind(user_id)
+        .bind(SESSIONS_PER_USER_MAX - 1)
+        .fetch_all(&mut *write)
+        .await?;
+        for id in surplus {
+            let entry = events::session_invalidated(&id, user_id, cause)?;
+            self.announce(&mut write, &entry).await?;
+        }
+        let session = self
+            .insert_session(&mut write, user_id, token, cause)
+            .await?;
+        write.commit().await?;
+        Ok(Some(session))
+    }
+
+    /// Writes a session and its event within the caller's transaction.
+    pub(super) async fn insert_session(
+        &self,
+        connection: &mut SqliteConnection,
+        user_id: i64,
+        token: TokenHash,
+        cause: &Cause,
+    ) -> sqlx::Result<Session> {
+        let now = now_ms();
+        let session = Session {
+            id: token::session_id(),
+            user_id,
+            expires_at_ms: now + LIFETIME_MS,
+        };
+        sqlx::query(
+            "INSERT INTO sessions (token_hash, id, user_id, created_at, expires_at) \
+             VALUES (?, ?, ?, ?, ?)",
+        )
+        .bind(token.as_bytes())
+        .bind(&session.id)
+        .bind(user_id)
+        .bind(now)
+        .bind(session.expires_at_ms)
+        .execute(&mut *connection)
+        .await?;
+        self.announce(connection, &events::session_created(&session, cause)?)
+            .await?;
+        Ok(session)
+    }
+
+    /// Whose token this is, if its session still lives.
+    pub async fn authenticate(&self, token: TokenHash) -> sqlx::Result<Option<Authenticated>> {
+        let found: Option<(i64, String, String, String, i64, String, i64)> = sqlx::query_as(
+            "SELECT u.id, u.public_id, u.username, u.display_name, u.version, s.id, s.expires_at \
+             FROM sessions s JOIN users u ON u.id = s.user_id \
+             WHERE s.token_hash = ? AND s.expires_at > ?",
+        )
+        .bind(token.as_bytes())
+        .bind(now_ms())
+        .fetch_optional(&self.pool)
+        .await?;
+        Ok(found.map(
+            |(user_id, public_id, username, display_name, version, session_id, expires_at_ms)| {
+                Authenticated {
+                    user: User {
+                        id: user_id,
+                        public_id,
+                        username,
+                        display_name,
+                        version,
+                    },
+                    session: Session {
+                        id: session_id,
+                        user_id,
+                        expires_at_ms,
+                    },
+                }
+            },
+        ))
+    }
+
+    /// Ends a session; false if it had ended before.
+    pub async fn log_out(&self, session: &Session, cause: &Cause) -> sqlx::Result<bool> {
+        let mut write = begin_write(&self.pool).await?;
+        let ended = sqlx::query("DELETE FROM sessions WHERE id = ?")
+            .bind(&session.id)
+            .execute(&mut *write)
+            .await?
+            .rows_affected();
+        if ended == 0 {
+            return Ok(false);
+        }
+        let entry = events::session_invalidated(&session.id, session.user_id, cause)?;
+        self.announce(&mut write, &entry).await?;
+        write.commit().await?;
+        Ok(true)
+    }
+
+    /// Removes expired sessions, a bounded number; returns how many. Their end
+    /// was in their first event, so there is none now.
+    pub async fn purge_expired(&self) -> sqlx::Result<u64> {
+        let purged = sqlx::query(
+            "DELETE FROM sessions WHERE token_hash IN (\
+                 SELECT token_hash FROM sessions WHERE expires_at <= ? LIMIT ?)",
+        )
+        .bind(now_ms())
+        .bind(PURGE_MAX)
+        .execute(&self.pool)
+        .await?;
+        Ok(purged.rows_affected())
+    }
+}

@@ -1,0 +1,197 @@
+//! The binary: exit codes, messages, signals.
+
+use std::{
+    io::{BufRead as _, BufReader},
+    net::TcpListener,
+    path::Path,
+    process::{Child, Command, Output, Stdio},
+    sync::mpsc,
+    time::{Duration, Instant},
+};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::support::{Client, DEADLINE, PASSWORD};
+
+fn command(flags: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_edd-auth"));
+    command.args(flags).env_clear().stdin(Stdio::null());
+    command
+}
+
+/// Runs to the end, which must come by itself and soon.
+fn run(command: &mut Command) -> Output {
+    let child = command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    wait(child)
+}
+
+fn wait(mut child: Child) -> Output {
+    let deadline = Instant::now() + DEADLINE;
+    while child.try_wait().unwrap().is_none() {
+        if Instant::now() > deadline {
+            child.kill().unwrap();
+            panic!("still running: {:?}", child.wait_with_output());
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    child.wait_with_output().unwrap()
+}
+
+fn lines(bytes: &[u8]) -> Vec<String> {
+    String::from_utf8_lossy(bytes)
+        .lines()
+        .map(str::to_owned)
+        .collect()
+}
+
+#[test]
+fn help_and_version_are_successes() {
+    for (flag, expected) in [
+        ("--help", "--database-url"),
+        ("--version", "edd-auth 0.1.0"),
+    ] {
+        let output = run(&mut command(&[flag]));
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        assert!(
+            String::from_utf8_lossy(&output.stdout).contains(expected),
+            "{output:?}"
+        );
+    }
+}
+
+#[test]
+fn every_bad_flag_and_variable_is_named_with_exit_64() {
+    let mut command = command(&["--addr", "nowhere", "--events=maybe", "--log-format", "xml"]);
+    command
+        .env("EDD_AUTH_ADMIN_ADDR", "9191")
+        .env("DATABASE_URL", "postgres://localhost/auth");
+    let output = run(&mut command);
+    assert_eq!(output.status.code(), Some(64), "{output:?}");
+    let lines = lines(&output.stderr);
+    assert_eq!(lines.len(), 5, "{lines:#?}");
+    for (line, expected) in lines.iter().zip([
+        "--addr (or EDD_AUTH_ADDR)",
+        "--admin-addr (or EDD_AUTH_ADMIN_ADDR)",
+        "--database-url (or DATABASE_URL): PostgreSQL is not supported yet",
+        "--events (or EDD_AUTH_EVENTS)",
+        "--log-format (or EDD_AUTH_LOG_FORMAT)",
+    ]) {
+        assert!(line.starts_with(&format!("edd-auth: {expected}")), "{line}");
+    }
+    assert!(output.stdout.is_empty(), "{output:?}");
+}
+
+#[test]
+fn an_unknown_flag_exits_64() {
+    for flags in [&["--adr", "x"][..], &["serve"], &["--addr"]] {
+        let output = run(&mut command(flags));
+        assert_eq!(output.status.code(), Some(64), "{output:?}");
+    }
+}
+
+#[test]
+fn taken_ports_exit_1_with_one_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let taken = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+    let [addr, admin] = taken
+        .each_ref()
+        .map(|listener| listener.local_addr().unwrap().to_string());
+    let url = url(folder.path());
+    let flags = [
+        "--addr",
+        &addr,
+        "--admin-addr",
+        &admin,
+        "--database-url",
+        &url,
+    ];
+    let output = run(&mut command(&flags));
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let lines = lines(&output.stderr);
+    assert_eq!(lines.len(), 1, "{lines:#?}");
+    for expected in [&addr, &admin, "--addr", "--admin-addr", "in use"] {
+        assert!(lines[0].contains(expected), "{}", lines[0]);
+    }
+    assert!(!folder.path().join("auth.db").exists(), "nothing was made");
+}
+
+#[test]
+fn a_file_that_is_no_database_exits_1_with_one_line() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("auth.db"), "not a database ".repeat(500)).unwrap();
+    let url = url(folder.path());
+    let flags = [
+        "--addr=127.0.0.1:0",
+        "--admin-addr=127.0.0.1:0",
+        "--database-url",
+        &url,
+    ];
+    let output = run(&mut command(&flags));
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let lines = lines(&output.stderr);
+    assert_eq!(lines.len(), 1, "{lines:#?}");
+    assert!(lines[0].contains("auth.db"), "{}", lines[0]);
+}
+
+#[tokio::test]
+async fn sigterm_drains_and_exits_0() {
+    let folder = tempfile::tempdir().unwrap();
+    let url = url(folder.path());
+    let flags = [
+        "--addr=127.0.0.1:0",
+        "--admin-addr=127.0.0.1:0",
+        "--log-format=json",
+        "--database-url",
+        &url,
+    ];
+    let mut child = command(&flags)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let stdout = BufReader::new(child.stdout.take().unwrap());
+    let (sender, received) = mpsc::channel();
+    let reader = std::thread::spawn(move || {
+        for line in stdout.lines().map_while(Result::ok) {
+            let _ = sender.send(line);
+        }
+    });
+    let client = loop {
+        let line = received
+            .recv_timeout(DEADLINE)
+            .expect("a line about the listener");
+        let line: serde_json::Value = serde_json::from_str(&line).expect("a JSON line");
+        if line["message"] == "listening" && line["listener"] == "addr" {
+            break Client(line["addr"].as_str().unwrap().parse().unwrap());
+        }
+    };
+    let body = serde_json::json!({ "username": "alice", "password": PASSWORD });
+    let answer = client.post("/api/register", None, &body).await;
+    assert_eq!(answer.status, 201, "{answer:?}");
+
+    let pid = Pid::from_raw(child.id().cast_signed()).unwrap();
+    kill_process(pid, Signal::TERM).unwrap();
+    let output = wait(child);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert!(output.stderr.is_empty(), "{output:?}");
+    reader.join().unwrap();
+    let rest: Vec<String> = received.iter().collect();
+    assert!(
+        rest.iter().any(|line| line.contains("\"drained\"")),
+        "{rest:#?}"
+    );
+    assert!(
+        !rest.iter().any(|line| line.contains(PASSWORD)),
+        "{rest:#?}"
+    );
+    let token = answer.body["token"].as_str().unwrap();
+    assert!(!rest.iter().any(|line| line.contains(token)), "{rest:#?}");
+}
+
+fn url(folder: &Path) -> String {
+    format!("sqlite://{}", folder.join("auth.db").display())
+}
