@@ -7,6 +7,7 @@ use edd_route::{Published, RouteTable};
 
 use crate::config::Config;
 use crate::drain::Drain;
+use crate::listener::Gate;
 use crate::telemetry::Metrics;
 use crate::tls::CertStore;
 
@@ -19,6 +20,8 @@ pub struct Shared {
     pub table: ArcSwap<RouteTable>,
     /// The certificates in force.
     pub certs: Arc<CertStore>,
+    /// Caps on connections, and the addresses that are our own.
+    pub gate: Gate,
     /// Counters of the whole process.
     pub metrics: Metrics,
     /// Whether and how fast the process is ending.

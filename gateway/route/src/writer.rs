@@ -13,7 +13,7 @@ use crate::name::{ContainerId, UserId};
 use crate::origin::Origin;
 use crate::spec::{ContainerSpec, KeySpec, RunSpec, StaticRouteSpec};
 use crate::statics::StaticRoutes;
-use crate::table::{Container, Key, PortOwners, RouteTable, Rule, Running};
+use crate::table::{Container, Key, RouteTable, Rule, Running};
 
 /// A new table, and the facts that it no longer holds.
 #[must_use = "swap the table in, then revoke"]
@@ -255,11 +255,7 @@ impl TableWriter {
         }
         if let Some(new) = new {
             for rule in &new.rules {
-                let owners = self
-                    .table
-                    .ports
-                    .entry(rule.port)
-                    .or_insert_with(PortOwners::default);
+                let owners = self.table.ports.entry(rule.port).or_default();
                 owners.all.insert(new.id.clone());
                 if new.running.is_some() {
                     owners.running.insert(new.id.clone());

@@ -1,0 +1,247 @@
+//! Who may connect: caps in all and per address, and no loops.
+//!
+//! One gate for all listeners, the SSH one too. At a cap the new connection is
+//! refused; those that live, live.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+/// Why a connection is refused at the door.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum Refused {
+    /// Its address has as many as it may have.
+    #[error("too many connections from this address")]
+    AddressLimit,
+    /// There are as many as there may be.
+    #[error("too many connections")]
+    Limit,
+    /// It comes from one of our own listeners.
+    #[error("the peer is a listener of this gateway")]
+    Loop,
+}
+
+impl Refused {
+    /// The metric's label.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::AddressLimit => "address_limit",
+            Self::Limit => "limit",
+            Self::Loop => "loop",
+        }
+    }
+}
+
+/// Admits connections and knows the gateway's own addresses. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Gate(Arc<State>);
+
+struct State {
+    max: usize,
+    open: AtomicUsize,
+    per_address: Option<PerAddress>,
+    listeners: OnceLock<Vec<SocketAddr>>,
+}
+
+struct PerAddress {
+    max: usize,
+    // A plain lock: one short map operation per connection, and only when the cap is on.
+    open: Mutex<HashMap<IpAddr, usize>>,
+}
+
+impl Gate {
+    /// A gate for at most `max` connections, and `max_per_address` from each address.
+    pub fn new(max: usize, max_per_address: Option<usize>) -> Self {
+        Self(Arc::new(State {
+            max,
+            open: AtomicUsize::new(0),
+            per_address: max_per_address.map(|max| PerAddress {
+                max,
+                open: Mutex::default(),
+            }),
+            listeners: OnceLock::new(),
+        }))
+    }
+
+    /// Says, once, what the listeners are bound to.
+    pub fn listening_on(&self, addresses: Vec<SocketAddr>) {
+        let _ = self.0.listeners.set(addresses);
+    }
+
+    /// Lets a connection in, or says why not. Hold the permit while it lives.
+    pub fn admit(&self, peer: SocketAddr) -> Result<Permit, Refused> {
+        if self.is_own(peer) {
+            return Err(Refused::Loop);
+        }
+        let before = self.0.open.fetch_add(1, Ordering::Relaxed);
+        let mut permit = Permit {
+            gate: self.clone(),
+            address: None,
+        };
+        if before >= self.0.max {
+            return Err(Refused::Limit);
+        }
+        if let Some(per_address) = &self.0.per_address {
+            let address = peer.ip().to_canonical();
+            let mut open = per_address
+                .open
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            let count = open.entry(address).or_default();
+            if *count >= per_address.max {
+                return Err(Refused::AddressLimit);
+            }
+            *count += 1;
+            permit.address = Some(address);
+        }
+        Ok(permit)
+    }
+
+    /// Connections that are open.
+    pub fn open(&self) -> usize {
+        self.0.open.load(Ordering::Relaxed)
+    }
+
+    /// Whether connecting to `addr` reaches one of our own listeners.
+    ///
+    /// For a wildcard listener all addresses of this machine do, of loopback only
+    /// `127.0.0.1` and `::1`: others belong to whoever binds them by name.
+    pub fn is_own(&self, addr: SocketAddr) -> bool {
+        self.listeners()
+            .any(|own| own.port() == addr.port() && reaches(own.ip(), addr.ip()))
+    }
+
+    /// Whether any listener answers on `address`.
+    pub fn has_address(&self, address: IpAddr) -> bool {
+        self.listeners().any(|own| reaches(own.ip(), address))
+    }
+
+    fn listeners(&self) -> impl Iterator<Item = &SocketAddr> {
+        self.0.listeners.get().into_iter().flatten()
+    }
+}
+
+impl fmt::Debug for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Gate")
+            .field("max", &self.max)
+            .field("open", &self.open)
+            .finish_non_exhaustive()
+    }
+}
+
+/// One open connection.
+#[derive(Debug)]
+pub struct Permit {
+    gate: Gate,
+    address: Option<IpAddr>,
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        let state = &self.gate.0;
+        state.open.fetch_sub(1, Ordering::Relaxed);
+        let (Some(address), Some(per_address)) = (self.address, &state.per_address) else {
+            return;
+        };
+        let mut open = per_address
+            .open
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = open.get_mut(&address) {
+            *count -= 1;
+            if *count == 0 {
+                open.remove(&address);
+            }
+        }
+    }
+}
+
+fn reaches(bound: IpAddr, address: IpAddr) -> bool {
+    let (bound, address) = (bound.to_canonical(), address.to_canonical());
+    // To connect to the unspecified address is to connect to loopback.
+    let address = match address {
+        IpAddr::V4(v4) if v4.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(v6) if v6.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        address => address,
+    };
+    let family = bound.is_ipv6() || address.is_ipv4();
+    bound == address || (bound.is_unspecified() && family && is_of_this_machine(address))
+}
+
+/// Only an address of this machine can be bound.
+fn is_of_this_machine(address: IpAddr) -> bool {
+    if address.is_loopback() {
+        return address == Ipv4Addr::LOCALHOST || address == Ipv6Addr::LOCALHOST;
+    }
+    !address.is_multicast() && UdpSocket::bind((address, 0)).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn addr(text: &str) -> SocketAddr {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn at_the_cap_new_ones_are_refused_until_one_ends() {
+        let gate = Gate::new(2, None);
+        let first = gate.admit(addr("192.0.2.1:1")).unwrap();
+        let _second = gate.admit(addr("192.0.2.1:2")).unwrap();
+        let third = gate.admit(addr("192.0.2.2:3")).unwrap_err();
+        assert_eq!(third, Refused::Limit);
+        assert_eq!(gate.open(), 2);
+        drop(first);
+        assert!(gate.admit(addr("192.0.2.2:3")).is_ok());
+    }
+
+    #[test]
+    fn an_address_has_a_cap_of_its_own() {
+        let gate = Gate::new(10, Some(1));
+        let first = gate.admit(addr("192.0.2.1:1")).unwrap();
+        let again = gate.admit(addr("[::ffff:192.0.2.1]:2")).unwrap_err();
+        assert_eq!(again, Refused::AddressLimit);
+        let _other = gate.admit(addr("192.0.2.2:1")).unwrap();
+        assert_eq!(gate.open(), 2);
+        drop(first);
+        assert!(gate.admit(addr("192.0.2.1:2")).is_ok());
+    }
+
+    #[test]
+    fn own_listeners_are_known_by_any_of_their_addresses() {
+        let gate = Gate::new(1, None);
+        gate.listening_on(vec![
+            addr("127.0.0.5:80"),
+            addr("0.0.0.0:8000"),
+            addr("[::]:9000"),
+        ]);
+        for own in [
+            "127.0.0.5:80",
+            "[::ffff:127.0.0.5]:80",
+            "127.0.0.1:8000",
+            "0.0.0.0:8000",
+            "127.0.0.1:9000",
+            "[::1]:9000",
+        ] {
+            assert!(gate.is_own(addr(own)), "{own}");
+            assert_eq!(gate.admit(addr(own)).unwrap_err(), Refused::Loop);
+        }
+        for other in [
+            "127.0.0.1:80",
+            "127.0.0.5:81",
+            "127.64.0.2:8000",
+            "192.0.2.7:8000",
+            "[::1]:8000",
+        ] {
+            assert!(!gate.is_own(addr(other)), "{other}");
+        }
+        assert!(gate.has_address("127.0.0.5".parse().unwrap()));
+        assert!(gate.has_address("127.0.0.1".parse().unwrap()));
+        assert!(!gate.has_address("127.64.0.2".parse().unwrap()));
+        assert_eq!(gate.open(), 0);
+    }
+}
