@@ -15,7 +15,7 @@ use crate::workspace;
 /// stops them.
 pub(crate) fn propagation(args: &[&str]) -> Result<()> {
     let tools = Tools::ensure()?;
-    let binaries = Binaries::build()?;
+    let binaries = Binaries::build(stack::PROFILE)?;
     let data = workspace::root().join("data/bench");
     match fs::remove_dir_all(&data) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {

@@ -174,3 +174,93 @@ fn tied_to_us(program: &Path) -> Command {
     command.args(["--pdeathsig", "TERM", "--"]).arg(program);
     command
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A shell script as a daemon, its log in a folder of the test's own.
+    struct Fixture {
+        logs: PathBuf,
+        daemon: Daemon,
+    }
+
+    impl Fixture {
+        fn start(test: &str, script: &str) -> Self {
+            let logs =
+                std::env::temp_dir().join(format!("edd-xtask-{test}-{}", std::process::id()));
+            fs::create_dir_all(&logs).expect("a folder");
+            let daemon = Daemon::start("script", Path::new("/bin/sh"), &logs, |command| {
+                command.args(["-c", script]);
+                Ok(())
+            });
+            Self {
+                logs,
+                daemon: daemon.expect("started"),
+            }
+        }
+
+        fn wait_for_log(&mut self, text: &str) -> Result<()> {
+            let log = self.logs.join("script.log");
+            self.daemon
+                .wait_until("there", Duration::from_secs(20), || {
+                    fs::read_to_string(&log).is_ok_and(|said| said.contains(text))
+                })
+        }
+    }
+
+    impl Drop for Fixture {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.logs);
+        }
+    }
+
+    #[test]
+    fn a_daemon_that_ends_early_is_told_with_its_last_line() {
+        let mut fixture = Fixture::start("early", "echo starting; echo port 80 is taken; exit 3");
+        let error = fixture.wait_for_log("never said").expect_err("it ended");
+        let error = error.to_string();
+        assert!(
+            error.contains("port 80 is taken") && error.contains("exit status: 3"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn stop_gives_the_status_that_sigterm_led_to() {
+        let script = "trap 'exit 5' TERM; echo ready; while :; do sleep 0.01; done";
+        let mut fixture = Fixture::start("term", script);
+        fixture.wait_for_log("ready").expect("ready");
+        let status = fixture
+            .daemon
+            .stop(Duration::from_secs(20))
+            .expect("ended by itself");
+        assert_eq!(status.code(), Some(5));
+        assert!(fixture.daemon.check_running().is_err());
+    }
+
+    #[test]
+    fn a_deaf_daemon_is_killed_with_its_children() {
+        let script = "trap '' TERM; sleep 1000 & echo child $!; wait; wait";
+        let mut fixture = Fixture::start("deaf", script);
+        fixture.wait_for_log("child ").expect("ready");
+        let said = fs::read_to_string(fixture.logs.join("script.log")).expect("a log");
+        let child = said.trim().trim_start_matches("child ").to_owned();
+        let error = fixture
+            .daemon
+            .stop(Duration::from_millis(100))
+            .expect_err("killed");
+        assert!(error.to_string().contains("had to be killed"), "{error:#}");
+        // Gone, or not yet reaped by whoever adopts orphans here.
+        let started = Instant::now();
+        while fs::read_to_string(format!("/proc/{child}/stat"))
+            .is_ok_and(|stat| !stat.contains(") Z "))
+        {
+            assert!(
+                started.elapsed() < Duration::from_secs(20),
+                "the daemon's child lives on"
+            );
+            std::thread::yield_now();
+        }
+    }
+}

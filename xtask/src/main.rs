@@ -31,6 +31,7 @@ Commands:
                             Ctrl-C stops it (DIR: data/dev)
   up --check [--data DIR]   walk the tour with real clients on a stack of its own, beside a running
                             `up`, and exit 0 or 1 (DIR: data/check, wiped)
+     --profile NAME         for both: build with this cargo profile (dev-release)
   test                      fetch what the tests need, then format check, lints, all tests
   bench propagation [...]   start a gateway and measure publish to first request (arguments are
                             those of `edd-bench propagation`)
@@ -67,25 +68,29 @@ fn main() -> ExitCode {
 }
 
 fn up(mut flags: &[&str]) -> anyhow::Result<()> {
-    let (mut check, mut data) = (false, None);
+    let mut options = up::Options::default();
     loop {
         flags = match flags {
             [] => break,
             ["--check", rest @ ..] => {
-                check = true;
+                options.check = true;
                 rest
             }
             ["--data", folder, rest @ ..] => {
-                data = Some(PathBuf::from(folder));
+                options.data = Some(PathBuf::from(folder));
+                rest
+            }
+            ["--profile", profile, rest @ ..] => {
+                options.profile = (*profile).to_owned();
                 rest
             }
             _ => return Err(BadCommandLine(format!("up {}", flags.join(" "))).into()),
         }
     }
-    if check {
-        tour::run(data)
+    if options.check {
+        tour::run(options)
     } else {
-        up::run(data)
+        up::run(options)
     }
 }
 

@@ -4,7 +4,7 @@
 //! time. The first failure ends the tour and shows the ends of the daemons' logs.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
@@ -12,6 +12,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::child;
 use crate::report::{Parts, seconds};
 use crate::tools::Tools;
+use crate::up::Options;
 use crate::up::plan::Plan;
 use crate::up::rest::{Container, User};
 use crate::up::stack::{Binaries, Stack};
@@ -116,12 +117,17 @@ const STEPS: [Step; 23] = [
     ("SIGTERM ends the services", ends::stop_services),
 ];
 
-/// Walks the tour on `data`, which is wiped first.
-pub(crate) fn run(data: Option<PathBuf>) -> Result<()> {
-    let data = crate::up::absolute(data.unwrap_or_else(|| workspace::root().join("data/check")))?;
+/// Walks the tour on a data folder that is wiped first.
+pub(crate) fn run(options: Options) -> Result<()> {
+    let data = options
+        .data
+        .unwrap_or_else(|| workspace::root().join("data/check"));
+    let data = crate::up::absolute(data)?;
     let mut parts = Parts::new("up --check");
     let tools = parts.run("programs", Tools::ensure)?;
-    let binaries = parts.run("build (optimised; minutes the first time)", Binaries::build)?;
+    let binaries = parts.run("build (minutes the first time)", || {
+        Binaries::build(&options.profile)
+    })?;
     wipe(&data)?;
     let stack = parts.run("start nats-server, auth, compute, gateway", || {
         Stack::start(Plan::scratch(data)?, &binaries, &tools)

@@ -25,13 +25,38 @@ use stack::{Binaries, STOP_GRACE, Stack};
 /// How often a running stack is looked after.
 const WATCH: Duration = Duration::from_millis(100);
 
+/// The flags of `up`.
+pub(crate) struct Options {
+    /// Walk the tour instead.
+    pub(crate) check: bool,
+    /// The data folder, if not the usual one.
+    pub(crate) data: Option<PathBuf>,
+    /// The cargo profile to build with.
+    pub(crate) profile: String,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            check: false,
+            data: None,
+            profile: stack::PROFILE.to_owned(),
+        }
+    }
+}
+
 /// Runs until Ctrl-C.
-pub(crate) fn run(data: Option<PathBuf>) -> Result<()> {
-    let data = absolute(data.unwrap_or_else(|| workspace::root().join("data/dev")))?;
+pub(crate) fn run(options: Options) -> Result<()> {
+    let data = options
+        .data
+        .unwrap_or_else(|| workspace::root().join("data/dev"));
+    let data = absolute(data)?;
     let started = Instant::now();
     let mut parts = Parts::new("up");
     let tools = parts.run("programs", Tools::ensure)?;
-    let binaries = parts.run("build (optimised; minutes the first time)", Binaries::build)?;
+    let binaries = parts.run("build (minutes the first time)", || {
+        Binaries::build(&options.profile)
+    })?;
     let mut stack = parts.run("start nats-server, auth, compute, gateway", || {
         Stack::start(Plan::preferred(data)?, &binaries, &tools)
     })?;

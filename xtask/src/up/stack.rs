@@ -18,6 +18,9 @@ use crate::site;
 use crate::tools::{Program, Tools};
 use crate::workspace::cargo;
 
+/// What is built unless asked otherwise: optimised, without the minutes of link-time optimisation.
+pub(crate) const PROFILE: &str = "dev-release";
+
 /// How long a daemon may take until it is ready.
 const READY_LIMIT: Duration = Duration::from_secs(30);
 
@@ -31,10 +34,10 @@ pub(crate) const STOP_GRACE: Duration = Duration::from_secs(10);
 pub(crate) struct Binaries(BTreeMap<String, PathBuf>);
 
 impl Binaries {
-    /// Builds the daemons and the bench tool, optimised; cargo's own progress is on our terminal.
-    pub(crate) fn build() -> Result<Self> {
+    /// Builds the daemons and the bench tool; cargo's own progress is on our terminal.
+    pub(crate) fn build(profile: &str) -> Result<Self> {
         let mut build = cargo();
-        build.args(["build", "--profile", "dev-release", "--locked"]);
+        build.args(["build", "--profile", profile, "--locked"]);
         build.args(["--message-format", "json-render-diagnostics"]);
         for package in ["edd-auth", "edd-compute", "edd-gateway", "edd-bench"] {
             build.args(["--package", package]);
