@@ -1,2 +1,54 @@
-//! Placeholder.
-fn main() {}
+//! Load and scale benchmarks of the gateway, and the small clients that they and the tour need.
+//!
+//! Owns the command line; each subcommand is a module. Everything runs against a gateway that is
+//! already there (`cargo xtask bench` starts one) and is bounded in time.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+mod client;
+mod first_answer;
+mod guest;
+mod propagation;
+mod stats;
+mod ws_echo;
+
+#[derive(Parser)]
+#[command(version, about)]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Poll a host until it answers well, and print the time since the events that made it so
+    FirstAnswer(first_answer::Args),
+    /// Publish changes and measure the time until the first request is served under each
+    Propagation(propagation::Args),
+    /// Send a message over a WebSocket and expect it back
+    WsEcho(ws_echo::Args),
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    // One thread: a poller that shares the machine with what it measures must stay small.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    let done = runtime
+        .map_err(anyhow::Error::from)
+        .and_then(|runtime| match args.command {
+            Command::FirstAnswer(args) => runtime.block_on(first_answer::run(args)),
+            Command::Propagation(args) => runtime.block_on(propagation::run(args)),
+            Command::WsEcho(args) => runtime.block_on(ws_echo::run(args)),
+        });
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("edd-bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
