@@ -1,1 +1,3 @@
 //! The control path: sources, reconciliation, storage, publication.
+
+pub mod sources;

@@ -1,0 +1,4 @@
+//! Where routes come from.
+
+pub mod routes_file;
+mod yaml;
