@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::decide::split_ssh_name;
 use crate::decide::{ContainerMatch, Door, HttpDecision, HttpQuestion, SshRefusal, TlsDecision};
@@ -10,7 +10,7 @@ use crate::name::{Host, NameError};
 use crate::table::RouteTable;
 
 /// A decision, the rule that made it, where that came from and what it shadows.
-#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Explanation {
     /// What was asked.
     pub question: String,
