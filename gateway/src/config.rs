@@ -439,7 +439,7 @@ impl ServeArgs {
         let replicas = p.check("--nats-replicas", parse_number(&self.nats_replicas, 1, 5));
         let nats_url = self.nats_url.filter(|url| !url.is_empty());
         if let Some(url) = &nats_url {
-            p.check("--nats-url", check_nats_url(url));
+            p.check("--nats-url", edd_events::connect::check_url(url));
         }
         let platform_domain = p.check("--platform-domain", parse_domain(&self.platform_domain));
         let container_cidrs = p.check_list("--container-cidrs", &self.container_cidrs, parse_net);
@@ -612,15 +612,4 @@ fn parse_domain(text: &str) -> Result<String, String> {
             true => Err(format!("{text:?} is not a domain name")),
             false => Ok(host),
         })
-}
-
-fn check_nats_url(url: &str) -> Result<(), String> {
-    let known = ["nats://", "tls://", "ws://", "wss://"];
-    match url.split_once("://") {
-        Some((_, rest)) if rest.is_empty() => Err(format!("{url:?} names no server")),
-        Some(_) if known.iter().any(|scheme| url.starts_with(scheme)) => Ok(()),
-        _ => Err(format!(
-            "{url:?} is not a URL such as nats://127.0.0.1:4222"
-        )),
-    }
 }

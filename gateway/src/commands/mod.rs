@@ -1,6 +1,12 @@
-//! The subcommands.
+//! The subcommands: the daemon itself, and what operators ask it or the files.
+
+mod check;
+mod client;
+mod explain;
+mod serve;
 
 use clap::{Parser, Subcommand};
+use edd_daemon::cli::Exit;
 
 use crate::config::ServeArgs;
 
@@ -10,15 +16,31 @@ use crate::config::ServeArgs;
 pub struct Cli {
     /// What to do; `serve` when left out
     #[command(subcommand)]
-    pub command: Option<Command>,
+    command: Option<Command>,
     /// Flags of `serve`
     #[command(flatten)]
-    pub serve: ServeArgs,
+    serve: ServeArgs,
 }
 
 /// What the program does.
 #[derive(Debug, Subcommand)]
-pub enum Command {
+enum Command {
+    /// Check routes.yaml: every mistake as FILE:LINE:COL, exit 1; else a summary, exit 0
+    Check(check::CheckArgs),
+    /// Say where a request, a login or a raw connection goes, and why
+    Explain(explain::ExplainArgs),
     /// Run the daemon (default)
     Serve(Box<ServeArgs>),
+}
+
+impl Cli {
+    /// Does what was asked for.
+    pub fn run(self) -> Result<(), Exit> {
+        match self.command {
+            Some(Command::Check(args)) => check::run(&args),
+            Some(Command::Explain(args)) => explain::run(&args),
+            Some(Command::Serve(args)) => serve::run(*args),
+            None => serve::run(self.serve),
+        }
+    }
 }

@@ -160,6 +160,5 @@ impl SshRecord<'_> {
 }
 
 fn millis(duration: Duration) -> impl Display + tracing::Value {
-    let rounded = (duration.as_secs_f64() * 1e6).round() / 1e3;
-    rounded
+    (duration.as_secs_f64() * 1e6).round() / 1e3
 }

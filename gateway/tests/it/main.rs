@@ -1,0 +1,3 @@
+//! The whole gateway, on free ports, with real clients, servers and NATS.
+
+mod support;

@@ -1,0 +1,42 @@
+//! What the tests share: a gateway, a bus, conditions with deadlines.
+
+#![allow(dead_code, reason = "each test file uses its part")]
+
+mod bus;
+mod gateway;
+
+use std::future::Future;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+pub(crate) use bus::Bus;
+pub(crate) use gateway::{Gateway, Options};
+
+/// How long a test waits for anything.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
+
+/// Asks again and again until it is so; fails the test after [`DEADLINE`].
+pub(crate) async fn eventually<F: Future<Output = bool>>(what: &str, mut is_so: impl FnMut() -> F) {
+    let begun = Instant::now();
+    while !is_so().await {
+        assert!(
+            begun.elapsed() < DEADLINE,
+            "not within {DEADLINE:?}: {what}"
+        );
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+/// A program on PATH or where servers live; the test fails if it is missing.
+pub(crate) fn program(name: &str, variable: &str) -> PathBuf {
+    if let Some(path) = std::env::var_os(variable) {
+        return path.into();
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let folders =
+        std::env::split_paths(&path).chain(["/usr/sbin".into(), "/usr/local/sbin".into()]);
+    folders
+        .map(|folder| folder.join(name))
+        .find(|file| file.is_file())
+        .unwrap_or_else(|| panic!("{name} is missing: run `cargo xtask test`, which fetches it"))
+}
