@@ -141,9 +141,9 @@ impl Gateway {
     }
 
     /// SIGTERM and the wait for its end.
-    pub(crate) async fn stop(self) {
+    pub(crate) async fn stop(mut self) {
         self.shutdown.cancel();
-        tokio::time::timeout(Duration::from_secs(30), self.ended)
+        tokio::time::timeout(Duration::from_secs(30), &mut self.ended)
             .await
             .expect("an end")
             .expect("no panic");

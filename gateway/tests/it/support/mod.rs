@@ -1,6 +1,6 @@
 //! What the tests share: a gateway, a bus, conditions with deadlines.
 
-#![allow(dead_code, reason = "each test file uses its part")]
+#![allow(dead_code, unused_imports, reason = "each test file uses its part")]
 
 mod bus;
 mod gateway;
