@@ -1,6 +1,7 @@
 //! Steps that change things under a running gateway: its routes file, its broker.
 
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
@@ -48,36 +49,53 @@ pub(super) fn broken_routes(tour: &mut Tour) -> Result<String> {
         );
     }
     // The line of the target, the line of the unknown key.
-    let places = [lines + 2, lines + 3].map(|line| format!("{}:{line}:", path.display()));
-    for place in &places {
-        if !said.contains(place) {
-            bail!("expected a mistake at {place}, saw {said}");
-        }
-    }
+    let target = mistake_at(&said, &path, lines + 2)?;
+    let unknown_key = mistake_at(&said, &path, lines + 3)?;
     until("refusal of the broken file in the gateway's log", || {
         let log = tour.stack.gateway.log();
-        // The file's name and the place may be in different fields.
-        let named = places.iter().all(|place| {
-            let file_name = "routes.yaml";
-            place
-                .split_once(file_name)
-                .is_some_and(|(_, at)| log.contains(at))
-        });
-        if named {
-            Ok(())
-        } else {
-            bail!("the log names no {}", places.join(" and "))
+        for mistake in [&target, &unknown_key] {
+            // Without the time, which has colons and numbers of its own.
+            let named = log
+                .lines()
+                .filter_map(|line| line.split_once(' '))
+                .any(|(_, line)| line.contains("routes") && line.contains(&mistake.position));
+            if !named {
+                bail!("the log has no {} in a line on routes", mistake.position);
+            }
         }
+        Ok(())
     })?;
     tour.curl.https("new.localhost", "/", &[])?.expect(200)?;
     tour.curl.https("localhost", "/", &[])?.expect(200)?;
     tour.curl.https("newer.localhost", "/", &[])?.expect(404)?;
     write_whole(&path, good.as_bytes())?;
-    let first = said
-        .lines()
-        .find(|line| line.contains(&places[0]))
-        .unwrap_or_default();
-    Ok(first.rsplit('/').next().unwrap_or_default().to_owned())
+    Ok(format!(
+        "routes.yaml:{}:{}",
+        target.position, target.message
+    ))
+}
+
+/// A mistake as `check` prints it.
+struct Mistake {
+    /// `LINE:COL`.
+    position: String,
+    message: String,
+}
+
+/// The mistake in this line of the file, printed as `FILE:LINE:COL: message`.
+fn mistake_at(said: &str, file: &Path, line: usize) -> Result<Mistake> {
+    let start = format!("{}:{line}:", file.display());
+    let rest = said.lines().find_map(|said| said.strip_prefix(&start));
+    let (column, message) = rest
+        .and_then(|rest| rest.split_once(':'))
+        .with_context(|| format!("expected a mistake at {start}COL, saw {said}"))?;
+    column
+        .parse::<usize>()
+        .with_context(|| format!("expected a column after {start}"))?;
+    Ok(Mistake {
+        position: format!("{line}:{column}"),
+        message: message.to_owned(),
+    })
 }
 
 /// The broker is away: what is in force serves on, a wanted change waits in compute's outbox.

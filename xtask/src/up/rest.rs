@@ -132,6 +132,9 @@ impl Container {
                     api,
                 });
             }
+            if seen["status"] == "failed" {
+                bail!("container {id} failed to start: {seen}");
+            }
             if started.elapsed() > START_LIMIT {
                 bail!("container {id} does not run after {START_LIMIT:?}: {seen}");
             }
