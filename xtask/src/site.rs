@@ -18,6 +18,9 @@ const HEAD_MAX: u64 = 64 * 1024;
 /// A quiet connection is closed after this time.
 const IDLE: Duration = Duration::from_secs(60);
 
+/// How long `/slow` waits in the middle of its answer: an answer under way, for whoever drains.
+const SLOW: Duration = Duration::from_secs(1);
+
 /// Serves `address` until the process ends.
 pub(crate) fn start(address: SocketAddr) -> Result<()> {
     let listener = TcpListener::bind(address)
@@ -65,9 +68,19 @@ fn serve(stream: &TcpStream) -> std::io::Result<()> {
              Content-Length: {}\r\n\r\n",
             page.len()
         );
-        if !head.starts_with("HEAD ") {
-            answer.push_str(&page);
+        if head.starts_with("HEAD ") {
+            (&*stream).write_all(answer.as_bytes())?;
+            continue;
         }
-        (&*stream).write_all(answer.as_bytes())?;
+        answer.push_str(&page);
+        let (now, later) = match head.starts_with("GET /slow") {
+            true => answer.split_at(answer.len() - head.len()),
+            false => (answer.as_str(), ""),
+        };
+        (&*stream).write_all(now.as_bytes())?;
+        if !later.is_empty() {
+            std::thread::sleep(SLOW);
+            (&*stream).write_all(later.as_bytes())?;
+        }
     }
 }

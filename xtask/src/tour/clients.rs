@@ -134,10 +134,16 @@ impl Curl {
 
     /// The first line of a stream that begins with `start`.
     pub(crate) fn stream_line(&self, host: &str, path: &str, start: &str) -> Result<String> {
+        self.stream(host, path)?
+            .wait_for_line(|line| line.starts_with(start))
+    }
+
+    /// An answer read line by line, while it comes.
+    pub(crate) fn stream(&self, host: &str, path: &str) -> Result<Live> {
         let mut curl = self.command(host, self.https);
-        curl.args(["--no-buffer", "-H", "Accept: text/event-stream"]);
+        curl.args(["--no-buffer", "-H", "Accept: text/event-stream, */*"]);
         curl.arg(format!("https://{host}:{}{path}", self.https));
-        Live::start(curl, "curl")?.wait_for_line(|line| line.starts_with(start))
+        Live::start(curl, "curl")
     }
 }
 
@@ -314,6 +320,17 @@ impl Live {
             child::pause(Duration::from_millis(1))?;
         }
         Ok(started.elapsed())
+    }
+
+    /// Waits for its own end, which must be a good one.
+    pub(crate) fn wait_for_success(&mut self) -> Result<()> {
+        self.wait_for_end(DEADLINE)?;
+        let status = self.child.wait().context("cannot wait for a client")?;
+        if !status.success() {
+            let said = self.complaint();
+            bail!("{} ended with {status}: {said}", self.what);
+        }
+        Ok(())
     }
 
     fn complaint(&mut self) -> String {

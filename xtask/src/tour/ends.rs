@@ -112,7 +112,13 @@ pub(super) fn no_dead_letters(tour: &mut Tour) -> Result<String> {
 
 /// SIGTERM: an answer under way is finished, then the gateway exits 0.
 pub(super) fn drain_gateway(tour: &mut Tour) -> Result<String> {
+    let mut answer = tour.curl.stream("localhost", "/slow")?;
+    answer.wait_for_line(|line| line.starts_with("it was asked"))?;
     let status = tour.stack.gateway.stop(STOP_GRACE)?;
+    answer.wait_for_line(|line| line.starts_with("GET /slow"))?;
+    answer
+        .wait_for_success()
+        .context("the answer under way was cut")?;
     if !status.success() {
         bail!("expected exit 0, saw {status}");
     }

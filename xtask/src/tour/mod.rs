@@ -123,6 +123,7 @@ pub(crate) fn run(options: Options) -> Result<()> {
         .data
         .unwrap_or_else(|| workspace::root().join("data/check"));
     let data = crate::up::absolute(data)?;
+    check_wipeable(&data)?;
     let mut parts = Parts::new("up --check");
     let tools = parts.run("programs", Tools::ensure)?;
     let binaries = parts.run("build (minutes the first time)", || {
@@ -172,11 +173,9 @@ pub(crate) fn run(options: Options) -> Result<()> {
     Ok(())
 }
 
-/// Empties the folder, unless it holds something that no tour made.
-fn wipe(data: &Path) -> Result<()> {
-    let entries = fs::read_dir(data)
-        .map(|entries| entries.count())
-        .unwrap_or(0);
+/// Refuses a folder that holds something that no tour made.
+fn check_wipeable(data: &Path) -> Result<()> {
+    let entries = fs::read_dir(data).map(Iterator::count).unwrap_or(0);
     if entries > 0 && !data.join(MARK).exists() {
         bail!(
             "{} is not empty and was not made by `up --check`, which would wipe it: \
@@ -184,6 +183,11 @@ fn wipe(data: &Path) -> Result<()> {
             data.display()
         );
     }
+    Ok(())
+}
+
+/// Empties the folder and marks it as ours.
+fn wipe(data: &Path) -> Result<()> {
     match fs::remove_dir_all(data) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             return Err(error).with_context(|| format!("cannot empty {}", data.display()));
