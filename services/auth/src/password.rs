@@ -1,11 +1,21 @@
 //! Passwords: argon2id on a bounded number of blocking threads.
 //!
 //! A hash costs 19 MiB and some tens of milliseconds of a core, so how many run
-//! and how many wait is bounded: a flood of log-ins costs time, never memory.
+//! and how many wait is bounded: a flood of log-ins costs time, never memory. The
+//! 19 MiB are kept and used again, since an allocator would keep a copy of them
+//! for every thread that ever hashed.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
-use argon2::{Algorithm, Argon2, Params, PasswordHasher as _, PasswordVerifier as _, Version};
+use argon2::{
+    Algorithm, Argon2, Block, Params, Version,
+    password_hash::phc::{Output, ParamsString, PasswordHash, Salt},
+};
+use rand::Rng as _;
 use tokio::{sync::Semaphore, time::timeout};
 
 /// Shortest password, in characters.
@@ -18,6 +28,10 @@ const CHARS_MAX: usize = 128;
 const MEMORY_KIB: u32 = 19 * 1024;
 const PASSES: u32 = 2;
 const LANES: u32 = 1;
+
+/// Bytes of a salt and of a hash.
+const SALT_BYTES: usize = 16;
+const HASH_BYTES: usize = 32;
 
 /// Callers that may wait for a thread; beyond it they are told to come back.
 const WAITING_MAX: usize = 256;
@@ -59,8 +73,8 @@ pub enum PasswordError {
     Busy,
     /// A stored hash cannot be read, or the library failed.
     #[error("cannot hash a password: {0}")]
-    Hash(argon2::password_hash::Error),
-    /// The parameters are refused, or the thread panicked.
+    Hash(String),
+    /// The thread panicked.
     #[error("cannot hash a password")]
     Internal,
 }
@@ -70,6 +84,9 @@ pub enum PasswordError {
 pub struct Passwords {
     running: Arc<Semaphore>,
     waiting: Arc<Semaphore>,
+    /// Memory of those that ran before; never more than may run at a time. Locked
+    /// for a push or a pop only.
+    memory: Arc<Mutex<Vec<Vec<Block>>>>,
     /// The hash of a password nobody knows: what a log-in of an unknown user is
     /// checked against, so that it takes as long as that of a known one.
     dummy: Arc<str>,
@@ -84,6 +101,7 @@ impl Passwords {
         let mut passwords = Self {
             running: Arc::new(Semaphore::new(threads.max(1))),
             waiting: Arc::new(Semaphore::new(WAITING_MAX)),
+            memory: Arc::default(),
             dummy: Arc::from(""),
         };
         let nobody_knows = Password(crate::token::random_id(43));
@@ -93,13 +111,7 @@ impl Passwords {
 
     /// The hash of a new password, in PHC form with its own salt.
     pub async fn hash(&self, password: Password) -> Result<String, PasswordError> {
-        self.on_thread(move || {
-            argon2()?
-                .hash_password(password.0.as_bytes())
-                .map(|hash| hash.to_string())
-                .map_err(PasswordError::Hash)
-        })
-        .await
+        self.on_thread(move |memory| hash(&password, memory)).await
     }
 
     /// Whether the password fits the hash; without a hash (an unknown user) it
@@ -112,13 +124,7 @@ impl Passwords {
         let known = hash.is_some();
         let hash = hash.unwrap_or_else(|| self.dummy.as_ref().to_owned());
         let fits = self
-            .on_thread(move || {
-                match argon2()?.verify_password(password.0.as_bytes(), hash.as_str()) {
-                    Ok(()) => Ok(true),
-                    Err(argon2::password_hash::Error::PasswordInvalid) => Ok(false),
-                    Err(error) => Err(PasswordError::Hash(error)),
-                }
-            })
+            .on_thread(move |memory| verify(&password, &hash, memory))
             .await?;
         Ok(fits && known)
     }
@@ -129,7 +135,7 @@ impl Passwords {
     /// place until then: what bounds memory is what runs, not who waits.
     async fn on_thread<T: Send + 'static>(
         &self,
-        work: impl FnOnce() -> Result<T, PasswordError> + Send + 'static,
+        work: impl FnOnce(&mut Vec<Block>) -> Result<T, PasswordError> + Send + 'static,
     ) -> Result<T, PasswordError> {
         let place = self
             .waiting
@@ -140,19 +146,73 @@ impl Passwords {
             .map_err(|_| PasswordError::Busy)?
             .map_err(|_| PasswordError::Internal)?;
         drop(place);
+        let kept = Arc::clone(&self.memory);
         tokio::task::spawn_blocking(move || {
             let _permit = permit;
-            work()
+            let mut memory = lock(&kept).pop().unwrap_or_default();
+            let done = work(&mut memory);
+            lock(&kept).push(memory);
+            done
         })
         .await
         .map_err(|_| PasswordError::Internal)?
     }
 }
 
-fn argon2() -> Result<Argon2<'static>, PasswordError> {
-    let params =
-        Params::new(MEMORY_KIB, PASSES, LANES, None).map_err(|_| PasswordError::Internal)?;
-    Ok(Argon2::new(Algorithm::Argon2id, Version::V0x13, params))
+fn lock(memory: &Mutex<Vec<Vec<Block>>>) -> std::sync::MutexGuard<'_, Vec<Vec<Block>>> {
+    memory.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Today's parameters with a new salt.
+fn hash(password: &Password, memory: &mut Vec<Block>) -> Result<String, PasswordError> {
+    let params = Params::new(MEMORY_KIB, PASSES, LANES, Some(HASH_BYTES)).map_err(failed)?;
+    let mut salt = [0; SALT_BYTES];
+    rand::rng().fill_bytes(&mut salt);
+    let encoded = PasswordHash {
+        algorithm: Algorithm::Argon2id.ident(),
+        version: Some(Version::V0x13.into()),
+        params: ParamsString::try_from(&params).map_err(failed)?,
+        salt: Some(Salt::new(&salt).map_err(failed)?),
+        hash: Some(compute(password, &salt, params, Version::V0x13, memory)?),
+    };
+    Ok(encoded.to_string())
+}
+
+/// With the salt and the parameters of a stored hash, also those of an earlier
+/// version of this service.
+fn verify(
+    password: &Password,
+    stored: &str,
+    memory: &mut Vec<Block>,
+) -> Result<bool, PasswordError> {
+    let stored = PasswordHash::new(stored).map_err(failed)?;
+    let params = Params::try_from(&stored).map_err(failed)?;
+    let version = Version::try_from(stored.version.unwrap_or_default()).map_err(failed)?;
+    let ours = stored.algorithm == Algorithm::Argon2id.ident();
+    let (true, Some(salt), Some(expected)) = (ours, stored.salt, stored.hash) else {
+        return Err(PasswordError::Hash("not a whole argon2id hash".to_owned()));
+    };
+    // The comparison of outputs takes the same time wherever they differ.
+    Ok(compute(password, &salt, params, version, memory)? == expected)
+}
+
+fn compute(
+    password: &Password,
+    salt: &[u8],
+    params: Params,
+    version: Version,
+    memory: &mut Vec<Block>,
+) -> Result<Output, PasswordError> {
+    let mut output = vec![0; params.output_len().unwrap_or(HASH_BYTES)];
+    memory.resize(params.block_count(), Block::default());
+    Argon2::new(Algorithm::Argon2id, version, params)
+        .hash_password_into_with_memory(password.0.as_bytes(), salt, &mut output, memory)
+        .map_err(failed)?;
+    Output::new(&output).map_err(failed)
+}
+
+fn failed(error: impl fmt::Display) -> PasswordError {
+    PasswordError::Hash(error.to_string())
 }
 
 #[cfg(test)]
@@ -194,7 +254,46 @@ mod tests {
         assert!(verify("correct horse", Some(&hash)).await.unwrap());
         assert!(!verify("battery staple", Some(&hash)).await.unwrap());
         assert!(!verify("correct horse", None).await.unwrap());
-        assert!(verify("correct horse", Some("garbage")).await.is_err());
+        for garbage in ["garbage", "", "$argon2id$v=19$m=19456,t=2,p=1", &hash[..40]] {
+            assert!(
+                verify("correct horse", Some(garbage)).await.is_err(),
+                "{garbage}"
+            );
+        }
+        let weaker = hash.replace("$argon2id$", "$argon2d$");
+        assert!(verify("correct horse", Some(&weaker)).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn hashes_of_other_implementations_and_parameters_are_understood() {
+        // A test vector of the reference implementation.
+        let reference = "$argon2id$v=19$m=65536,t=2,p=1$c29tZXNhbHQ\
+                         $CTFhFdXPJO1aFaMaO6Mm5c8y7cJHAph8ArZWb2GRPPc";
+        let passwords = Passwords::new(1).await.unwrap();
+        let known = Some(reference.to_owned());
+        assert!(
+            passwords
+                .verify(password("password"), known.clone())
+                .await
+                .unwrap()
+        );
+        assert!(!passwords.verify(password("passwore"), known).await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn memory_is_kept_for_as_many_as_may_run() {
+        let passwords = Passwords::new(2).await.unwrap();
+        let all: Vec<_> = (0..8)
+            .map(|_| {
+                let passwords = passwords.clone();
+                tokio::spawn(async move { passwords.hash(password("correct horse")).await })
+            })
+            .collect();
+        for one in all {
+            one.await.unwrap().unwrap();
+        }
+        let kept = lock(&passwords.memory).len();
+        assert!((1..=2).contains(&kept), "{kept}");
     }
 
     #[tokio::test]
