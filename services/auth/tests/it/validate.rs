@@ -1,10 +1,12 @@
 //! Other services ask whose token it is.
 
+use async_nats::jetstream;
 use edd_events::{
     request::{RequestError, validate_token},
     testing::NatsServer,
 };
 use edd_proto::auth::{ValidateTokenRequest, ValidateTokenResponse};
+use futures_util::StreamExt as _;
 use prost::Message as _;
 use serde_json::json;
 use tokio::time::timeout;
@@ -114,5 +116,91 @@ async fn with_events_off_tokens_are_still_validated() {
     let service = Service::start_with(&["--events=off", "--nats-url", &nats.url()]).await;
     let alice = service.register("alice").await;
     assert!(ask(&nats.client().await, &alice.token).await.is_some());
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn of_two_replicas_one_answers() {
+    const REQUESTS: usize = 50;
+    let nats = NatsServer::start().await;
+    let flags = ["--nats-url", &nats.url()];
+    let (first, second) = (
+        Service::start_with(&flags).await,
+        Service::start_with(&flags).await,
+    );
+    let client = nats.client().await;
+    // Each must have subscribed, or one could not answer twice. A session known to
+    // one of them only is found by it, sooner or later, if both take part.
+    for service in [&first, &second] {
+        let account = service.register("alice").await;
+        timeout(DEADLINE, async {
+            while ask(&client, &account.token).await.is_none() {}
+        })
+        .await
+        .expect("both answer");
+    }
+
+    let inbox = client.new_inbox();
+    let mut answers = client.subscribe(inbox.clone()).await.unwrap();
+    for _ in 0..REQUESTS {
+        let reply = inbox.clone();
+        client
+            .publish_with_reply("auth.validate.request", reply, "x".into())
+            .await
+            .unwrap();
+    }
+    for _ in 0..REQUESTS {
+        timeout(DEADLINE, answers.next())
+            .await
+            .expect("an answer in time")
+            .unwrap();
+    }
+    // Second answers would have come in between; the marker ends the wait for them.
+    client.publish(inbox, "end".into()).await.unwrap();
+    let last = timeout(DEADLINE, answers.next())
+        .await
+        .expect("the marker")
+        .unwrap();
+    assert_eq!(last.payload, "end");
+    first.stop().await;
+    second.stop().await;
+}
+
+#[tokio::test]
+async fn a_wide_stream_of_somebody_else_does_not_answer_for_us() {
+    let nats = NatsServer::start().await;
+    let wide = jetstream::stream::Config {
+        name: "AUTH".to_owned(),
+        subjects: vec!["auth.>".to_owned()],
+        ..Default::default()
+    };
+    let mut stream = nats.jetstream().await.create_stream(wide).await.unwrap();
+    let service = Service::start_with(&["--nats-url", &nats.url()]).await;
+    let alice = service.register("alice").await;
+    let client = nats.client().await;
+    // Without a responder the stream alone "answers": nobody, for the asker.
+    timeout(DEADLINE, async {
+        loop {
+            match validate_token(&client, &alice.token).await {
+                Ok(answer) => break assert_eq!(answer, Some((alice.id, "alice".to_owned()))),
+                Err(RequestError::NoResponders | RequestError::TimedOut) => {}
+                Err(error) => panic!("{error}"),
+            }
+        }
+    })
+    .await
+    .expect("a responder in time");
+    // Events are published all the same, and the stream is left as it is.
+    timeout(DEADLINE, async {
+        let subject = format!("auth.user.{}.created", alice.id);
+        while stream
+            .get_last_raw_message_by_subject(&subject)
+            .await
+            .is_err()
+        {}
+    })
+    .await
+    .expect("the event in the stream");
+    assert_eq!(stream.info().await.unwrap().config.subjects, ["auth.>"]);
     service.stop().await;
 }
