@@ -100,18 +100,18 @@ async fn a_wrong_password_and_an_unknown_user_look_the_same() {
     };
     let mut known = Vec::new();
     let mut unknown = Vec::new();
-    for _ in 0..4 {
+    for _ in 0..6 {
         let (wrong_password, took) = timed("alice", "wrong password").await;
         known.push(took);
         let (unknown_user, took) = timed("nobody", "wrong password").await;
         unknown.push(took);
         assert_eq!(wrong_password, unknown_user);
     }
-    // Without the same work an unknown user would be known a hundred times sooner.
-    // The fastest of each: other load only makes them slower.
+    // Without the same work the answer for an unknown user comes some fifty times
+    // sooner. The fastest of each: other load only makes them slower.
     let (known, unknown) = (known.iter().min().unwrap(), unknown.iter().min().unwrap());
     assert!(
-        *unknown > *known / 3,
+        *unknown > *known / 10,
         "known {known:?}, unknown {unknown:?}"
     );
     // Names and passwords that nobody can have are no different answer either.
