@@ -1,10 +1,31 @@
-//! TLS: certificates, the handshake, what it says about a connection.
+//! TLS: the certificates in force, the handshake, and what it says about a connection.
+//!
+//! [`store`] holds the certificates and is all that others see; [`pair`] reads
+//! `--certs-dir`, [`table`] finds a certificate by name, [`names`] says what one
+//! covers, [`dev_ca`] makes them up while there are none, [`watch`] follows the
+//! folder, [`handshake`] turns a connection into a [`Secured`] one. Passing TLS
+//! through is not done here but in `tcp`.
 
+#![cfg_attr(
+    not(test),
+    deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)
+)]
+
+mod dev_ca;
+mod handshake;
 mod names;
+mod pair;
+mod store;
+mod table;
+mod watch;
 
 use std::sync::Arc;
 
+pub use dev_ca::DevCaError;
+pub use handshake::HandshakeError;
 pub use names::CertNames;
+pub use pair::PairError;
+pub use store::{CertError, CertStore};
 
 /// What a finished handshake says.
 #[derive(Clone, Debug)]
@@ -19,6 +40,5 @@ pub struct Secured {
     pub covers: Arc<CertNames>,
 }
 
-/// The certificates in force.
-#[derive(Debug)]
-pub struct CertStore {}
+#[cfg(test)]
+mod tests;
