@@ -16,6 +16,7 @@ pub mod listener;
 pub mod tls;
 
 pub mod http;
+pub mod ssh;
 pub mod tcp;
 pub mod upstream;
 

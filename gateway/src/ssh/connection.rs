@@ -1,0 +1,237 @@
+//! The life of one client connection: identification, login, sessions, end.
+//!
+//! The task here watches what ends it from outside (deadline, revocation,
+//! drain) and writes its record; russh's own task runs the protocol.
+
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use russh::Disconnect;
+use russh::server::{Handle, RunningSession, run_stream};
+use tokio::net::TcpStream;
+use tokio::sync::{Semaphore, oneshot};
+use tokio::time::{Instant, timeout, timeout_at};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error, info};
+
+use super::Inner;
+use super::flow::Flow;
+use super::handler::{CHANNELS_MAX, ClientHandler, Login, Refused};
+use super::lobby::Ticket;
+use super::warm::Warm;
+use super::wire::Wire;
+use crate::telemetry::access::SshRecord;
+
+/// How long a client may take to hear that it is over, before it is cut.
+const GOODBYE: Duration = Duration::from_millis(300);
+
+/// What a connection's tasks have in common.
+pub(crate) struct Connection {
+    pub(crate) inner: Arc<Inner>,
+    pub(crate) peer: SocketAddr,
+    pub(crate) flow: Arc<Flow>,
+    /// Cancelled when the client is gone; ends the channels.
+    pub(crate) gone: CancellationToken,
+    /// A permit per channel.
+    pub(crate) channels: Arc<Semaphore>,
+    pub(crate) warm: Warm,
+    handle: OnceLock<Handle>,
+    /// Locked on refusals and at the end.
+    last_refused: Mutex<Option<Refused>>,
+    /// Why it ended, if not by the client; the first reason counts.
+    note: OnceLock<String>,
+}
+
+impl Connection {
+    /// The handle to the client's side; there from the login on.
+    pub(crate) fn handle(&self) -> Option<&Handle> {
+        self.handle.get()
+    }
+
+    pub(crate) fn set_handle(&self, handle: Handle) {
+        let _ = self.handle.set(handle);
+    }
+
+    /// Remembers why a key was refused, for the log.
+    pub(crate) fn refused(&self, refused: Refused) {
+        let mut last = self
+            .last_refused
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        *last = Some(refused);
+    }
+
+    /// Remembers why the connection ends.
+    pub(crate) fn note(&self, note: String) {
+        let _ = self.note.set(note);
+    }
+}
+
+/// Serves one connection to its end.
+pub(crate) async fn run(
+    inner: Arc<Inner>,
+    stream: TcpStream,
+    prefix: Bytes,
+    peer: SocketAddr,
+    ticket: Ticket,
+) {
+    let _ = stream.set_nodelay(true);
+    let begin = Instant::now();
+    let flow: Arc<Flow> = Arc::default();
+    let cut = CancellationToken::new();
+    // Whatever ends this task ends russh's task and the channels too.
+    let _cut_guard = cut.clone().drop_guard();
+    let connection = Arc::new(Connection {
+        peer,
+        flow: Arc::clone(&flow),
+        gone: CancellationToken::new(),
+        channels: Arc::new(Semaphore::new(CHANNELS_MAX)),
+        warm: Warm::default(),
+        handle: OnceLock::new(),
+        last_refused: Mutex::new(None),
+        note: OnceLock::new(),
+        inner,
+    });
+    let _gone_guard = connection.gone.clone().drop_guard();
+
+    let (logged_in, login) = oneshot::channel();
+    let handler = ClientHandler::new(Arc::clone(&connection), ticket, logged_in);
+    let wire = Wire::downstream(stream, &prefix, flow, cut.clone());
+    let deadline = begin + connection.inner.limits.login;
+    let Some(session) = identify(&connection, wire, handler).await else {
+        return;
+    };
+    let mut session = pin!(session);
+    let login = tokio::select! {
+        login = timeout_at(deadline, login) => login,
+        result = &mut session => {
+            ended(&connection, result);
+            log_refused(&connection);
+            return;
+        }
+        () = connection.inner.shared.drain.cut().cancelled() => return,
+    };
+    let login = match login {
+        Ok(Ok(login)) => login,
+        Ok(Err(_)) => {
+            ended(&connection, session.await);
+            log_refused(&connection);
+            return;
+        }
+        Err(_) => {
+            connection.inner.shared.metrics.ssh_auth("timeout");
+            debug!(%peer, "no SSH login in time");
+            log_refused(&connection);
+            return;
+        }
+    };
+    serve(&connection, &login, session.as_mut(), begin).await;
+}
+
+/// Exchanges the identification strings, within the time for first bytes.
+async fn identify(
+    connection: &Connection,
+    wire: Wire<TcpStream>,
+    handler: ClientHandler,
+) -> Option<RunningSession<ClientHandler>> {
+    let inner = &connection.inner;
+    let limit = inner.shared.config.timeouts.header.min(inner.limits.login);
+    match timeout(limit, run_stream(Arc::clone(&inner.config), wire, handler)).await {
+        Ok(Ok(session)) => Some(session),
+        Ok(Err(error)) => {
+            debug!(peer = %connection.peer, %error, "no SSH identification");
+            None
+        }
+        Err(_) => {
+            debug!(peer = %connection.peer, "no SSH identification in time");
+            None
+        }
+    }
+}
+
+/// From the login to the end.
+async fn serve(
+    connection: &Arc<Connection>,
+    login: &Login,
+    mut session: std::pin::Pin<&mut RunningSession<ClientHandler>>,
+    begin: Instant,
+) {
+    let shared = &connection.inner.shared;
+    let _gauge = shared.metrics.ssh_session();
+    let goodbye = tokio::select! {
+        result = session.as_mut() => {
+            ended(connection, result);
+            None
+        }
+        () = login.target.admission.revoked() => Some("access to this container has ended"),
+        () = shared.drain.cut().cancelled() => Some("the gateway is shutting down"),
+    };
+    if let Some(text) = goodbye {
+        connection.note(text.to_owned());
+        // The channels first: nothing of theirs may follow, and the way out gets free.
+        connection.gone.cancel();
+        if let Some(handle) = connection.handle() {
+            let goodbye = async {
+                let reason = Disconnect::ByApplication;
+                let _ = handle
+                    .disconnect(reason, text.to_owned(), String::new())
+                    .await;
+                let _ = session.await;
+            };
+            let _ = timeout(GOODBYE, goodbye).await;
+        }
+    }
+    connection.gone.cancel();
+    connection.warm.clear();
+    let (channels, bytes_in, bytes_out) = connection.flow.totals();
+    SshRecord {
+        revision: login.revision,
+        peer: connection.peer,
+        container: login.target.id.as_str(),
+        unix_user: &login.target.unix_user,
+        key_id: login.target.key_id,
+        upstream: SocketAddr::new(login.target.address, shared.config.container_ssh_port),
+        channels,
+        bytes_in,
+        bytes_out,
+        duration: begin.elapsed(),
+        note: connection.note.get().map(String::as_str),
+    }
+    .log();
+}
+
+/// How russh's task ended. A client that just goes is nothing special.
+fn ended(connection: &Connection, result: Result<(), russh::Error>) {
+    match result {
+        Ok(()) | Err(russh::Error::Disconnect | russh::Error::HUP) => {}
+        Err(russh::Error::IO(error)) => {
+            debug!(peer = %connection.peer, %error, "SSH connection lost");
+        }
+        // Nobody aborts the task, so it panicked.
+        Err(russh::Error::Join(_)) => {
+            connection.inner.shared.metrics.panicked();
+            error!(peer = %connection.peer, "an SSH connection ended by a bug");
+            connection.note("bug".to_owned());
+        }
+        Err(error) => {
+            debug!(peer = %connection.peer, %error, "SSH connection ended");
+            connection.note(error.to_string());
+        }
+    }
+}
+
+/// One line for a client that tried and never got in.
+fn log_refused(connection: &Connection) {
+    let refused = connection
+        .last_refused
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .take();
+    if let Some(refused) = refused {
+        info!(peer = %connection.peer, user = ?refused.name, reason = refused.reason,
+            "ssh login refused");
+    }
+}

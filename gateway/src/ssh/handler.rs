@@ -1,0 +1,296 @@
+//! What russh asks about one client: may it log in, may it open a channel.
+//!
+//! Called from the connection's only loop, so nothing here waits for a peer.
+//! Requests of a session travel in the channel's own queue, in order with its
+//! data; what is answered here is only what must be answered at once: russh
+//! remembers one wanted reply per channel, and clients send `pty-req`, `env`
+//! and `shell` in one go.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Weak};
+
+use edd_route::decide::SshMatch;
+use russh::keys::{Algorithm, HashAlg, PublicKey};
+use russh::server::{
+    Auth, ChannelOpenHandle, Handler, Msg, PublicKeyOffer, Session, VerifiedPublicKey,
+};
+use russh::{Channel, ChannelId, ChannelOpenFailure, Pty};
+use tokio::sync::oneshot;
+use tracing::debug;
+
+use super::bridge;
+use super::connection::Connection;
+use super::flow::Uplink;
+use super::lobby::Ticket;
+use super::upstream::Purpose;
+
+/// Channels of one client connection at once.
+pub(crate) const CHANNELS_MAX: usize = 100;
+
+/// Who logged in, and why he may.
+#[derive(Clone, Debug)]
+pub(crate) struct Login {
+    /// The user name as written.
+    pub(crate) name: String,
+    /// `SHA256:…` of his key.
+    pub(crate) fingerprint: String,
+    /// The decision.
+    pub(crate) target: SshMatch,
+    /// The table that made it.
+    pub(crate) revision: u64,
+}
+
+/// The last refusal, for the log; the client never learns it.
+#[derive(Clone, Debug)]
+pub(crate) struct Refused {
+    /// The user name, as written, shortened.
+    pub(crate) name: String,
+    /// Why.
+    pub(crate) reason: String,
+}
+
+/// One client's handler.
+pub(crate) struct ClientHandler {
+    connection: Arc<Connection>,
+    /// The place at the door, until the login.
+    ticket: Option<Ticket>,
+    /// Tells the connection's task of the login.
+    logged_in: Option<oneshot::Sender<Login>>,
+    login: Option<Login>,
+    /// Where to count a channel's bytes; a channel's task owns it.
+    uplinks: HashMap<ChannelId, Weak<Uplink>>,
+}
+
+impl ClientHandler {
+    /// A handler for a client that has not logged in.
+    pub(crate) fn new(
+        connection: Arc<Connection>,
+        ticket: Ticket,
+        logged_in: oneshot::Sender<Login>,
+    ) -> Self {
+        Self {
+            connection,
+            ticket: Some(ticket),
+            logged_in: Some(logged_in),
+            login: None,
+            uplinks: HashMap::new(),
+        }
+    }
+
+    /// The one decision, for the question and for the login itself.
+    fn decide(&self, name: &str, key: &PublicKey, algorithm: &Algorithm) -> Result<Login, Refused> {
+        let fingerprint = key.fingerprint(HashAlg::Sha256).to_string();
+        let table = self.connection.inner.shared.table();
+        // Looked up first, so that a refused algorithm costs what a refused key costs.
+        let decision = table.decide_ssh(name, &fingerprint);
+        let refused = |reason: String| Refused {
+            name: name.chars().take(64).collect(),
+            reason,
+        };
+        if matches!(algorithm, Algorithm::Rsa { hash: None }) {
+            return Err(refused("signature with SHA-1".to_owned()));
+        }
+        match decision {
+            Ok(target) => Ok(Login {
+                name: name.to_owned(),
+                fingerprint,
+                revision: table.revision,
+                target,
+            }),
+            Err(refusal) => Err(refused(refusal.to_string())),
+        }
+    }
+
+    fn refuse(&self, refused: Refused) -> Auth {
+        self.connection.inner.shared.metrics.ssh_auth("refused");
+        debug!(peer = %self.connection.peer, user = ?refused.name, reason = refused.reason,
+            "ssh key refused");
+        self.connection.refused(refused);
+        Auth::reject()
+    }
+
+    /// Decides again and hands the channel to a task of its own.
+    async fn open(&mut self, channel: Channel<Msg>, purpose: Purpose, reply: ChannelOpenHandle) {
+        let connection = &self.connection;
+        let permit = Arc::clone(&connection.channels).try_acquire_owned();
+        let (Some(login), Ok(permit)) = (&self.login, permit) else {
+            reply.reject(ChannelOpenFailure::ResourceShortage).await;
+            return;
+        };
+        let table = connection.inner.shared.table();
+        let Ok(target) = table.decide_ssh(&login.name, &login.fingerprint) else {
+            reply
+                .reject(ChannelOpenFailure::AdministrativelyProhibited)
+                .await;
+            return;
+        };
+        let uplink = Uplink::new(Arc::clone(&connection.flow));
+        self.uplinks.retain(|_, uplink| uplink.strong_count() > 0);
+        self.uplinks.insert(channel.id(), Arc::downgrade(&uplink));
+        bridge::spawn(
+            Arc::clone(connection),
+            bridge::Opening {
+                channel,
+                purpose,
+                reply,
+                uplink,
+                target,
+                permit,
+            },
+        );
+    }
+
+    fn count(&self, channel: ChannelId, bytes: usize) -> Result<(), russh::Error> {
+        let Some(uplink) = self.uplinks.get(&channel).and_then(Weak::upgrade) else {
+            return Ok(());
+        };
+        uplink.arrived(bytes).map_err(|excess| {
+            self.connection.note(excess.to_string());
+            russh::Error::Inconsistent
+        })
+    }
+}
+
+impl Handler for ClientHandler {
+    type Error = russh::Error;
+
+    async fn auth_publickey_offered(
+        &mut self,
+        user: &str,
+        offer: PublicKeyOffer<'_>,
+    ) -> Result<Auth, russh::Error> {
+        Ok(match self.decide(user, offer.public_key, offer.algorithm) {
+            Ok(_) => Auth::Accept,
+            Err(refused) => self.refuse(refused),
+        })
+    }
+
+    async fn auth_publickey(
+        &mut self,
+        user: &str,
+        key: VerifiedPublicKey<'_>,
+    ) -> Result<Auth, russh::Error> {
+        Ok(match self.decide(user, key.public_key, key.algorithm) {
+            Ok(login) => {
+                self.login = Some(login);
+                Auth::Accept
+            }
+            Err(refused) => self.refuse(refused),
+        })
+    }
+
+    async fn auth_succeeded(&mut self, session: &mut Session) -> Result<(), russh::Error> {
+        let Some(login) = &self.login else {
+            // Only `auth_publickey` accepts, so this is a bug; it must not become a login.
+            return Err(russh::Error::NotAuthenticated);
+        };
+        self.ticket = None;
+        let connection = &self.connection;
+        connection.inner.shared.metrics.ssh_auth("accepted");
+        connection.warm.begin(&connection.inner, &login.target);
+        connection.set_handle(session.handle());
+        if let Some(logged_in) = self.logged_in.take() {
+            let _ = logged_in.send(login.clone());
+        }
+        Ok(())
+    }
+
+    async fn channel_open_session(
+        &mut self,
+        channel: Channel<Msg>,
+        reply: ChannelOpenHandle,
+        _session: &mut Session,
+    ) -> Result<(), russh::Error> {
+        self.open(channel, Purpose::Session, reply).await;
+        Ok(())
+    }
+
+    async fn channel_open_direct_tcpip(
+        &mut self,
+        channel: Channel<Msg>,
+        host_to_connect: &str,
+        port_to_connect: u32,
+        originator_address: &str,
+        originator_port: u32,
+        reply: ChannelOpenHandle,
+        _session: &mut Session,
+    ) -> Result<(), russh::Error> {
+        let purpose = Purpose::Forward {
+            host: host_to_connect.to_owned(),
+            port: port_to_connect,
+            from: (originator_address.to_owned(), originator_port),
+        };
+        self.open(channel, purpose, reply).await;
+        Ok(())
+    }
+
+    async fn channel_close(
+        &mut self,
+        channel: ChannelId,
+        _session: &mut Session,
+    ) -> Result<(), russh::Error> {
+        self.uplinks.remove(&channel);
+        Ok(())
+    }
+
+    async fn data(
+        &mut self,
+        channel: ChannelId,
+        data: &[u8],
+        _session: &mut Session,
+    ) -> Result<(), russh::Error> {
+        self.count(channel, data.len())
+    }
+
+    async fn extended_data(
+        &mut self,
+        channel: ChannelId,
+        _code: u32,
+        data: &[u8],
+        _session: &mut Session,
+    ) -> Result<(), russh::Error> {
+        self.count(channel, data.len())
+    }
+
+    fn adjust_window(&mut self, _channel: ChannelId, _current: u32) -> u32 {
+        self.connection.flow.window()
+    }
+
+    // Answered at once, whatever the container will say; see the module's text.
+
+    async fn pty_request(
+        &mut self,
+        channel: ChannelId,
+        _term: &str,
+        _col_width: u32,
+        _row_height: u32,
+        _pix_width: u32,
+        _pix_height: u32,
+        _modes: &[(Pty, u32)],
+        session: &mut Session,
+    ) -> Result<(), russh::Error> {
+        session.channel_success(channel)
+    }
+
+    async fn env_request(
+        &mut self,
+        channel: ChannelId,
+        _variable_name: &str,
+        _variable_value: &str,
+        session: &mut Session,
+    ) -> Result<(), russh::Error> {
+        session.channel_success(channel)
+    }
+
+    async fn x11_request(
+        &mut self,
+        channel: ChannelId,
+        _single_connection: bool,
+        _x11_auth_protocol: &str,
+        _x11_auth_cookie: &str,
+        _x11_screen_number: u32,
+        session: &mut Session,
+    ) -> Result<(), russh::Error> {
+        session.channel_failure(channel)
+    }
+}

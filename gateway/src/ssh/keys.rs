@@ -1,0 +1,233 @@
+//! The gateway's two SSH keys under the state directory.
+//!
+//! `ssh_host_ed25519` is what clients see, `ssh_client_ed25519{,.pub}` is what
+//! containers trust. Both are made once and kept: a key that changes teaches
+//! users to ignore warnings. A file that cannot be read is an error, never a
+//! reason to make a new one.
+
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io::{self, ErrorKind, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use russh::keys::ssh_key::LineEnding;
+use russh::keys::{Algorithm, PrivateKey};
+use tracing::{info, warn};
+
+/// What clients see.
+const HOST_KEY: &str = "ssh_host_ed25519";
+
+/// What containers trust.
+const CLIENT_KEY: &str = "ssh_client_ed25519";
+
+/// Why the keys are not there.
+#[derive(Debug, thiserror::Error)]
+pub enum KeyError {
+    /// The file is there, but no key that can be used.
+    #[error("{}: not a usable OpenSSH private key", path.display())]
+    Bad {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: russh::keys::ssh_key::Error,
+    },
+    /// Reading, writing or creating failed.
+    #[error("{}", path.display())]
+    Io {
+        /// The file or directory.
+        path: PathBuf,
+        /// What failed.
+        source: io::Error,
+    },
+    /// The system's random numbers or the encoding failed.
+    #[error("cannot make a key")]
+    Make(#[source] russh::keys::ssh_key::Error),
+}
+
+/// Both keys, ready for use.
+pub(crate) struct Keys {
+    /// Proves the gateway to clients.
+    pub(crate) host: PrivateKey,
+    /// Logs the gateway in to containers.
+    pub(crate) client: PrivateKey,
+    /// The public line of `client`, without a line end.
+    pub(crate) client_line: String,
+}
+
+impl Keys {
+    /// Reads the keys, making those that are missing. Blocks on the disk.
+    pub(crate) fn load(state_dir: &Path) -> Result<Self, KeyError> {
+        fs::create_dir_all(state_dir).map_err(|source| io_error(state_dir, source))?;
+        let host = load_or_make(&state_dir.join(HOST_KEY))?;
+        let client = load_or_make(&state_dir.join(CLIENT_KEY))?;
+        let mut public = client.public_key().clone();
+        public.set_comment("edd-gateway");
+        let client_line = public.to_openssh().map_err(KeyError::Make)?;
+        publish(
+            &state_dir.join(CLIENT_KEY).with_extension("pub"),
+            &client_line,
+        )?;
+        Ok(Self {
+            host,
+            client,
+            client_line,
+        })
+    }
+}
+
+fn load_or_make(path: &Path) -> Result<PrivateKey, KeyError> {
+    match fs::read(path) {
+        Ok(text) => {
+            tighten(path);
+            parse(path, &text)
+        }
+        Err(error) if error.kind() == ErrorKind::NotFound => make(path),
+        Err(source) => Err(io_error(path, source)),
+    }
+}
+
+fn parse(path: &Path, text: &[u8]) -> Result<PrivateKey, KeyError> {
+    let bad = |source| KeyError::Bad {
+        path: path.to_owned(),
+        source,
+    };
+    let key = PrivateKey::from_openssh(text).map_err(bad)?;
+    if key.is_encrypted() {
+        return Err(bad(russh::keys::ssh_key::Error::Encrypted));
+    }
+    Ok(key)
+}
+
+/// A key that others can read is reported and closed; it still serves.
+fn tighten(path: &Path) {
+    let Ok(mode) = fs::metadata(path).map(|meta| meta.permissions().mode()) else {
+        return;
+    };
+    if mode & 0o077 == 0 {
+        return;
+    }
+    warn!(path = %path.display(), "private key was readable by others, permissions set to 0600");
+    if let Err(error) = fs::set_permissions(path, Permissions::from_mode(0o600)) {
+        warn!(path = %path.display(), %error, "cannot set permissions of the private key");
+    }
+}
+
+fn make(path: &Path) -> Result<PrivateKey, KeyError> {
+    let key = PrivateKey::random(&mut rand::rng(), Algorithm::Ed25519).map_err(KeyError::Make)?;
+    let text = key.to_openssh(LineEnding::LF).map_err(KeyError::Make)?;
+    let temporary = write_temporary(path, text.as_bytes(), 0o600)?;
+    // A link, not a rename: of two gateways that start at once the first wins
+    // and the other takes its key.
+    let linked = fs::hard_link(&temporary, path);
+    let _ = fs::remove_file(&temporary);
+    match linked {
+        Ok(()) => {
+            sync_parent(path);
+            info!(path = %path.display(), "made a new SSH key");
+            Ok(key)
+        }
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+            let text = fs::read(path).map_err(|source| io_error(path, source))?;
+            parse(path, &text)
+        }
+        Err(source) => Err(io_error(path, source)),
+    }
+}
+
+/// Keeps the public line beside its key, for operators and container images.
+fn publish(path: &Path, line: &str) -> Result<(), KeyError> {
+    let wanted = format!("{line}\n");
+    if fs::read_to_string(path).is_ok_and(|text| text == wanted) {
+        return Ok(());
+    }
+    let temporary = write_temporary(path, wanted.as_bytes(), 0o644)?;
+    fs::rename(&temporary, path).map_err(|source| io_error(path, source))?;
+    sync_parent(path);
+    Ok(())
+}
+
+fn write_temporary(path: &Path, bytes: &[u8], mode: u32) -> Result<PathBuf, KeyError> {
+    let mut name = path.as_os_str().to_owned();
+    name.push(format!(".{:016x}.tmp", rand::random::<u64>()));
+    let temporary = PathBuf::from(name);
+    let write = || -> io::Result<()> {
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(mode)
+            .open(&temporary)?;
+        file.write_all(bytes)?;
+        file.sync_all()
+    };
+    write().map_err(|source| {
+        let _ = fs::remove_file(&temporary);
+        io_error(&temporary, source)
+    })?;
+    Ok(temporary)
+}
+
+fn sync_parent(path: &Path) {
+    // Best effort: some file systems cannot sync a directory.
+    if let Some(parent) = path.parent()
+        && let Ok(directory) = File::open(parent)
+    {
+        let _ = directory.sync_all();
+    }
+}
+
+fn io_error(path: &Path, source: io::Error) -> KeyError {
+    KeyError::Io {
+        path: path.to_owned(),
+        source,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_made_once_and_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = dir.path().join("deep/state");
+        let first = Keys::load(&state).unwrap();
+        let second = Keys::load(&state).unwrap();
+        assert_eq!(first.host.public_key(), second.host.public_key());
+        assert_eq!(first.client_line, second.client_line);
+        assert_ne!(
+            first.host.public_key().key_data(),
+            first.client.public_key().key_data()
+        );
+        assert!(first.client_line.starts_with("ssh-ed25519 "));
+        let line = fs::read_to_string(state.join("ssh_client_ed25519.pub")).unwrap();
+        assert_eq!(line.trim_end(), first.client_line);
+        for name in [HOST_KEY, CLIENT_KEY] {
+            let mode = fs::metadata(state.join(name)).unwrap().permissions().mode();
+            assert_eq!(mode & 0o777, 0o600, "{name}");
+        }
+        let left = fs::read_dir(&state).unwrap().count();
+        assert_eq!(left, 3, "no temporary files stay");
+    }
+
+    #[test]
+    fn a_broken_key_is_an_error_and_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join(HOST_KEY), "not a key").unwrap();
+        assert!(matches!(Keys::load(dir.path()), Err(KeyError::Bad { .. })));
+        assert_eq!(
+            fs::read_to_string(dir.path().join(HOST_KEY)).unwrap(),
+            "not a key"
+        );
+    }
+
+    #[test]
+    fn a_key_open_to_others_is_closed() {
+        let dir = tempfile::tempdir().unwrap();
+        Keys::load(dir.path()).unwrap();
+        let path = dir.path().join(CLIENT_KEY);
+        fs::set_permissions(&path, Permissions::from_mode(0o644)).unwrap();
+        Keys::load(dir.path()).unwrap();
+        let mode = fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+    }
+}

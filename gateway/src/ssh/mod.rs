@@ -1,0 +1,198 @@
+//! SSH: the gateway's own server in front of the containers' servers.
+//!
+//! Takes connections of the SSH listener and those that a data thread found on
+//! a dynamic port; decides logins by the route table; carries each channel to
+//! a connection of its own to the container. Runs on the multi-thread runtime,
+//! not on the data threads: a session is several tasks and its ciphers cost.
+//!
+//! In the order a connection meets them: [`lobby`] (who may wait for a login),
+//! [`wire`] (the socket under russh), [`connection`] (its life), [`handler`]
+//! (what russh asks), [`upstream`] with [`hostkeys`] and [`warm`] (the way to
+//! the container), [`bridge`] (a channel) and [`flow`] (what waits in it).
+//!
+//! Sessions with all their requests and `-L` pass. Other forwardings (`-R`,
+//! `-A`, X11, Unix sockets) are refused.
+
+#![cfg_attr(
+    not(test),
+    deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)
+)]
+
+mod bridge;
+mod connection;
+mod flow;
+mod handler;
+mod hostkeys;
+mod keys;
+mod lobby;
+mod settings;
+mod upstream;
+mod warm;
+mod wire;
+
+use std::io;
+use std::net::SocketAddr;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use bytes::Bytes;
+use futures_util::FutureExt as _;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::Handle;
+use tracing::{debug, error, warn};
+
+pub use self::hostkeys::HostKeyError;
+pub use self::keys::KeyError;
+pub use self::settings::Limits;
+pub use self::upstream::DialError;
+
+use self::keys::Keys;
+use self::lobby::Lobby;
+use self::upstream::Dialer;
+use crate::shared::Shared;
+
+/// The SSH server; clones share it.
+#[derive(Clone)]
+pub struct SshServer(Arc<Inner>);
+
+/// What every connection works with.
+struct Inner {
+    shared: Arc<Shared>,
+    limits: Limits,
+    config: Arc<russh::server::Config>,
+    lobby: Arc<Lobby>,
+    dialer: Dialer,
+    public_key_line: String,
+    runtime: Handle,
+}
+
+impl SshServer {
+    /// Reads or makes the keys under the state directory and serves `listener` on the runtime of
+    /// the caller, until draining begins.
+    pub async fn start(
+        shared: Arc<Shared>,
+        listener: std::net::TcpListener,
+    ) -> anyhow::Result<Self> {
+        Self::start_with(shared, listener, Limits::default()).await
+    }
+
+    /// [`Self::start`] with other limits at the door.
+    pub async fn start_with(
+        shared: Arc<Shared>,
+        listener: std::net::TcpListener,
+        limits: Limits,
+    ) -> anyhow::Result<Self> {
+        let state_dir = shared.config.state_dir.clone();
+        let keys = tokio::task::spawn_blocking(move || Keys::load(&state_dir))
+            .await
+            .context("loading the SSH keys")?
+            .context("the SSH keys cannot be used")?;
+        listener
+            .set_nonblocking(true)
+            .context("the SSH listener cannot be used")?;
+        let listener =
+            TcpListener::from_std(listener).context("the SSH listener cannot be used")?;
+        let server = Self(Arc::new(Inner {
+            limits,
+            config: settings::downstream(keys.host),
+            lobby: Lobby::new(limits.waiting_max, limits.waiting_per_address_max),
+            dialer: Dialer::new(Arc::clone(&shared), keys.client),
+            public_key_line: keys.client_line,
+            runtime: Handle::current(),
+            shared,
+        }));
+        tokio::spawn(accept(Arc::clone(&server.0), listener));
+        Ok(server)
+    }
+
+    /// Takes over a connection that turned out to be SSH. Any thread may call it.
+    ///
+    /// `prefix` is what was read from it, `guard` whatever must live as long as the connection.
+    pub fn hand_over(
+        &self,
+        stream: std::net::TcpStream,
+        prefix: Bytes,
+        peer: SocketAddr,
+        guard: impl Send + 'static,
+    ) {
+        let inner = Arc::clone(&self.0);
+        self.0.runtime.spawn(async move {
+            let _guard = guard;
+            let stream = stream
+                .set_nonblocking(true)
+                .and_then(|()| TcpStream::from_std(stream));
+            match stream {
+                Ok(stream) => serve(inner, stream, prefix, peer).await,
+                Err(error) => debug!(%peer, %error, "handed-over connection is lost"),
+            }
+        });
+    }
+
+    /// The line that containers put into `authorized_keys`: the gateway's public client key.
+    pub fn public_key_line(&self) -> String {
+        self.0.public_key_line.clone()
+    }
+}
+
+/// Pause after an accept that failed for want of something (files, memory).
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+async fn accept(inner: Arc<Inner>, listener: TcpListener) {
+    let draining = inner.shared.drain.token().clone();
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = draining.cancelled() => return,
+        };
+        match accepted {
+            Ok((stream, peer)) => {
+                let inner = Arc::clone(&inner);
+                tokio::spawn(async move {
+                    let _gauge = inner.shared.metrics.connection("ssh");
+                    serve(inner, stream, Bytes::new(), peer).await;
+                });
+            }
+            Err(error) if is_of_the_connection(&error) => debug!(%error, "accept"),
+            Err(error) => {
+                warn!(%error, "cannot accept SSH connections, trying again");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Whether the next accept may well succeed at once.
+fn is_of_the_connection(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::Interrupted
+    )
+}
+
+/// One connection from here to its end. A panic costs this one and is counted.
+async fn serve(inner: Arc<Inner>, stream: TcpStream, prefix: Bytes, peer: SocketAddr) {
+    let _live = inner.shared.drain.guard();
+    let ticket = match inner.lobby.enter(peer.ip()) {
+        Ok(ticket) => ticket,
+        Err(full) => {
+            inner.shared.metrics.connection_refused(full.label());
+            debug!(%peer, "too many SSH connections wait for a login");
+            return;
+        }
+    };
+    let shared = Arc::clone(&inner.shared);
+    let life = connection::run(inner, stream, prefix, peer, ticket);
+    counting_panics(&shared, life).await;
+}
+
+/// Runs `task`; a panic in it ends here.
+async fn counting_panics(shared: &Shared, task: impl Future<Output = ()>) {
+    if AssertUnwindSafe(task).catch_unwind().await.is_err() {
+        shared.metrics.panicked();
+        error!("an SSH task ended by a bug");
+    }
+}

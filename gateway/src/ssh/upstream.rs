@@ -1,0 +1,399 @@
+//! Connections to containers: dialled, proven, logged in.
+//!
+//! One per channel, since russh's client loop may then block on a slow channel
+//! without hurting another. A container's sshd drops log-ins at random when
+//! ten wait (`MaxStartups 10:30:100`), so at most [`HANDSHAKES_MAX`] run at
+//! once per container and one that is dropped is tried again.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use edd_route::ContainerId;
+use edd_route::decide::SshMatch;
+use russh::client::{self, AuthResult, ChannelOpenHandle, Handle, Msg, Session};
+use russh::keys::ssh_key::public::KeyData;
+use russh::keys::{PrivateKey, PrivateKeyWithHashAlg, PublicKeyOrCertificate};
+use russh::{Channel, ChannelOpenFailure};
+use tokio::net::TcpStream;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tracing::debug;
+
+use super::hostkeys::{HostKeyError, HostKeys};
+use super::settings;
+use super::wire::{BannerSeen, Wire};
+use crate::shared::Shared;
+use crate::telemetry::ConnectionGauge;
+
+/// Log-ins at once per container.
+const HANDSHAKES_MAX: usize = 8;
+
+/// Further tries of a connection that was closed before its banner.
+const RETRIES_MAX: u32 = 3;
+
+/// The first pause before such a try; doubles, with jitter.
+const RETRY_PAUSE: Duration = Duration::from_millis(100);
+
+/// From the first byte to the finished log-in, of one try.
+const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(15);
+
+/// A whole dial: the wait for a turn, all tries.
+const DIAL_DEADLINE: Duration = Duration::from_secs(30);
+
+/// Until the container answers the opening of a channel; a forward may have to time out there.
+const OPEN_DEADLINE: Duration = Duration::from_secs(60);
+
+/// Why a container could not be reached or did not let us in.
+#[derive(Debug, thiserror::Error)]
+pub enum DialError {
+    /// Closed before it said who it is: full, or just starting.
+    #[error("closed before its banner")]
+    ClosedEarly,
+    /// No TCP connection.
+    #[error("cannot connect")]
+    Connect(#[source] io::Error),
+    /// It shows a host key that it may not have.
+    #[error(transparent)]
+    HostKey(#[from] HostKeyError),
+    /// The gateway's key is not accepted for this user.
+    #[error("the gateway's key is not accepted")]
+    NotAccepted,
+    /// The protocol failed.
+    #[error("ssh failed")]
+    Protocol(#[from] russh::Error),
+    /// A deadline passed.
+    #[error("{0} took too long")]
+    Timeout(&'static str),
+}
+
+/// Makes connections to containers.
+pub(crate) struct Dialer {
+    shared: Arc<Shared>,
+    key: Arc<PrivateKey>,
+    host_keys: Arc<HostKeys>,
+    turns: Turns,
+}
+
+/// A connection to a container, logged in. Dropped, it is cut at once.
+pub(crate) struct Upstream {
+    handle: Handle<ContainerHandler>,
+    _cut: DropGuard,
+    _gauge: ConnectionGauge,
+}
+
+impl Dialer {
+    /// Logs in with `key`.
+    pub(crate) fn new(shared: Arc<Shared>, key: PrivateKey) -> Self {
+        Self {
+            shared,
+            key: Arc::new(key),
+            host_keys: Arc::new(HostKeys::new()),
+            turns: Turns::default(),
+        }
+    }
+
+    /// Connects and logs in as the match says. At most [`DIAL_DEADLINE`].
+    pub(crate) async fn dial(&self, target: &SshMatch) -> Result<Upstream, DialError> {
+        timeout(DIAL_DEADLINE, self.dial_patiently(target))
+            .await
+            .unwrap_or(Err(DialError::Timeout("the log-in to the container")))
+    }
+
+    async fn dial_patiently(&self, target: &SshMatch) -> Result<Upstream, DialError> {
+        let mut pause = RETRY_PAUSE;
+        for _ in 0..RETRIES_MAX {
+            match self.dial_once(target).await {
+                Err(DialError::ClosedEarly) => {}
+                result => return result,
+            }
+            debug!(container = %target.id, "closed before its banner, trying again");
+            tokio::time::sleep(pause.mul_f64(rand::random_range(0.5..1.5))).await;
+            pause *= 2;
+        }
+        self.dial_once(target).await
+    }
+
+    async fn dial_once(&self, target: &SshMatch) -> Result<Upstream, DialError> {
+        let _turn = self.turns.take(&target.id).await;
+        let announced = target.host_key.as_deref();
+        let expected = self
+            .host_keys
+            .expected(&target.id, target.start, announced)?;
+        let address = SocketAddr::new(target.address, self.shared.config.container_ssh_port);
+        let socket = timeout(
+            self.shared.config.timeouts.connect,
+            TcpStream::connect(address),
+        )
+        .await
+        .map_err(|_| DialError::Timeout("connecting to the container"))?
+        .map_err(DialError::Connect)?;
+        let _ = socket.set_nodelay(true);
+
+        let cut = CancellationToken::new();
+        // Also ends what is under way when this future is dropped.
+        let guard = cut.clone().drop_guard();
+        let seen = BannerSeen::default();
+        let wire = Wire::upstream(socket, cut, seen.clone());
+        let config = settings::upstream(expected.as_ref().map(KeyData::algorithm).as_ref());
+        let handler = ContainerHandler {
+            shared: Arc::clone(&self.shared),
+            host_keys: Arc::clone(&self.host_keys),
+            id: target.id.clone(),
+            start: target.start,
+            announced: announced.is_some(),
+            expected,
+        };
+        let log_in = async {
+            let mut handle = match client::connect_stream(config, wire, handler).await {
+                Err(error) if !seen.is_set() => {
+                    debug!(container = %target.id, %error, "no banner");
+                    return Err(DialError::ClosedEarly);
+                }
+                result => result?,
+            };
+            let key = PrivateKeyWithHashAlg::new(Arc::clone(&self.key), None);
+            match handle
+                .authenticate_publickey(&target.unix_user, key)
+                .await?
+            {
+                AuthResult::Success => Ok(handle),
+                AuthResult::Failure { .. } => Err(DialError::NotAccepted),
+            }
+        };
+        let handle = timeout(HANDSHAKE_DEADLINE, log_in)
+            .await
+            .map_err(|_| DialError::Timeout("the handshake with the container"))??;
+        Ok(Upstream {
+            handle,
+            _cut: guard,
+            _gauge: self.shared.metrics.upstream_connection("active"),
+        })
+    }
+}
+
+/// What a channel is opened for.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) enum Purpose {
+    /// A session: shell, command, subsystem.
+    Session,
+    /// A TCP connection from the container (`-L`, `-D`, `-J`).
+    Forward {
+        /// Where to.
+        host: String,
+        /// Its port.
+        port: u32,
+        /// The client's end, as the client says.
+        from: (String, u32),
+    },
+}
+
+impl Upstream {
+    /// Whether it has ended meanwhile.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.handle.is_closed()
+    }
+
+    /// Opens its one channel; says what the client is to be told if that fails.
+    pub(crate) async fn open(&self, purpose: &Purpose) -> Result<Channel<Msg>, ChannelOpenFailure> {
+        let open = async {
+            match purpose {
+                Purpose::Session => self.handle.channel_open_session().await,
+                Purpose::Forward { host, port, from } => {
+                    let (from_host, from_port) = from.clone();
+                    self.handle
+                        .channel_open_direct_tcpip(host, *port, from_host, from_port)
+                        .await
+                }
+            }
+        };
+        match timeout(OPEN_DEADLINE, open).await {
+            Ok(Ok(channel)) => Ok(channel),
+            Ok(Err(russh::Error::ChannelOpenFailure(reason))) => Err(reason),
+            Ok(Err(_)) | Err(_) => Err(ChannelOpenFailure::ConnectFailed),
+        }
+    }
+}
+
+/// Our side of the protocol with a container: checks its key, opens nothing for it.
+pub(crate) struct ContainerHandler {
+    shared: Arc<Shared>,
+    host_keys: Arc<HostKeys>,
+    id: ContainerId,
+    start: u64,
+    announced: bool,
+    expected: Option<KeyData>,
+}
+
+impl client::Handler for ContainerHandler {
+    type Error = DialError;
+
+    async fn check_server_key(
+        &mut self,
+        shown: &PublicKeyOrCertificate,
+    ) -> Result<bool, DialError> {
+        let shown = shown.public_key();
+        match &self.expected {
+            Some(expected) if shown.key_data() == expected => Ok(true),
+            Some(_) if self.announced => Err(HostKeyError::NotAnnounced.into()),
+            Some(_) => Err(HostKeyError::Changed.into()),
+            None => {
+                let table = self.shared.table();
+                self.host_keys
+                    .pin(&self.id, self.start, shown.key_data(), &table)?;
+                Ok(true)
+            }
+        }
+    }
+
+    // russh accepts these by default. No client asked for any, so the container gets none;
+    // a reply that is dropped is a refusal.
+
+    async fn server_channel_open_forwarded_tcpip(
+        &mut self,
+        _channel: Channel<Msg>,
+        _connected_address: &str,
+        _connected_port: u32,
+        _originator_address: &str,
+        _originator_port: u32,
+        _reply: ChannelOpenHandle,
+        _session: &mut Session,
+    ) -> Result<(), DialError> {
+        Ok(())
+    }
+
+    async fn server_channel_open_forwarded_streamlocal(
+        &mut self,
+        _channel: Channel<Msg>,
+        _socket_path: &str,
+        _reply: ChannelOpenHandle,
+        _session: &mut Session,
+    ) -> Result<(), DialError> {
+        Ok(())
+    }
+
+    async fn server_channel_open_agent_forward(
+        &mut self,
+        _channel: Channel<Msg>,
+        _reply: ChannelOpenHandle,
+        _session: &mut Session,
+    ) -> Result<(), DialError> {
+        Ok(())
+    }
+
+    async fn server_channel_open_session(
+        &mut self,
+        _channel: Channel<Msg>,
+        _reply: ChannelOpenHandle,
+        _session: &mut Session,
+    ) -> Result<(), DialError> {
+        Ok(())
+    }
+
+    async fn server_channel_open_direct_tcpip(
+        &mut self,
+        _channel: Channel<Msg>,
+        _host_to_connect: &str,
+        _port_to_connect: u32,
+        _originator_address: &str,
+        _originator_port: u32,
+        _reply: ChannelOpenHandle,
+        _session: &mut Session,
+    ) -> Result<(), DialError> {
+        Ok(())
+    }
+
+    async fn server_channel_open_direct_streamlocal(
+        &mut self,
+        _channel: Channel<Msg>,
+        _socket_path: &str,
+        _reply: ChannelOpenHandle,
+        _session: &mut Session,
+    ) -> Result<(), DialError> {
+        Ok(())
+    }
+
+    async fn server_channel_open_x11(
+        &mut self,
+        _channel: Channel<Msg>,
+        _originator_address: &str,
+        _originator_port: u32,
+        _reply: ChannelOpenHandle,
+        _session: &mut Session,
+    ) -> Result<(), DialError> {
+        Ok(())
+    }
+}
+
+/// Who may log in now, per container.
+#[derive(Clone, Default)]
+struct Turns(Arc<Mutex<HashMap<ContainerId, Arc<Semaphore>>>>);
+
+/// A turn; the last one of a container takes its entry along.
+struct Turn {
+    turns: Turns,
+    id: ContainerId,
+    permit: Option<OwnedSemaphorePermit>,
+}
+
+impl Turns {
+    /// Waits for a turn. Cancellation safe.
+    async fn take(&self, id: &ContainerId) -> Turn {
+        let semaphore = {
+            let mut map = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let entry = map
+                .entry(id.clone())
+                .or_insert_with(|| Arc::new(Semaphore::new(HANDSHAKES_MAX)));
+            Arc::clone(entry)
+        };
+        let mut turn = Turn {
+            turns: self.clone(),
+            id: id.clone(),
+            permit: None,
+        };
+        // Never closed, so this never fails.
+        turn.permit = semaphore.acquire_owned().await.ok();
+        turn
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.permit = None;
+        let mut map = self.turns.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if map
+            .get(&self.id)
+            .is_some_and(|semaphore| Arc::strong_count(semaphore) == 1)
+        {
+            map.remove(&self.id);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn turns_are_limited_per_container_and_leave_nothing() {
+        let turns = Turns::default();
+        let (one, two) = (
+            ContainerId::new("one").unwrap(),
+            ContainerId::new("two").unwrap(),
+        );
+        let mut held = Vec::new();
+        for _ in 0..HANDSHAKES_MAX {
+            held.push(turns.take(&one).await);
+        }
+        let wait = timeout(Duration::from_millis(20), turns.take(&one)).await;
+        assert!(wait.is_err(), "the ninth waits");
+        drop(turns.take(&two).await);
+        held.pop();
+        held.push(turns.take(&one).await);
+        held.clear();
+        assert!(turns.0.lock().unwrap().is_empty());
+    }
+}

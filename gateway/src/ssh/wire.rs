@@ -1,0 +1,309 @@
+//! The socket as russh sees it: replayed prefix, paced reading, an end from outside.
+//!
+//! russh's loops can be blocked in a write or in a queue, where no message
+//! reaches them; cutting the socket under them always works. Towards clients
+//! the wire also slows its reads while some channel holds too much, so that
+//! the two-byte trickle of `flow` costs a few hundred packets a second and not
+//! a core.
+
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::{Buf, Bytes, BytesMut};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Instant, Sleep};
+use tokio_util::io::poll_read_buf;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+
+use super::flow::Flow;
+
+/// How long a read is put off while some channel is over.
+const PACE: Duration = Duration::from_millis(2);
+
+/// A fill of at most this is a trickle; bulk fills more and is not slowed.
+const TRICKLE_FILL: usize = 512;
+
+/// The read buffer starts here, so that an idle session is cheap…
+const BUFFER_MIN: usize = 8 << 10;
+
+/// …and doubles up to this when one read fills it.
+const BUFFER_MAX: usize = 128 << 10;
+
+/// A socket under russh.
+pub(crate) struct Wire<S> {
+    socket: S,
+    /// Read and not yet taken; holds the prefix first.
+    buffer: BytesMut,
+    buffer_size: usize,
+    last_fill: usize,
+    pacing: Option<Pacing>,
+    cut: Pin<Box<WaitForCancellationFutureOwned>>,
+    banner: Option<BannerWatch>,
+}
+
+struct Pacing {
+    flow: Arc<Flow>,
+    pause: Pin<Box<Sleep>>,
+    pausing: bool,
+}
+
+/// Set once the peer has sent the start of its identification.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct BannerSeen(Arc<AtomicBool>);
+
+impl BannerSeen {
+    /// Whether it came.
+    pub(crate) fn is_set(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+struct BannerWatch {
+    seen: BannerSeen,
+    /// Bytes of `SSH-` matched so far.
+    matched: usize,
+}
+
+impl<S> Wire<S> {
+    /// A client's socket: `prefix` was read before and comes first; reads are paced by `flow`.
+    pub(crate) fn downstream(
+        socket: S,
+        prefix: &Bytes,
+        flow: Arc<Flow>,
+        cut: CancellationToken,
+    ) -> Self {
+        let pacing = Pacing {
+            flow,
+            pause: Box::pin(tokio::time::sleep(PACE)),
+            pausing: false,
+        };
+        Self {
+            pacing: Some(pacing),
+            buffer: BytesMut::from(&prefix[..]),
+            ..Self::plain(socket, cut)
+        }
+    }
+
+    /// A container's socket: tells when its banner began.
+    pub(crate) fn upstream(socket: S, cut: CancellationToken, seen: BannerSeen) -> Self {
+        Self {
+            banner: Some(BannerWatch { seen, matched: 0 }),
+            ..Self::plain(socket, cut)
+        }
+    }
+
+    fn plain(socket: S, cut: CancellationToken) -> Self {
+        Self {
+            socket,
+            buffer: BytesMut::new(),
+            buffer_size: BUFFER_MIN,
+            last_fill: usize::MAX,
+            pacing: None,
+            cut: Box::pin(cut.cancelled_owned()),
+            banner: None,
+        }
+    }
+
+    fn poll_cut(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        match self.cut.as_mut().poll(cx) {
+            Poll::Ready(()) => Err(io::ErrorKind::ConnectionAborted.into()),
+            Poll::Pending => Ok(()),
+        }
+    }
+}
+
+impl Pacing {
+    /// Ready when the socket may be read.
+    fn poll_turn(&mut self, last_fill: usize, cx: &mut Context<'_>) -> Poll<()> {
+        if !self.pausing {
+            if last_fill > TRICKLE_FILL || !self.flow.is_over() {
+                return Poll::Ready(());
+            }
+            self.pause.as_mut().reset(Instant::now() + PACE);
+            self.pausing = true;
+        }
+        ready!(self.pause.as_mut().poll(cx));
+        self.pausing = false;
+        Poll::Ready(())
+    }
+}
+
+impl BannerWatch {
+    /// Looks for `SSH-`; whether it was found.
+    fn look(&mut self, bytes: &[u8]) -> bool {
+        const START: &[u8] = b"SSH-";
+        for &byte in bytes {
+            self.matched = match START.get(self.matched) {
+                Some(&wanted) if wanted == byte => self.matched + 1,
+                // A third S: the last two are the start.
+                _ if byte == b'S' && self.matched == 2 => 2,
+                _ => usize::from(byte == b'S'),
+            };
+            if self.matched == START.len() {
+                self.seen.0.store(true, Ordering::Relaxed);
+                return true;
+            }
+        }
+        false
+    }
+}
+
+impl<S: AsyncRead + Unpin> Wire<S> {
+    /// Reads the socket once into the empty buffer; 0 bytes are its end.
+    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        if let Some(pacing) = &mut self.pacing {
+            ready!(pacing.poll_turn(self.last_fill, cx));
+        }
+        self.buffer.reserve(self.buffer_size);
+        let socket = Pin::new(&mut self.socket);
+        let filled = ready!(poll_read_buf(socket, cx, &mut self.buffer))?;
+        self.last_fill = filled;
+        if filled >= self.buffer_size {
+            self.buffer_size = (self.buffer_size * 2).min(BUFFER_MAX);
+        }
+        if let Some(watch) = &mut self.banner
+            && watch.look(&self.buffer)
+        {
+            self.banner = None;
+        }
+        Poll::Ready(Ok(filled))
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Wire<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        out: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        this.poll_cut(cx)?;
+        if this.buffer.is_empty() && ready!(this.poll_fill(cx))? == 0 {
+            return Poll::Ready(Ok(()));
+        }
+        let len = this.buffer.len().min(out.remaining());
+        out.put_slice(this.buffer.get(..len).unwrap_or_default());
+        this.buffer.advance(len);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Wire<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.poll_cut(cx)?;
+        Pin::new(&mut self.socket).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.poll_cut(cx)?;
+        Pin::new(&mut self.socket).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::super::flow::Uplink;
+    use super::*;
+
+    #[tokio::test]
+    async fn the_prefix_comes_first() {
+        let (mut client, socket) = tokio::io::duplex(64);
+        let cut = CancellationToken::new();
+        let prefix = Bytes::from_static(b"SSH-2");
+        let mut wire = Wire::downstream(socket, &prefix, Arc::default(), cut);
+        client.write_all(b".0-x\r\n").await.unwrap();
+        drop(client);
+        let mut all = Vec::new();
+        wire.read_to_end(&mut all).await.unwrap();
+        assert_eq!(all, b"SSH-2.0-x\r\n");
+    }
+
+    #[tokio::test]
+    async fn a_cut_wakes_blocked_reads_and_writes() {
+        let (_peer, socket) = tokio::io::duplex(4);
+        let cut = CancellationToken::new();
+        let wire = Wire::upstream(socket, cut.clone(), BannerSeen::default());
+        let (mut read, mut write) = tokio::io::split(wire);
+        let blocked = async {
+            let big = [0_u8; 64];
+            let mut one = [0_u8; 1];
+            tokio::select! {
+                r = write.write_all(&big) => r.map(|()| 0),
+                r = read.read(&mut one) => r,
+            }
+        };
+        let (result, ()) = tokio::join!(blocked, async {
+            tokio::task::yield_now().await;
+            cut.cancel();
+        });
+        assert_eq!(result.unwrap_err().kind(), io::ErrorKind::ConnectionAborted);
+    }
+
+    #[tokio::test]
+    async fn the_banner_is_seen_in_pieces_and_behind_other_lines() {
+        for (text, seen) in [
+            ("Exceeded MaxStartups\r\n", false),
+            ("SSSH-2.0-x\r\n", true),
+            ("hello\r\nSSH-2.0-x\r\n", true),
+            ("SSH", false),
+        ] {
+            let flag = BannerSeen::default();
+            let mut watch = BannerWatch {
+                seen: flag.clone(),
+                matched: 0,
+            };
+            for byte in text.bytes() {
+                if watch.look(&[byte]) {
+                    break;
+                }
+            }
+            assert_eq!(flag.is_set(), seen, "{text:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn reads_are_paced_only_while_a_channel_is_over_and_little_comes() {
+        let flow: Arc<Flow> = Arc::default();
+        let (mut client, socket) = tokio::io::duplex(1 << 20);
+        let cut = CancellationToken::new();
+        let mut wire = Wire::downstream(socket, &Bytes::new(), Arc::clone(&flow), cut);
+        let mut small = [0_u8; 2];
+
+        let begin = Instant::now();
+        for _ in 0..100 {
+            client.write_all(b"xy").await.unwrap();
+            wire.read_exact(&mut small).await.unwrap();
+        }
+        assert_eq!(begin.elapsed(), Duration::ZERO);
+
+        let channel = Uplink::new(flow);
+        channel.arrived(2 << 20).unwrap();
+        for _ in 0..100 {
+            client.write_all(b"xy").await.unwrap();
+            wire.read_exact(&mut small).await.unwrap();
+        }
+        let took = begin.elapsed();
+        assert!(took >= PACE * 100 && took < PACE * 200, "{took:?}");
+
+        let begin = Instant::now();
+        client.write_all(&[0; 256 << 10]).await.unwrap();
+        let mut bulk = vec![0; 256 << 10];
+        wire.read_exact(&mut bulk).await.unwrap();
+        assert!(begin.elapsed() <= PACE * 2, "{:?}", begin.elapsed());
+    }
+}
