@@ -148,8 +148,17 @@ async fn accept(inner: Arc<Inner>, listener: TcpListener) {
         };
         match accepted {
             Ok((stream, peer)) => {
+                let permit = match inner.shared.gate.admit(peer) {
+                    Ok(permit) => permit,
+                    Err(refused) => {
+                        inner.shared.metrics.connection_refused(refused.label());
+                        debug!(%peer, %refused, "SSH connection refused");
+                        continue;
+                    }
+                };
                 let inner = Arc::clone(&inner);
                 tokio::spawn(async move {
+                    let _permit = permit;
                     let _gauge = inner.shared.metrics.connection("ssh");
                     serve(inner, stream, Bytes::new(), peer).await;
                 });

@@ -65,6 +65,9 @@ pub enum DialError {
     /// The protocol failed.
     #[error("ssh failed")]
     Protocol(#[from] russh::Error),
+    /// The address leads back to this gateway.
+    #[error("the address is a listener of this gateway")]
+    Own,
     /// A deadline passed.
     #[error("{0} took too long")]
     Timeout(&'static str),
@@ -124,6 +127,10 @@ impl Dialer {
             .host_keys
             .expected(&target.id, target.start, announced)?;
         let address = SocketAddr::new(target.address, self.shared.config.container_ssh_port);
+        if self.shared.gate.is_own(address) {
+            self.shared.metrics.connection_refused("loop");
+            return Err(DialError::Own);
+        }
         let socket = timeout(
             self.shared.config.timeouts.connect,
             TcpStream::connect(address),
