@@ -22,6 +22,7 @@ pub mod upstream;
 
 pub mod control;
 
+pub mod admin;
 pub mod drain;
 pub mod shared;
 pub mod telemetry;

@@ -10,9 +10,12 @@ use async_nats::jetstream::{
 use tokio::time::timeout;
 use tracing::warn;
 
-use super::{ACK_PENDING_MAX, ACK_WAIT, Consumer, DELIVERIES_MAX, pull::Puller};
+use super::{
+    ACK_PENDING_MAX, ACK_WAIT, Consumer, DELIVERIES_MAX,
+    pull::{Puller, connects},
+};
 use crate::{
-    connect::{connects, is_connected, lost},
+    connect::is_connected,
     stream::{EnsureError, ensure},
 };
 
@@ -61,16 +64,16 @@ impl Consumer {
         timeout(CONNECT_WAIT, connected)
             .await
             .map_err(|_| BindError::Disconnected)?;
-        let connects = connects(&client);
-        tokio::select! {
-            bound = timeout(BIND_TIMEOUT, self.bind_connected(connects)) => {
-                bound.unwrap_or(Err(BindError::TimedOut))
-            }
-            () = lost(&client, connects) => Err(BindError::Disconnected),
-        }
+        timeout(BIND_TIMEOUT, self.bind_connected())
+            .await
+            .unwrap_or(Err(BindError::TimedOut))
     }
 
-    async fn bind_connected(&self, connects: u64) -> Result<Bound, BindError> {
+    async fn bind_connected(&self) -> Result<Bound, BindError> {
+        // The count of connections is read first: a reconnect from here on is
+        // seen by the puller.
+        let client = self.js.client();
+        let connects = connects(&client);
         let mut stream = ensure(&self.js, &self.spec.stream, self.replicas).await?;
         let wanted = self.config();
         let consumer = stream

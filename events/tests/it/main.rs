@@ -1,9 +1,4 @@
 //! The event library against a real nats-server.
 
 mod consuming;
-mod dead_letters;
-mod decoding;
-mod outages;
-mod requests;
-mod streams;
 mod support;

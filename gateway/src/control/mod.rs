@@ -1,3 +1,237 @@
 //! The control path: sources, reconciliation, storage, publication.
+//!
+//! ```text
+//! routes.yaml --+
+//! AUTH, COMPUTE +-> writer task: reduce -> one transaction -> swap -> answer
+//! gateway_db ---+                (state)   (store)           (table)
+//! ```
+//!
+//! [`Boot`] reads what can be served at once; [`start`] begins everything that
+//! may take long or never come. The data path sees nothing of it but the table.
 
+pub mod boot;
+pub mod last_good;
+pub mod reconcile;
 pub mod sources;
+pub mod status;
+pub mod store;
+pub mod writer;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::jetstream;
+use edd_events::connect::{NatsOptions, connect};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+pub use boot::{Boot, BootError};
+use reconcile::address::interfaces;
+use reconcile::{AddressPolicy, Checks};
+use sources::database::{Database, RelayParts};
+use sources::events::Events;
+use sources::{nats, watch as routes_watch};
+use status::StatusBoard;
+pub use status::{DatabaseStatus, NatsStatus, Status};
+use writer::Writer;
+
+use crate::shared::Shared;
+
+/// Commands that wait for the writer; whoever sends more waits.
+const COMMANDS_MAX: usize = 16;
+
+/// Without NATS or database, starting is over after this.
+const STARTING_MAX: Duration = Duration::from_secs(2);
+
+/// How long the tasks may take to end.
+const STOP_TIMEOUT: Duration = Duration::from_secs(8);
+
+/// The running control path.
+#[derive(Debug)]
+pub struct Control {
+    board: StatusBoard,
+    revision: watch::Receiver<u64>,
+    shutdown: CancellationToken,
+    /// After the others: it writes down what they did last.
+    last: CancellationToken,
+    tasks: TaskTracker,
+    last_tasks: TaskTracker,
+}
+
+/// What the control path is started with.
+pub struct Inputs {
+    /// The process; its table is that of `boot`.
+    pub shared: Arc<Shared>,
+    /// What was read before.
+    pub boot: Boot,
+    /// The line that answers `gateway.ssh.public_key.request`.
+    pub ssh_public_key: String,
+    /// Counts events.
+    pub events_metrics: edd_events::Metrics,
+}
+
+/// Starts all tasks of the control path and returns at once: neither NATS nor
+/// the database need to be there.
+///
+/// # Errors
+/// NATS options that no retry can cure: a URL, credentials or CA file.
+pub async fn start(inputs: Inputs) -> anyhow::Result<Control> {
+    let Inputs {
+        shared,
+        boot,
+        ssh_public_key,
+        events_metrics,
+    } = inputs;
+    let config = &shared.config;
+    let client = match &config.nats {
+        Some(nats) => {
+            let options = NatsOptions {
+                url: nats.url.clone(),
+                creds: nats.creds.clone(),
+                ca: nats.ca.clone(),
+                name: "edd-gateway".into(),
+            };
+            Some((connect(&options).await?, nats.replicas))
+        }
+        None => None,
+    };
+    let board = StatusBoard::new(client.is_some());
+    let revision = watch::Sender::new(shared.table().revision);
+    shared.metrics.table_published(&shared.table());
+    let control = Control {
+        board: board.clone(),
+        revision: revision.subscribe(),
+        shutdown: CancellationToken::new(),
+        last: CancellationToken::new(),
+        tasks: TaskTracker::new(),
+        last_tasks: TaskTracker::new(),
+    };
+    let shutdown = || control.shutdown.child_token();
+    let (commands, queue) = mpsc::channel(COMMANDS_MAX);
+
+    let writer = Writer::new(
+        Arc::clone(&shared),
+        boot.writer,
+        boot.last_good_revision,
+        board.clone(),
+        revision,
+    );
+    control
+        .last_tasks
+        .spawn(writer.run(queue, control.last.child_token()));
+    control.last_tasks.spawn(last_good::keep(
+        Arc::clone(&shared),
+        control.revision.clone(),
+        control.last.child_token(),
+    ));
+    control.tasks.spawn(routes_watch::run(
+        Arc::clone(&shared),
+        boot.routes_seen,
+        commands.clone(),
+        shutdown(),
+    ));
+    let (opened, sessions) = watch::channel(None);
+    let relay = client.as_ref().map(|(client, replicas)| RelayParts {
+        js: jetstream::new(client.clone()),
+        replicas: *replicas,
+        metrics: events_metrics.clone(),
+    });
+    let database = Database {
+        url: config.database_url.clone(),
+        state_dir: config.state_dir.clone(),
+        relay,
+        writer: commands.clone(),
+        opened,
+    };
+    control.tasks.spawn(database.run(shutdown()));
+    control.tasks.spawn(end_of_start(board.clone(), shutdown()));
+    if let Some((client, replicas)) = client {
+        let events = Events {
+            js: jetstream::new(client.clone()),
+            replicas,
+            metrics: events_metrics,
+            checks: Arc::new(checks(&shared)),
+            writer: commands,
+            opened: sessions,
+        };
+        control.tasks.spawn(events.run(shutdown()));
+        control
+            .tasks
+            .spawn(nats::watch_connection(client.clone(), board, shutdown()));
+        control
+            .tasks
+            .spawn(nats::answer_public_key(client, ssh_public_key, shutdown()));
+    }
+    Ok(control)
+}
+
+impl Control {
+    /// Follows what the control path says about itself.
+    pub fn status(&self) -> watch::Receiver<Status> {
+        self.board.watch()
+    }
+
+    /// Follows the revision in force.
+    pub fn revision(&self) -> watch::Receiver<u64> {
+        self.revision.clone()
+    }
+
+    /// Ends it: sources first, then the writer, and the last good table is
+    /// written. Bounded in time.
+    pub async fn stop(self) {
+        self.shutdown.cancel();
+        self.tasks.close();
+        self.last_tasks.close();
+        let ending = async {
+            self.tasks.wait().await;
+            self.last.cancel();
+            self.last_tasks.wait().await;
+        };
+        if tokio::time::timeout(STOP_TIMEOUT, ending).await.is_err() {
+            tracing::warn!("the control path does not end in time");
+        }
+    }
+}
+
+impl Drop for Control {
+    fn drop(&mut self) {
+        self.shutdown.cancel();
+        self.last.cancel();
+    }
+}
+
+fn checks(shared: &Shared) -> Checks {
+    let config = &shared.config;
+    let mut listeners = vec![
+        config.http_addr,
+        config.https_addr,
+        config.ssh_addr,
+        config.admin_addr,
+    ];
+    listeners.push((config.ports_addr, 0).into());
+    Checks {
+        addresses: AddressPolicy::new(config.container_cidrs.clone(), &listeners, &interfaces()),
+        ports: config.ports.clone(),
+    }
+}
+
+async fn end_of_start(board: StatusBoard, shutdown: CancellationToken) {
+    if tokio::time::timeout(STARTING_MAX, shutdown.cancelled())
+        .await
+        .is_ok()
+    {
+        return;
+    }
+    // With both there, only the catch-up ends it.
+    let waiting = |status: &Status| {
+        !status.starting
+            || status.nats == NatsStatus::Disconnected
+            || status.database == DatabaseStatus::Unavailable
+    };
+    let mut status = board.watch();
+    let ended = status.wait_for(waiting);
+    if matches!(shutdown.run_until_cancelled(ended).await, Some(Ok(_))) {
+        board.update(|status| status.starting = false);
+    }
+}

@@ -1,4 +1,8 @@
-//! Where routes come from.
+//! Where changes come from: the routes file, the database, the events.
 
+pub mod database;
+pub mod events;
+pub mod nats;
 pub mod routes_file;
+pub mod watch;
 mod yaml;

@@ -1,0 +1,166 @@
+//! The admin endpoint: health, readiness, metrics and the live table, on
+//! `--admin-addr`. Reads only; runs on the control runtime.
+
+mod table;
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+use std::time::{Duration, UNIX_EPOCH};
+
+use axum::extract::{Query, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use edd_daemon::api::ApiError;
+use edd_daemon::cli::parse_duration;
+use prometheus_client::registry::Registry;
+use serde::{Deserialize, Serialize};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::control::{Control, DatabaseStatus, NatsStatus, Status};
+use crate::shared::Shared;
+
+/// Longest wait of `/api/v1/wait`.
+const WAIT_MAX: Duration = Duration::from_secs(60);
+
+/// Wait of `/api/v1/wait` when none is given.
+const WAIT_DEFAULT: Duration = Duration::from_secs(5);
+
+/// What the handlers look at.
+#[derive(Clone)]
+struct Admin {
+    shared: Arc<Shared>,
+    status: watch::Receiver<Status>,
+    revision: watch::Receiver<u64>,
+}
+
+/// All routes of the admin endpoint.
+pub fn router(shared: Arc<Shared>, control: &Control, registry: Arc<Registry>) -> Router {
+    let admin = Admin {
+        shared,
+        status: control.status(),
+        revision: control.revision(),
+    };
+    Router::new()
+        .route("/readyz", get(ready))
+        .route("/api/v1/routes", get(table::routes))
+        .route("/api/v1/containers", get(table::containers))
+        .route("/api/v1/explain", get(explain))
+        .route("/api/v1/wait", get(wait))
+        .with_state(admin)
+        .merge(edd_daemon::admin::router(registry))
+}
+
+/// Serves the admin endpoint until `shutdown`.
+pub async fn serve(listener: TcpListener, router: Router, shutdown: CancellationToken) {
+    edd_daemon::admin::serve(listener, router, shutdown).await;
+}
+
+#[derive(Serialize)]
+struct Ready {
+    status: &'static str,
+    nats: NatsStatus,
+    database: DatabaseStatus,
+    revision: u64,
+    /// RFC 3339; none while changes come in and are kept.
+    stale_since: Option<String>,
+}
+
+async fn ready(State(admin): State<Admin>) -> Response {
+    let status = admin.status.borrow().clone();
+    let answer = Ready {
+        status: if status.is_whole() {
+            "ready"
+        } else {
+            "degraded"
+        },
+        nats: status.nats,
+        database: status.database,
+        revision: admin.shared.table().revision,
+        stale_since: status.stale_since.and_then(|since| {
+            let since = since.duration_since(UNIX_EPOCH).ok()?;
+            let seconds = i64::try_from(since.as_secs()).ok()?;
+            let time = time::OffsetDateTime::from_unix_timestamp(seconds).ok()?;
+            time.format(&time::format_description::well_known::Rfc3339)
+                .ok()
+        }),
+    };
+    let code = if status.starting || admin.shared.drain.is_draining() {
+        StatusCode::SERVICE_UNAVAILABLE
+    } else {
+        StatusCode::OK
+    };
+    (code, Json(answer)).into_response()
+}
+
+#[derive(Deserialize)]
+struct Question {
+    url: Option<String>,
+    ssh: Option<String>,
+    tcp: Option<String>,
+    /// As whose request a URL is judged.
+    client: Option<IpAddr>,
+}
+
+async fn explain(
+    State(admin): State<Admin>,
+    question: Result<Query<Question>, axum::extract::rejection::QueryRejection>,
+) -> Result<Response, ApiError> {
+    let Query(question) = question.map_err(|error| bad(error.body_text()))?;
+    let table = admin.shared.table();
+    let client = question.client.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
+    let answer = match (question.url, question.ssh, question.tcp) {
+        (Some(url), None, None) => {
+            let ports = &admin.shared.config.ports;
+            table
+                .explain_url(&url, client, |port| ports.contains(port))
+                .map_err(|error| bad(format!("url: {error}")))?
+        }
+        (None, Some(name), None) => table.explain_ssh(&name),
+        (None, None, Some(port)) => {
+            let port = port
+                .parse()
+                .map_err(|_| bad(format!("tcp: {port:?} is not a port")))?;
+            table.explain_tcp(port)
+        }
+        _ => return Err(bad("one of url, ssh and tcp is needed".into())),
+    };
+    Ok(Json(answer).into_response())
+}
+
+#[derive(Deserialize)]
+struct Wait {
+    revision: u64,
+    timeout: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Revision {
+    revision: u64,
+}
+
+async fn wait(
+    State(mut admin): State<Admin>,
+    wait: Result<Query<Wait>, axum::extract::rejection::QueryRejection>,
+) -> Result<Response, ApiError> {
+    let Query(wait) = wait.map_err(|error| bad(error.body_text()))?;
+    let timeout = match &wait.timeout {
+        Some(text) => parse_duration(text).map_err(|error| bad(format!("timeout: {error}")))?,
+        None => WAIT_DEFAULT,
+    };
+    let reached = admin.revision.wait_for(|now| *now >= wait.revision);
+    let reached = tokio::time::timeout(timeout.min(WAIT_MAX), reached).await;
+    let code = match reached {
+        Ok(Ok(_)) => StatusCode::OK,
+        _ => StatusCode::GATEWAY_TIMEOUT,
+    };
+    let revision = admin.shared.table().revision;
+    Ok((code, Json(Revision { revision })).into_response())
+}
+
+fn bad(message: String) -> ApiError {
+    ApiError::new(StatusCode::BAD_REQUEST, "bad_request", message)
+}

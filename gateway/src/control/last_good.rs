@@ -1,0 +1,178 @@
+//! The last good table on disk: what the gateway serves when everything else is gone.
+//!
+//! Written a moment after each change by a task of its own, never on the way of
+//! an event; atomically, so that a crash leaves the old file or the new one.
+
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use edd_route::snapshot::{Snapshot, SnapshotError};
+use tokio_util::sync::CancellationToken;
+
+use crate::shared::Shared;
+
+/// Changes within this time go into one write.
+const COALESCE: Duration = Duration::from_millis(250);
+
+/// Pause after a failed write.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// The file's name in `--state-dir`.
+const FILE: &str = "last-good-table";
+
+/// Why the file could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// The system refuses it.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// It is no whole table.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
+}
+
+/// Where the file is.
+pub fn path(state_dir: &Path) -> PathBuf {
+    state_dir.join(FILE)
+}
+
+/// Reads the file; none if there is none.
+///
+/// # Errors
+/// It is there but cannot be used.
+pub fn read(state_dir: &Path) -> Result<Option<Snapshot>, ReadError> {
+    match std::fs::read(path(state_dir)) {
+        Ok(bytes) => Ok(Some(Snapshot::decode(&bytes)?)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Replaces the file: written beside it, synced, renamed.
+///
+/// # Errors
+/// The system refuses; the old file is still there.
+pub fn write(state_dir: &Path, snapshot: &Snapshot) -> io::Result<()> {
+    let bytes = snapshot.encode().map_err(io::Error::other)?;
+    std::fs::create_dir_all(state_dir)?;
+    let mut file = tempfile_in(state_dir)?;
+    let result = file
+        .0
+        .write_all(&bytes)
+        .and_then(|()| file.0.sync_all())
+        .and_then(|()| std::fs::rename(&file.1, path(state_dir)));
+    if result.is_err() {
+        let _ = std::fs::remove_file(&file.1);
+        return result;
+    }
+    // The rename itself lives in the folder.
+    std::fs::File::open(state_dir)?.sync_all()
+}
+
+/// The file tells who may reach what: it is its owner's alone.
+fn tempfile_in(state_dir: &Path) -> io::Result<(std::fs::File, PathBuf)> {
+    use std::os::unix::fs::OpenOptionsExt as _;
+    let path = state_dir.join(format!("{FILE}.new"));
+    let file = std::fs::OpenOptions::new()
+        .create(true)
+        .truncate(true)
+        .write(true)
+        .mode(0o600)
+        .open(&path)?;
+    Ok((file, path))
+}
+
+/// Writes the table in force a moment after each change, and at the end.
+///
+/// A failure is logged and tried again; the table in use goes on.
+pub async fn keep(shared: Arc<Shared>, mut revision: RevisionWatch, shutdown: CancellationToken) {
+    let mut written = None;
+    loop {
+        let mut pause = COALESCE;
+        let current = *revision.borrow_and_update();
+        if written != Some(current) {
+            let table = shared.table();
+            let state_dir = shared.config.state_dir.clone();
+            let revision = table.revision;
+            let result = tokio::task::spawn_blocking(move || {
+                write(&state_dir, &Snapshot::of(&table, now_ms()))
+            })
+            .await
+            .unwrap_or_else(|error| Err(io::Error::other(error)));
+            match result {
+                Ok(()) => written = Some(revision),
+                Err(error) => {
+                    pause = RETRY;
+                    let file = path(&shared.config.state_dir);
+                    tracing::warn!(file = %file.display(), %error, "cannot write the last good table");
+                }
+            }
+        }
+        if shutdown.is_cancelled() {
+            return;
+        }
+        // What comes within the pause is written in one go.
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = shutdown.cancelled() => continue,
+        }
+        if written == Some(*revision.borrow()) {
+            tokio::select! {
+                changed = revision.changed() => if changed.is_err() { return },
+                () = shutdown.cancelled() => {}
+            }
+        }
+    }
+}
+
+/// The revision in force, as it changes.
+pub type RevisionWatch = tokio::sync::watch::Receiver<u64>;
+
+/// Now, as Unix milliseconds.
+pub(super) fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    u64::try_from(since.unwrap_or_default().as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_read_and_what_is_broken_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let state_dir = folder.path().join("state");
+        assert!(read(&state_dir).unwrap().is_none());
+        let snapshot = Snapshot {
+            revision: 7,
+            taken_ms: 1,
+            ..Snapshot::default()
+        };
+        for _ in 0..2 {
+            write(&state_dir, &snapshot).unwrap();
+            assert_eq!(read(&state_dir).unwrap().unwrap(), snapshot);
+        }
+        let whole = std::fs::read(path(&state_dir)).unwrap();
+        for len in 0..whole.len() {
+            std::fs::write(path(&state_dir), &whole[..len]).unwrap();
+            assert!(read(&state_dir).is_err(), "cut at {len}");
+        }
+    }
+
+    #[test]
+    fn a_write_that_fails_leaves_the_old_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let snapshot = Snapshot::default();
+        write(folder.path(), &snapshot).unwrap();
+        // A folder where the new file should go.
+        std::fs::create_dir(folder.path().join("last-good-table.new")).unwrap();
+        let newer = Snapshot {
+            revision: 9,
+            ..Snapshot::default()
+        };
+        assert!(write(folder.path(), &newer).is_err());
+        assert_eq!(read(folder.path()).unwrap().unwrap(), snapshot);
+    }
+}

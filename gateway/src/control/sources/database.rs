@@ -1,0 +1,186 @@
+//! The database: opened, read, handed to the writer; opened anew when it fails.
+
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use async_nats::jetstream::Context;
+use edd_daemon::store::DatabaseUrl;
+use edd_events::outbox::Relay;
+use edd_events::stream::{AUTH, COMPUTE, GATEWAY};
+use rand::RngExt as _;
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::control::store::{GatewayStore as _, SqliteStore, StoreError, Stored};
+use crate::control::writer::{Command, Session};
+
+/// First and longest pause between attempts.
+const RETRY_FIRST: Duration = Duration::from_millis(200);
+const RETRY_MAX: Duration = Duration::from_secs(5);
+
+/// Shows in `--state-dir` that there was a database once.
+const MARKER: &str = "database-was-here";
+
+/// What the consumers must know of an opened database.
+#[derive(Clone, Debug)]
+pub struct Opened {
+    /// Counts the openings.
+    pub number: u64,
+    /// Whether there was another one before it.
+    pub lost: bool,
+    /// The highest sequence handled, by stream.
+    pub positions: BTreeMap<String, u64>,
+}
+
+/// Everything that the outbox's relay needs.
+#[derive(Clone, Debug)]
+pub struct RelayParts {
+    /// JetStream.
+    pub js: Context,
+    /// For streams that have to be created.
+    pub replicas: usize,
+    /// Counts what is published.
+    pub metrics: edd_events::Metrics,
+}
+
+/// Keeps a database open.
+#[derive(Debug)]
+pub struct Database {
+    /// Where it is.
+    pub url: DatabaseUrl,
+    /// Where the marker is.
+    pub state_dir: PathBuf,
+    /// None: events are off.
+    pub relay: Option<RelayParts>,
+    /// Who works with it.
+    pub writer: mpsc::Sender<Command<SqliteStore>>,
+    /// Who consumes for it.
+    pub opened: watch::Sender<Option<Opened>>,
+}
+
+impl Database {
+    /// Opens it, again and again with jittered pauses of at most 5 s, and once
+    /// more whenever the writer gives it up, until `shutdown`.
+    pub async fn run(self, shutdown: CancellationToken) {
+        let mut pause = RETRY_FIRST;
+        let mut number = 0;
+        let mut last_error = String::new();
+        loop {
+            let opening = open(&self.url, &self.state_dir);
+            match shutdown.run_until_cancelled(opening).await {
+                None => return,
+                Some(Ok((store, stored, lost))) => {
+                    last_error.clear();
+                    number += 1;
+                    let began = Instant::now();
+                    let failed = shutdown.child_token();
+                    self.serve(number, store, stored, lost, failed).await;
+                    if began.elapsed() > RETRY_MAX {
+                        pause = RETRY_FIRST;
+                    }
+                }
+                Some(Err(error)) => {
+                    // Once per kind of failure, not once per attempt.
+                    let error = chain(&error);
+                    if last_error != error {
+                        tracing::error!(
+                            database = %self.url, error,
+                            "the database cannot be used; events wait, the last good table serves"
+                        );
+                        last_error = error;
+                    }
+                }
+            }
+            let jittered = pause.mul_f64(rand::rng().random_range(0.5..=1.0));
+            pause = (pause * 2).min(RETRY_MAX);
+            let over = tokio::time::timeout(jittered, shutdown.cancelled()).await;
+            if over.is_ok() {
+                return;
+            }
+        }
+    }
+
+    /// Hands an open database to the writer and relays its outbox until it fails.
+    async fn serve(
+        &self,
+        number: u64,
+        store: SqliteStore,
+        stored: Stored,
+        lost: bool,
+        failed: CancellationToken,
+    ) {
+        let opened = Opened {
+            number,
+            lost: lost || stored.rebuilding,
+            positions: stored.positions.clone(),
+        };
+        let relay = self.relay.clone().map(|parts| {
+            Relay::new(store.pool().clone(), parts.js, parts.metrics)
+                .with_streams(&[AUTH, COMPUTE, GATEWAY], parts.replicas)
+        });
+        let session = Session {
+            store: store.clone(),
+            stored,
+            lost,
+            waker: relay.as_ref().map(Relay::waker),
+            failed: failed.clone(),
+        };
+        let handed = self.writer.send(Command::Opened(Box::new(session)));
+        if handed.await.is_err() {
+            return;
+        }
+        self.opened.send_replace(Some(opened));
+        if let Some(relay) = relay {
+            relay.run(failed.clone()).await;
+        }
+        failed.cancelled().await;
+        store.pool().close().await;
+    }
+}
+
+/// Opens and reads the file; also tells whether it stands for one that is lost.
+async fn open(
+    url: &DatabaseUrl,
+    state_dir: &Path,
+) -> Result<(SqliteStore, Stored, bool), StoreError> {
+    let store = SqliteStore::open(url).await?;
+    let stored = match store.load().await {
+        Ok(stored) => stored,
+        Err(error) => {
+            store.pool().close().await;
+            return Err(error);
+        }
+    };
+    let marker = state_dir.join(MARKER);
+    let lost = store.is_new() && marker.exists();
+    let note = format!("{url}\n");
+    let noted = std::fs::create_dir_all(state_dir).and_then(|()| std::fs::write(&marker, note));
+    if let Err(error) = noted {
+        tracing::warn!(
+            file = %marker.display(), %error,
+            "cannot note that there is a database: its loss would go unnoticed"
+        );
+    }
+    if lost {
+        tracing::error!(database = %url, "the database is lost; it is rebuilt from the events");
+    } else if store.is_new() {
+        tracing::info!(database = %url, "database created");
+    }
+    Ok((store, stored, lost))
+}
+
+fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let more = cause.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        source = cause.source();
+    }
+    text
+}

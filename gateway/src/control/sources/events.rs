@@ -1,0 +1,252 @@
+//! AUTH and COMPUTE: the durable consumers, and the handler that feeds the writer.
+//!
+//! Before consuming, the database's own position is compared with the durable
+//! consumer's: a database that is lost, or older than what was acknowledged for
+//! it, gets the events again from its position on.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
+use async_nats::jetstream::{self, Context};
+use edd_events::consumer::{
+    ACK_PENDING_MAX, ACK_WAIT, Consumer, ConsumerSpec, DELIVERIES_MAX, Handler, Unavailable,
+    Verdict,
+};
+use edd_events::envelope::Cause;
+use edd_events::event::Delivery;
+use edd_events::stream::{AUTH, COMPUTE, ensure};
+use rand::RngExt as _;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::database::Opened;
+use crate::control::reconcile::Checks;
+use crate::control::store::SqliteStore;
+use crate::control::writer::{Command, Incoming};
+
+/// The name of our durable consumers.
+const DURABLE: &str = "gateway-service";
+
+/// Most events of one transaction.
+const BATCH_MAX: usize = 256;
+
+/// Pause between attempts to prepare a stream.
+const RETRY: Duration = Duration::from_millis(500);
+
+/// One look at JetStream.
+const PREPARE_TIMEOUT: Duration = Duration::from_secs(10);
+
+const SPECS: [ConsumerSpec; 2] = [
+    ConsumerSpec {
+        stream: AUTH,
+        durable: DURABLE,
+        filter: "auth.user.>",
+        batch_max: BATCH_MAX,
+    },
+    ConsumerSpec {
+        stream: COMPUTE,
+        durable: DURABLE,
+        filter: "compute.>",
+        batch_max: BATCH_MAX,
+    },
+];
+
+/// What consuming needs.
+#[derive(Debug)]
+pub struct Events {
+    /// JetStream.
+    pub js: Context,
+    /// Replicas of streams that have to be created.
+    pub replicas: usize,
+    /// Counts what comes in.
+    pub metrics: edd_events::Metrics,
+    /// What an event must be like.
+    pub checks: Arc<Checks>,
+    /// Where changes go.
+    pub writer: mpsc::Sender<Command<SqliteStore>>,
+    /// The database, once there is one.
+    pub opened: watch::Receiver<Option<Opened>>,
+}
+
+impl Events {
+    /// Consumes from the first opening of the database until `shutdown`; starts
+    /// over when the database was lost meanwhile.
+    pub async fn run(mut self, shutdown: CancellationToken) {
+        while let Some(opened) = self.next_opened(&shutdown).await {
+            let round = shutdown.child_token();
+            let tasks = TaskTracker::new();
+            let mut later = self.opened.clone();
+            tokio::select! {
+                () = self.consume(&opened, &tasks, &round) => {}
+                () = lost_again(&mut later, opened.number) => {}
+                () = shutdown.cancelled() => {}
+            }
+            round.cancel();
+            tasks.close();
+            tasks.wait().await;
+        }
+    }
+
+    async fn next_opened(&mut self, shutdown: &CancellationToken) -> Option<Opened> {
+        let there = self.opened.wait_for(Option::is_some);
+        match shutdown.run_until_cancelled(there).await {
+            Some(Ok(opened)) if !shutdown.is_cancelled() => opened.clone(),
+            _ => None,
+        }
+    }
+
+    /// Prepares both streams, starts both consumers, says when both are caught
+    /// up, and then only ends with `round`.
+    async fn consume(&self, opened: &Opened, tasks: &TaskTracker, round: &CancellationToken) {
+        for spec in SPECS {
+            let position = opened.positions.get(spec.stream.name).copied();
+            self.prepare(spec, position.unwrap_or_default(), opened.lost)
+                .await;
+        }
+        let consumers = SPECS
+            .map(|spec| Consumer::new(self.js.clone(), spec, self.replicas, self.metrics.clone()));
+        let caught_up = consumers.each_ref().map(Consumer::caught_up);
+        for consumer in consumers {
+            let handler = EventHandler {
+                checks: Arc::clone(&self.checks),
+                writer: self.writer.clone(),
+            };
+            tasks.spawn(consumer.run(handler, round.clone()));
+        }
+        for mut caught_up in caught_up {
+            if caught_up.wait_for(|caught_up| *caught_up).await.is_err() {
+                return;
+            }
+        }
+        // The writer is gone only at the end.
+        let _ = self.writer.send(Command::CaughtUp).await;
+        round.cancelled().await;
+    }
+
+    async fn prepare(&self, spec: ConsumerSpec, position: u64, lost: bool) {
+        let mut last_error = String::new();
+        loop {
+            let attempt = self.try_prepare(spec, position, lost);
+            let error = match tokio::time::timeout(PREPARE_TIMEOUT, attempt).await {
+                Ok(Ok(())) => return,
+                Ok(Err(error)) => format!("{error:#}"),
+                Err(_) => "JetStream does not answer".to_owned(),
+            };
+            if error != last_error {
+                tracing::warn!(stream = spec.stream.name, error, "cannot consume yet");
+                last_error = error;
+            }
+            let pause = RETRY.mul_f64(rand::rng().random_range(0.5..=1.0));
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    async fn try_prepare(
+        &self,
+        spec: ConsumerSpec,
+        mut position: u64,
+        lost: bool,
+    ) -> anyhow::Result<()> {
+        let name = spec.stream.name;
+        let mut stream = ensure(&self.js, &spec.stream, self.replicas).await?;
+        let last = stream.info().await?.state.last_sequence;
+        if last < position {
+            self.writer.send(Command::StreamReset(name)).await?;
+            position = 0;
+        }
+        let Some(floor) = consumer_floor(&stream).await? else {
+            return Ok(());
+        };
+        if !lost && floor <= position {
+            return Ok(());
+        }
+        tracing::warn!(
+            stream = name,
+            lost,
+            position,
+            acknowledged = floor,
+            "the database is behind what was acknowledged for it: replaying"
+        );
+        stream.delete_consumer(DURABLE).await?;
+        if position > 0 && !lost {
+            stream.create_consumer(config(&spec, position + 1)).await?;
+        }
+        Ok(())
+    }
+}
+
+/// What our durable consumer has acknowledged without a gap; none: no consumer.
+async fn consumer_floor(stream: &jetstream::stream::Stream) -> anyhow::Result<Option<u64>> {
+    use jetstream::context::ConsumerInfoErrorKind as Kind;
+    match stream.consumer_info(DURABLE).await {
+        Ok(info) => Ok(Some(info.ack_floor.stream_sequence)),
+        Err(error) if error.kind() == Kind::NotFound => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// As the library makes it, but from `start` on.
+fn config(spec: &ConsumerSpec, start: u64) -> pull::Config {
+    pull::Config {
+        durable_name: Some(spec.durable.to_owned()),
+        filter_subject: spec.filter.to_owned(),
+        deliver_policy: DeliverPolicy::ByStartSequence {
+            start_sequence: start,
+        },
+        ack_policy: AckPolicy::Explicit,
+        ack_wait: ACK_WAIT,
+        max_deliver: i64::try_from(DELIVERIES_MAX).unwrap_or(5),
+        max_ack_pending: ACK_PENDING_MAX,
+        ..pull::Config::default()
+    }
+}
+
+/// Ends when a later opening found the database lost.
+async fn lost_again(opened: &mut watch::Receiver<Option<Opened>>, number: u64) {
+    let lost = |opened: &Option<Opened>| {
+        opened
+            .as_ref()
+            .is_some_and(|opened| opened.number > number && opened.lost)
+    };
+    if opened.wait_for(lost).await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
+/// Judges a batch, sends it to the writer and waits for the verdicts.
+struct EventHandler {
+    checks: Arc<Checks>,
+    writer: mpsc::Sender<Command<SqliteStore>>,
+}
+
+impl Handler for EventHandler {
+    async fn handle(&mut self, batch: &[Delivery]) -> Result<Vec<Verdict>, Unavailable> {
+        let ended = || Unavailable("the control path has ended".into());
+        let (answer, verdicts) = oneshot::channel();
+        let command = Command::Events {
+            batch: batch.iter().map(|event| self.incoming(event)).collect(),
+            answer,
+        };
+        self.writer.send(command).await.map_err(|_| ended())?;
+        verdicts.await.map_err(|_| ended())?
+    }
+}
+
+impl EventHandler {
+    fn incoming(&self, delivery: &Delivery) -> Incoming {
+        let event = &delivery.event;
+        Incoming {
+            event_id: event.event_id.clone(),
+            stream: delivery.position.stream.clone(),
+            sequence: delivery.position.sequence,
+            cause: Cause {
+                correlation_id: event.correlation_id.clone(),
+                causation_id: Some(event.event_id.clone()),
+                traceparent: event.traceparent.clone(),
+            },
+            change: self.checks.check(delivery),
+        }
+    }
+}

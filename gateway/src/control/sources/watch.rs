@@ -1,0 +1,118 @@
+//! routes.yaml as it changes: plain writes, renames, the `..data` swap of a
+//! Kubernetes ConfigMap, and SIGHUP.
+//!
+//! The folder is watched, never the file: a rename replaces the file that a
+//! watch would hold on to. What counts is the content; a bad one is refused
+//! whole, and the table in use stays.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::control::boot::parse;
+use crate::control::store::SqliteStore;
+use crate::control::writer::Command;
+use crate::shared::Shared;
+
+/// A change in the folder is looked at after this, with all that came with it.
+const DEBOUNCE: Duration = Duration::from_millis(60);
+
+/// Looks without being told: some file systems never tell.
+const POLL_INTERVAL: Duration = Duration::from_secs(30);
+
+/// Follows the file until `shutdown`. `seen` is its content as last read.
+pub async fn run(
+    shared: Arc<Shared>,
+    mut seen: Option<Vec<u8>>,
+    writer: mpsc::Sender<Command<SqliteStore>>,
+    shutdown: CancellationToken,
+) {
+    let file = &shared.config.routes;
+    let folder = folder_of(file);
+    let (changed, mut changes) = mpsc::channel(1);
+    // Held: dropping it ends the watch. So does the channel's other end, kept
+    // here for when there is no watch.
+    let _watcher = watch(&folder, changed.clone())
+        .inspect_err(|error| {
+            tracing::warn!(
+                folder = %folder.display(), %error,
+                "cannot watch for changes of the routes; looking every {POLL_INTERVAL:?}"
+            );
+        })
+        .ok();
+    let mut hangup = signal(SignalKind::hangup()).ok();
+    let mut poll = tokio::time::interval(POLL_INTERVAL);
+    poll.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        let mut asked = false;
+        tokio::select! {
+            _ = changes.recv() => tokio::time::sleep(DEBOUNCE).await,
+            _ = poll.tick() => {}
+            () = hung_up(&mut hangup) => asked = true,
+            () = shutdown.cancelled() => return,
+        }
+        // What was told meanwhile is covered by the look that follows.
+        while changes.try_recv().is_ok() {}
+        let read = tokio::fs::read(file).await;
+        let content = read.as_ref().ok().cloned();
+        if content == seen {
+            if asked {
+                tracing::info!(file = %file.display(), "routes are unchanged");
+            }
+            continue;
+        }
+        seen = content;
+        match parse(&shared.config, &read) {
+            Ok(specs) => {
+                if writer.send(Command::Routes(specs)).await.is_err() {
+                    return;
+                }
+            }
+            Err(mistakes) => {
+                shared.metrics.reload_failed("routes");
+                for mistake in &mistakes {
+                    tracing::error!("{mistake}");
+                }
+                tracing::error!(
+                    file = %file.display(), mistakes = mistakes.len(),
+                    "routes refused whole, the table in use stays"
+                );
+            }
+        }
+    }
+}
+
+fn folder_of(file: &Path) -> PathBuf {
+    match file.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
+        _ => PathBuf::from("."),
+    }
+}
+
+/// Tells of any change in the folder: with symlinks it can have any name.
+fn watch(folder: &Path, changed: mpsc::Sender<()>) -> notify::Result<RecommendedWatcher> {
+    let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+        // Reading is what we do ourselves.
+        let reads = event.is_ok_and(|event| event.kind.is_access());
+        if !reads {
+            // Full: there is one waiting already.
+            let _ = changed.try_send(());
+        }
+    })?;
+    watcher.watch(folder, RecursiveMode::NonRecursive)?;
+    Ok(watcher)
+}
+
+async fn hung_up(signal: &mut Option<Signal>) {
+    match signal {
+        Some(signal) => {
+            signal.recv().await;
+        }
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,132 @@
+//! What the control path says about itself, for `/readyz`.
+
+use std::time::SystemTime;
+
+use serde::Serialize;
+use tokio::sync::watch;
+
+/// The database as seen from here.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DatabaseStatus {
+    /// It was there once and is empty now; being rebuilt by replay.
+    Lost,
+    /// In use.
+    Ok,
+    /// It cannot be opened, read or written; no events are consumed.
+    Unavailable,
+}
+
+/// NATS as seen from here.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NatsStatus {
+    /// The connection stands.
+    Connected,
+    /// It does not, or not yet.
+    Disconnected,
+    /// No `--nats-url`.
+    Off,
+}
+
+/// One look at the control path.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Status {
+    /// Until the first full catch-up, or two seconds without NATS or database.
+    pub starting: bool,
+    /// NATS.
+    pub nats: NatsStatus,
+    /// The database.
+    pub database: DatabaseStatus,
+    /// Whether everything that was in the streams at first is in effect.
+    pub caught_up: bool,
+    /// Since when the table may be behind the events.
+    pub stale_since: Option<SystemTime>,
+}
+
+impl Status {
+    /// What is known at the very start.
+    pub fn at_start(events: bool) -> Self {
+        Self {
+            starting: true,
+            nats: if events {
+                NatsStatus::Disconnected
+            } else {
+                NatsStatus::Off
+            },
+            database: DatabaseStatus::Unavailable,
+            caught_up: !events,
+            stale_since: Some(SystemTime::now()),
+        }
+    }
+
+    /// Whether changes come in and are kept.
+    pub fn is_whole(&self) -> bool {
+        self.nats != NatsStatus::Disconnected
+            && self.database == DatabaseStatus::Ok
+            && self.caught_up
+    }
+}
+
+/// The one place where the status changes; clones share it.
+#[derive(Clone, Debug)]
+pub struct StatusBoard(watch::Sender<Status>);
+
+impl StatusBoard {
+    /// A board for a gateway with or without events.
+    pub fn new(events: bool) -> Self {
+        Self(watch::Sender::new(Status::at_start(events)))
+    }
+
+    /// Changes the status; what follows from it is kept up to date here.
+    pub fn update(&self, change: impl FnOnce(&mut Status)) {
+        self.0.send_if_modified(|status| {
+            let before = status.clone();
+            change(status);
+            if status.is_whole() {
+                status.stale_since = None;
+                status.starting = false;
+            } else if status.stale_since.is_none() {
+                status.stale_since = Some(SystemTime::now());
+            }
+            *status != before
+        });
+    }
+
+    /// Follows the status.
+    pub fn watch(&self) -> watch::Receiver<Status> {
+        self.0.subscribe()
+    }
+
+    /// The status now.
+    pub fn now(&self) -> Status {
+        self.0.borrow().clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn starting_ends_with_the_first_catch_up_and_does_not_come_back() {
+        let board = StatusBoard::new(true);
+        assert!(board.now().starting);
+        board.update(|status| status.nats = NatsStatus::Connected);
+        board.update(|status| status.database = DatabaseStatus::Ok);
+        assert!(board.now().starting, "not caught up");
+        board.update(|status| status.caught_up = true);
+        assert!(!board.now().starting && board.now().stale_since.is_none());
+        board.update(|status| status.nats = NatsStatus::Disconnected);
+        let status = board.now();
+        assert!(!status.starting && !status.is_whole() && status.stale_since.is_some());
+    }
+
+    #[test]
+    fn without_events_the_database_is_enough() {
+        let board = StatusBoard::new(false);
+        assert!(board.now().starting);
+        board.update(|status| status.database = DatabaseStatus::Ok);
+        assert!(board.now().is_whole());
+    }
+}

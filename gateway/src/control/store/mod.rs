@@ -1,0 +1,124 @@
+//! The gateway's own database: what survives the process beside the last good table.
+//!
+//! Behind a small trait with static SQL per engine. A batch of events is one
+//! [`Commit`], written whole or not at all. Reading is whole or not at all too:
+//! a broken row is an error, never a table without it.
+
+mod load;
+mod sqlite;
+
+use std::collections::{BTreeMap, HashSet};
+use std::future::Future;
+
+use edd_events::outbox::OutboxEntry;
+use edd_route::StaticRouteSpec;
+
+use super::reconcile::{Effects, State};
+
+pub use sqlite::SqliteStore;
+
+/// Tombstones and handled event ids are kept for so long, in milliseconds: a
+/// day more than the streams keep events.
+pub const KEPT_MS: u64 = 8 * 24 * 60 * 60 * 1000;
+
+/// Why the database cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// It does not answer in time.
+    #[error("the database does not answer")]
+    TimedOut,
+    /// A row that cannot be what this gateway wrote.
+    #[error("table {table}, row {row}: {reason}")]
+    Corrupt {
+        /// Its table.
+        table: &'static str,
+        /// Its key.
+        row: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The schema cannot be brought up to date.
+    #[error("schema: {0}")]
+    Migrate(#[from] sqlx::migrate::MigrateError),
+    /// It cannot be opened.
+    #[error(transparent)]
+    Open(#[from] edd_daemon::store::OpenError),
+    /// It refuses a statement.
+    #[error(transparent)]
+    Sql(#[from] sqlx::Error),
+}
+
+/// Everything in the database that the control path works with.
+#[derive(Clone, Debug, Default)]
+pub struct Stored {
+    /// The entities.
+    pub state: State,
+    /// The last revision that was given to a table.
+    pub revision: u64,
+    /// Whether a rebuild by replay has begun and not ended.
+    pub rebuilding: bool,
+    /// The highest sequence handled, by stream.
+    pub positions: BTreeMap<String, u64>,
+}
+
+/// One transaction.
+#[derive(Debug, Default)]
+pub struct Commit<'a> {
+    /// The state after it, and what changed in it.
+    pub changes: Option<(&'a State, &'a Effects)>,
+    /// The events it handles.
+    pub event_ids: Vec<&'a str>,
+    /// What is to be published.
+    pub outbox: Vec<OutboxEntry>,
+    /// The revision of the table that follows, if one follows.
+    pub revision: Option<u64>,
+    /// The highest sequence handled, by stream.
+    pub positions: BTreeMap<String, u64>,
+    /// Whether a rebuild goes on, if that changes.
+    pub rebuilding: Option<bool>,
+    /// All static routes in force, if they change.
+    pub statics: Option<Vec<StaticRouteSpec>>,
+    /// The time, Unix milliseconds.
+    pub now_ms: u64,
+}
+
+/// What the writer task needs of a database.
+pub trait GatewayStore: Send + Sync + 'static {
+    /// Reads everything, or fails.
+    fn load(&self) -> impl Future<Output = Result<Stored, StoreError>> + Send;
+
+    /// Which of these events were handled before.
+    fn seen(
+        &self,
+        event_ids: &[&str],
+    ) -> impl Future<Output = Result<HashSet<String>, StoreError>> + Send;
+
+    /// Writes a transaction, whole or not at all. After an error it is not
+    /// known which: load again.
+    fn commit(&self, commit: &Commit<'_>) -> impl Future<Output = Result<(), StoreError>> + Send;
+
+    /// Finds out whether it can be written.
+    fn probe(&self) -> impl Future<Output = Result<(), StoreError>> + Send;
+
+    /// Forgets handled event ids and tombstones older than [`KEPT_MS`].
+    fn prune(&self, now_ms: u64) -> impl Future<Output = Result<(), StoreError>> + Send;
+}
+
+/// A rule's id for others: derived, so that a rebuild gives the same.
+///
+/// FNV-1a of container and port, made positive.
+pub fn rule_id(container: &str, port: u16) -> i64 {
+    numbered(container.bytes().chain([0]).chain(port.to_be_bytes()))
+}
+
+/// A static route's id, likewise of host and path.
+pub fn route_id(host: &str, path: &str) -> i64 {
+    numbered(host.bytes().chain([0]).chain(path.bytes()))
+}
+
+fn numbered(bytes: impl Iterator<Item = u8>) -> i64 {
+    let hash = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    i64::try_from(hash >> 1).unwrap_or(1).max(1)
+}

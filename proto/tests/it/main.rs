@@ -1,4 +1,0 @@
-//! The published messages: frozen, and safe against hostile bytes.
-
-mod frozen;
-mod hostile;
