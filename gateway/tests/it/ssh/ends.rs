@@ -1,0 +1,190 @@
+//! What ends sessions: revocation, drain, lost containers. And what does not.
+
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use tokio::net::TcpStream;
+use tokio::process::{Child, ChildStdout};
+
+use super::fake::{Fake, Vice};
+use super::rig::{OWNER, Rig, exit_code, free_address, output, stdout, until_text};
+use crate::support::eventually;
+
+/// A session that lives until it is ended, and waits for more of its output.
+async fn live(rig: &Rig, id: &str) -> (Child, ChildStdout) {
+    let mut ssh = rig
+        .ssh(id)
+        .arg("echo ready; exec cat")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut pipe = ssh.stdout.take().unwrap();
+    until_text(&mut pipe, "ready").await;
+    (ssh, pipe)
+}
+
+/// It must end within a second, with a word from the gateway.
+async fn ends_now(mut ssh: Child, why: &str) {
+    let begin = Instant::now();
+    assert_eq!(exit_code(&mut ssh).await, Some(255), "{why}");
+    let took = begin.elapsed();
+    assert!(took < Duration::from_secs(1), "{why}: {took:?}");
+    let mut stderr = ssh.stderr.take().unwrap();
+    until_text(&mut stderr, "access to this container has ended").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_ends_with_each_thing_that_admitted_it_and_no_other_does() {
+    let rig = Rig::start().await;
+    let c1 = rig.container("c1").await;
+    let _c2 = rig.container("c2").await;
+    let fingerprint = rig.new_key("second");
+    let owner = rig
+        .key()
+        .public_key()
+        .fingerprint(russh::keys::HashAlg::Sha256)
+        .to_string();
+    let both = [(1, owner.as_str()), (2, fingerprint.as_str())];
+    rig.put_keys(OWNER, &both);
+    let mut other = rig
+        .ssh_as(&rig.login("c1"), "second", &[])
+        .arg("cat")
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let (mut by_key, _pipe) = live(&rig, "c2").await;
+    let usual = || rig.put("c1", c1.address, Some(&c1.host_key), |_| {});
+
+    let (ssh, _p) = live(&rig, "c1").await;
+    rig.put_keys(OWNER, &both[1..]);
+    ends_now(ssh, "key deleted").await;
+    assert!(
+        other.try_wait().unwrap().is_none(),
+        "the other key's session lives"
+    );
+    assert_eq!(
+        exit_code(&mut by_key).await,
+        Some(255),
+        "the same key elsewhere"
+    );
+    rig.put_keys(OWNER, &both);
+    let (mut untouched, _pipe) = live(&rig, "c2").await;
+
+    let (ssh, _p) = live(&rig, "c1").await;
+    rig.put("c1", c1.address, Some(&c1.host_key), |spec| {
+        spec.ssh_enabled = false;
+    });
+    ends_now(ssh, "ssh off").await;
+    assert_eq!(exit_code(&mut other).await, Some(255));
+    usual();
+
+    let (ssh, _p) = live(&rig, "c1").await;
+    rig.put("c1", c1.address, None, |spec| spec.running = None);
+    ends_now(ssh, "stopped").await;
+    usual();
+
+    let (ssh, _p) = live(&rig, "c1").await;
+    rig.put("c1", free_address(), Some(&c1.host_key), |_| {});
+    ends_now(ssh, "another address").await;
+    usual();
+
+    let (ssh, _p) = live(&rig, "c1").await;
+    let id = edd_route::ContainerId::new("c1").unwrap();
+    rig.change(|writer| writer.remove_container(&id));
+    ends_now(ssh, "deleted").await;
+
+    assert!(
+        untouched.try_wait().unwrap().is_none(),
+        "the other container's session lives"
+    );
+    untouched.kill().await.unwrap();
+}
+
+/// A client that reads nothing cannot be told, but is cut all the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn revocation_does_not_wait_for_a_client_that_reads_nothing() {
+    let rig = Rig::start().await;
+    let c1 = rig.container("c1").await;
+    let mut ssh = rig
+        .ssh("c1")
+        .arg("exec cat /dev/zero")
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut pipe = ssh.stdout.take().unwrap();
+    tokio::io::AsyncReadExt::read_u8(&mut pipe).await.unwrap();
+    // Stopped, it does not even take what TCP brings.
+    let pid = ssh.id().unwrap().to_string();
+    let stop = std::process::Command::new("kill")
+        .args(["-STOP", &pid])
+        .status();
+    assert!(stop.unwrap().success());
+    let full = tokio::time::sleep(Duration::from_millis(500));
+    full.await;
+    rig.put("c1", c1.address, None, |spec| spec.running = None);
+    let begin = Instant::now();
+    eventually("cut", || async { rig.shared.drain.connections() == 0 }).await;
+    assert!(
+        begin.elapsed() < Duration::from_secs(1),
+        "{:?}",
+        begin.elapsed()
+    );
+    ssh.kill().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restart_on_the_same_address_and_other_changes_end_nothing() {
+    let rig = Rig::start().await;
+    let c1 = rig.container("c1").await;
+    let _master = rig.master("c1").await;
+    let (mut ssh, _pipe) = live(&rig, "c1").await;
+    for n in 0..100 {
+        rig.put(&format!("other{n}"), free_address(), None, |_| {});
+        rig.put("c1", c1.address, Some(&c1.host_key), |spec| {
+            if let Some(run) = &mut spec.running {
+                run.start = 2 + n;
+            }
+            spec.name = format!("name{n}");
+        });
+    }
+    assert_eq!(stdout(rig.ssh_over("c1").arg("echo in")).await, "in\n");
+    assert!(ssh.try_wait().unwrap().is_none());
+    ssh.kill().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_drain_takes_no_connections_lets_sessions_live_and_cuts_in_the_end() {
+    let rig = Rig::start().await;
+    let _c = rig.container("c1").await;
+    let _master = rig.master("c1").await;
+    let (mut ssh, _pipe) = live(&rig, "c1").await;
+    let drain = rig.shared.drain.clone();
+    let draining = tokio::spawn(async move { drain.run(Duration::from_secs(3)).await });
+    eventually("closed", || async {
+        TcpStream::connect(rig.address).await.is_err()
+    })
+    .await;
+    assert_eq!(stdout(rig.ssh_over("c1").arg("echo in")).await, "in\n");
+    assert!(ssh.try_wait().unwrap().is_none());
+    assert_eq!(draining.await.unwrap(), 2);
+    assert_eq!(exit_code(&mut ssh).await, Some(255));
+    let mut stderr = ssh.stderr.take().unwrap();
+    until_text(&mut stderr, "the gateway is shutting down").await;
+    assert_eq!(rig.shared.drain.connections(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lost_container_ends_its_channel_with_a_word() {
+    let rig = Rig::start().await;
+    let fake = Fake::start(rig.target(free_address()), Vice::DropsOnExec).await;
+    rig.put("c1", fake.address, Some(&fake.host_key), |_| {});
+    let output = output(rig.ssh("c1").arg("work")).await;
+    assert_eq!(output.status.code(), Some(255));
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        text.contains("the connection to the container was lost"),
+        "{text}"
+    );
+}

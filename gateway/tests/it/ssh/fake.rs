@@ -1,0 +1,137 @@
+//! A container that is not OpenSSH: it tells what reaches it and misbehaves on demand.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use russh::keys::{Algorithm, PrivateKey};
+use russh::server::{Auth, ChannelOpenHandle, Handler, Msg, Session, VerifiedPublicKey};
+use russh::{Channel, ChannelId, Sig, server};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+
+/// What reached the container.
+pub(crate) struct Fake {
+    pub(crate) address: IpAddr,
+    pub(crate) host_key: String,
+    pub(crate) seen: mpsc::UnboundedReceiver<String>,
+}
+
+/// How it misbehaves.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Vice {
+    /// It opens channels towards the client that nobody asked for.
+    OpensChannels,
+    /// It loses the connection when a command comes.
+    DropsOnExec,
+    /// None.
+    None,
+}
+
+impl Fake {
+    pub(crate) async fn start(at: SocketAddr, vice: Vice) -> Self {
+        let key = PrivateKey::random(&mut rand::rng(), Algorithm::Ed25519).unwrap();
+        let host_key = key.public_key().to_openssh().unwrap();
+        let config = Arc::new(server::Config {
+            keys: vec![key],
+            ..server::Config::default()
+        });
+        let listener = TcpListener::bind(at).await.unwrap();
+        let (tell, seen) = mpsc::unbounded_channel();
+        tokio::spawn(async move {
+            while let Ok((socket, _)) = listener.accept().await {
+                let tell = tell.clone();
+                tokio::spawn(serve(Arc::clone(&config), socket, tell, vice));
+            }
+        });
+        Self {
+            address: at.ip(),
+            host_key,
+            seen,
+        }
+    }
+}
+
+async fn serve(
+    config: Arc<server::Config>,
+    socket: TcpStream,
+    tell: mpsc::UnboundedSender<String>,
+    vice: Vice,
+) {
+    let container = Container { tell, vice };
+    if let Ok(session) = server::run_stream(config, socket, container).await {
+        let _ = session.await;
+    }
+}
+
+struct Container {
+    tell: mpsc::UnboundedSender<String>,
+    vice: Vice,
+}
+
+impl Container {
+    fn tell(&self, what: impl Into<String>) {
+        let _ = self.tell.send(what.into());
+    }
+}
+
+impl Handler for Container {
+    type Error = russh::Error;
+
+    async fn auth_publickey(
+        &mut self,
+        user: &str,
+        _key: VerifiedPublicKey<'_>,
+    ) -> Result<Auth, russh::Error> {
+        self.tell(format!("login {user}"));
+        Ok(Auth::Accept)
+    }
+
+    async fn channel_open_session(
+        &mut self,
+        _channel: Channel<Msg>,
+        reply: ChannelOpenHandle,
+        session: &mut Session,
+    ) -> Result<(), russh::Error> {
+        reply.accept().await;
+        if self.vice == Vice::OpensChannels {
+            let (handle, tell) = (session.handle(), self.tell.clone());
+            tokio::spawn(async move {
+                let forwarded = handle
+                    .channel_open_forwarded_tcpip("a", 1_u32, "b", 2_u32)
+                    .await;
+                let agent = handle.channel_open_agent().await;
+                let x11 = handle.channel_open_x11("a", 1).await;
+                let opened = [forwarded.is_ok(), agent.is_ok(), x11.is_ok()];
+                let _ = tell.send(format!("opened {opened:?}"));
+            });
+        }
+        Ok(())
+    }
+
+    async fn exec_request(
+        &mut self,
+        channel: ChannelId,
+        data: &[u8],
+        session: &mut Session,
+    ) -> Result<(), russh::Error> {
+        self.tell(format!("exec {}", String::from_utf8_lossy(data)));
+        if self.vice == Vice::DropsOnExec {
+            return Err(russh::Error::Inconsistent);
+        }
+        session.channel_success(channel)?;
+        session.data(channel, "started\n")
+    }
+
+    async fn signal(
+        &mut self,
+        channel: ChannelId,
+        signal: Sig,
+        session: &mut Session,
+    ) -> Result<(), russh::Error> {
+        self.tell(format!("signal {signal:?}"));
+        // The order that loses exit statuses when the end of data is not held back.
+        session.eof(channel)?;
+        session.exit_signal_request(channel, signal, true, "core dumped", "")?;
+        session.close(channel)
+    }
+}

@@ -1,0 +1,400 @@
+//! Who gets in, what the others see, and what bad clients and bad containers do.
+
+use std::collections::HashSet;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use edd_gateway::ssh::Limits;
+use edd_route::UserId;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+
+use super::fake::{Fake, Vice};
+use super::rig::{Rig, command, free_address, output, stdout, within};
+use crate::support::{DEADLINE, eventually};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn all_refusals_look_and_cost_the_same() {
+    let rig = Rig::start().await;
+    let address = free_address();
+    rig.put("good", address, None, |_| {});
+    rig.put("stopped", address, None, |spec| spec.running = None);
+    rig.put("off", address, None, |spec| spec.ssh_enabled = false);
+    rig.put("theirs", address, None, |spec| spec.owner = UserId(8));
+    rig.new_key("stranger");
+    let cases = [
+        (rig.login("good"), "stranger"),
+        (rig.login("stopped"), "owner"),
+        (rig.login("off"), "owner"),
+        (rig.login("theirs"), "owner"),
+        (rig.login("none"), "owner"),
+        ("a b.good".to_owned(), "owner"),
+        ("..".to_owned(), "owner"),
+        ("root".to_owned(), "owner"),
+    ];
+    let mut seen = HashSet::new();
+    for (user, key) in cases {
+        let begin = Instant::now();
+        let ssh = &mut rig.ssh_as(&user, key, &["-o", "LogLevel=VERBOSE"]);
+        let output = output(ssh.arg("true")).await;
+        let took = begin.elapsed();
+        assert_eq!(output.status.code(), Some(255), "{user}");
+        assert!(took >= Duration::from_millis(250), "{user}: {took:?}");
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(text.contains("Permission denied (publickey)"), "{text}");
+        // What differs is only what the client itself says: its user and its ports.
+        let said: Vec<_> = text
+            .lines()
+            .filter(|line| line.contains("Permission denied") || line.contains("Server accepts"))
+            .map(|line| line.replace(&user, "USER"))
+            .collect();
+        seen.insert(said);
+    }
+    assert_eq!(seen.len(), 1, "{seen:?}");
+    assert!(
+        rig.metrics()
+            .contains("ssh_auth_total{result=\"refused\"} 8")
+    );
+    assert!(!rig.metrics().contains("accepted"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_keys_are_offered_and_the_identification_has_no_version() {
+    let rig = Rig::start().await;
+    let options = [
+        "-o",
+        "PreferredAuthentications=password",
+        "-o",
+        "BatchMode=no",
+    ];
+    let ssh = &mut rig.ssh_as("c1", "owner", &options);
+    let output = output(ssh.env("SSH_ASKPASS_REQUIRE", "never").arg("true")).await;
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(text.contains("Permission denied (publickey)."), "{text}");
+
+    let mut socket = TcpStream::connect(rig.address).await.unwrap();
+    let mut banner = [0; 20];
+    within(DEADLINE, "a banner", socket.read_exact(&mut banner))
+        .await
+        .unwrap();
+    assert_eq!(&banner, b"SSH-2.0-EddGateway\r\n");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rsa_and_ecdsa_keys_log_in() {
+    let rig = Rig::start().await;
+    let _c = rig.container("c1").await;
+    let mut keys = Vec::new();
+    for (id, kind, bits) in [(2, "rsa", "2048"), (3, "ecdsa", "384")] {
+        let file = rig.at(kind);
+        let mut make = command("ssh-keygen");
+        make.args(["-q", "-N", "", "-t", kind, "-b", bits, "-f", &file]);
+        stdout(&mut make).await;
+        let list = stdout(command("ssh-keygen").args(["-l", "-f", &file])).await;
+        keys.push((id, list.split(' ').nth(1).unwrap().to_owned()));
+    }
+    let specs: Vec<_> = keys.iter().map(|(id, text)| (*id, text.as_str())).collect();
+    rig.put_keys(super::rig::OWNER, &specs);
+    for kind in ["rsa", "ecdsa"] {
+        let mut ssh = rig.ssh_as(&rig.login("c1"), kind, &[]);
+        assert_eq!(stdout(ssh.arg("echo in")).await, "in\n", "{kind}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_sixth_key_of_an_agent_still_gets_in() {
+    let rig = Rig::start().await;
+    let _c = rig.container("c1").await;
+    let mut options = Vec::new();
+    for n in 1..5 {
+        let name = format!("wrong{n}");
+        rig.new_key(&name);
+        options.extend(["-o".to_owned(), format!("IdentityFile={}", rig.at(&name))]);
+    }
+    options.extend(["-o".to_owned(), format!("IdentityFile={}", rig.at("owner"))]);
+    rig.new_key("wrong0");
+    let options: Vec<_> = options.iter().map(String::as_str).collect();
+    // The named key comes first, then those of the options, in their order.
+    let mut ssh = rig.ssh_as(&rig.login("c1"), "wrong0", &options);
+    assert_eq!(stdout(ssh.arg("echo in")).await, "in\n");
+    assert!(
+        rig.metrics()
+            .contains("ssh_auth_total{result=\"refused\"} 5")
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deleted_key_gets_nobody_in() {
+    let rig = Rig::start().await;
+    let _c = rig.container("c1").await;
+    assert!(output(rig.ssh("c1").arg("true")).await.status.success());
+    rig.put_keys(super::rig::OWNER, &[]);
+    let output = output(rig.ssh("c1").arg("true")).await;
+    assert_eq!(output.status.code(), Some(255));
+}
+
+/// Reads until the server closes; fails if it does not.
+async fn until_closed(socket: &mut TcpStream) -> Vec<u8> {
+    let mut all = Vec::new();
+    let mut buffer = [0; 4096];
+    within(DEADLINE, "the server closes", async {
+        // A reset is an end, too.
+        while let Ok(len @ 1..) = socket.read(&mut buffer).await {
+            all.extend_from_slice(&buffer[..len]);
+        }
+    })
+    .await;
+    all
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn garbage_truncated_and_oversized_beginnings_are_closed() {
+    let rig = Rig::start_with(Limits::default(), &["--header-timeout", "1s"]).await;
+    let _c = rig.container("c1").await;
+    let long = [b"SSH-2.0-".as_slice(), &[b'x'; 100_000]].concat();
+    let kex = [b"SSH-2.0-x\r\n".as_slice(), &[0xff; 64]].concat();
+    let huge_packet = [b"SSH-2.0-x\r\n".as_slice(), &[0x7f, 0xff, 0xff, 0xff, 0]].concat();
+    let beginnings: [&[u8]; 7] = [
+        b"GET / HTTP/1.1\r\nhost: x\r\n\r\n",
+        b"SSH-1.5-old\r\n",
+        b"\0\0\0\0\0\0\0\0\n\n\n\n",
+        &long,
+        &kex,
+        &huge_packet,
+        b"SSH-2.0",
+    ];
+    for bytes in beginnings {
+        let mut socket = TcpStream::connect(rig.address).await.unwrap();
+        let _ = socket.write_all(bytes).await;
+        until_closed(&mut socket).await;
+    }
+    for cut in [0, 1, 9] {
+        let mut socket = TcpStream::connect(rig.address).await.unwrap();
+        socket.write_all(&b"SSH-2.0-x\r\n"[..cut]).await.unwrap();
+        socket.shutdown().await.unwrap();
+        until_closed(&mut socket).await;
+    }
+    assert_eq!(stdout(rig.ssh("c1").arg("echo in")).await, "in\n");
+    eventually("nothing stays", || async {
+        rig.shared.drain.connections() == 0
+    })
+    .await;
+    assert!(rig.metrics().contains("panics_total 0"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_does_not_log_in_in_time_is_cut() {
+    let limits = Limits {
+        login: Duration::from_millis(700),
+        ..Limits::default()
+    };
+    let rig = Rig::start_with(limits, &[]).await;
+    for said in [b"".as_slice(), b"SSH-2.0-slow\r\n"] {
+        let begin = Instant::now();
+        let mut socket = TcpStream::connect(rig.address).await.unwrap();
+        socket.write_all(said).await.unwrap();
+        until_closed(&mut socket).await;
+        assert!(begin.elapsed() < Duration::from_secs(5));
+    }
+    assert!(
+        rig.metrics()
+            .contains("ssh_auth_total{result=\"timeout\"} 1")
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_so_many_wait_for_a_login_and_sessions_do_not_count() {
+    let limits = Limits {
+        waiting_per_address_max: 3,
+        ..Limits::default()
+    };
+    let rig = Rig::start_with(limits, &[]).await;
+    let _c = rig.container("c1").await;
+    let _master = rig.master("c1").await;
+    let mut waiting = Vec::new();
+    for _ in 0..3 {
+        let mut socket = TcpStream::connect(rig.address).await.unwrap();
+        socket.read_u8().await.unwrap();
+        waiting.push(socket);
+    }
+    let mut refused = TcpStream::connect(rig.address).await.unwrap();
+    assert!(until_closed(&mut refused).await.is_empty());
+    assert_eq!(stdout(rig.ssh_over("c1").arg("echo in")).await, "in\n");
+    drop(waiting);
+    eventually("a place", || async {
+        output(rig.ssh("c1").arg("true")).await.status.success()
+    })
+    .await;
+    assert!(
+        rig.metrics()
+            .contains("reason=\"ssh_login_address_limit\"} 1")
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_found_elsewhere_is_taken_over_with_its_first_bytes() {
+    let rig = Rig::start().await;
+    let _c = rig.container("c1").await;
+    let door = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = door.local_addr().unwrap().port();
+    let server = rig.server.clone();
+    let guard = Arc::new(());
+    let held = Arc::clone(&guard);
+    // Not a thread of the runtime, as a data thread is none of the SSH runtime.
+    std::thread::spawn(move || {
+        let (mut socket, peer) = door.accept().unwrap();
+        let mut first = [0; 4];
+        std::io::Read::read_exact(&mut socket, &mut first).unwrap();
+        server.hand_over(socket, Bytes::copy_from_slice(&first), peer, held);
+    });
+    let alias = format!("HostKeyAlias=[127.0.0.1]:{}", rig.address.port());
+    let mut ssh = command("ssh");
+    ssh.args(rig.options("owner")).args([
+        "-o",
+        &alias,
+        "-p",
+        &port.to_string(),
+        "-l",
+        &rig.login("c1"),
+        "127.0.0.1",
+        "echo in",
+    ]);
+    assert_eq!(stdout(&mut ssh).await, "in\n");
+    eventually("the guard goes with the connection", || async {
+        Arc::strong_count(&guard) == 1
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_container_with_another_host_key_is_not_spoken_to() {
+    let rig = Rig::start().await;
+    let c1 = rig.sshd("c1", &[]).await;
+    let other = Fake::start(rig.target(free_address()), Vice::None).await;
+    rig.put("c1", c1.address, Some(&other.host_key), |_| {});
+    let output = output(rig.ssh("c1").arg("true")).await;
+    assert_eq!(output.status.code(), Some(255));
+    let log = std::fs::read_to_string(rig.path("c1/log")).unwrap();
+    assert!(!log.contains("Accepted"), "{log}");
+
+    rig.put(
+        "c1",
+        c1.address,
+        Some(&format!("{} root@c1", c1.host_key)),
+        |_| {},
+    );
+    assert_eq!(stdout(rig.ssh("c1").arg("echo in")).await, "in\n");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_first_host_key_of_a_start_is_kept_until_the_next_start() {
+    let rig = Rig::start().await;
+    let mut first = rig.sshd("c1", &[]).await;
+    rig.put("c1", first.address, None, |_| {});
+    assert_eq!(stdout(rig.ssh("c1").arg("echo in")).await, "in\n");
+
+    first.child.kill().await.unwrap();
+    let at = rig.target(first.address);
+    let _second = Fake::start(at, Vice::None).await;
+    let output = output(rig.ssh("c1").arg("true")).await;
+    assert_eq!(
+        output.status.code(),
+        Some(255),
+        "another key on the same address"
+    );
+
+    rig.put("c1", first.address, None, |spec| {
+        if let Some(run) = &mut spec.running {
+            run.start = 2;
+        }
+    });
+    let mut ssh = rig.ssh("c1").arg("x").spawn().unwrap();
+    let spoken = || {
+        rig.metrics()
+            .contains("upstream_connections{state=\"active\"} 1")
+    };
+    eventually("a new start, a new key", || async { spoken() }).await;
+    ssh.kill().await.unwrap();
+}
+
+/// Stands before a container: each connection goes through `meet` first.
+async fn in_front<F: Future<Output = bool> + Send>(
+    at: SocketAddr,
+    behind: SocketAddr,
+    meet: impl Fn(usize) -> F + Send + Sync + 'static,
+) -> Arc<AtomicUsize> {
+    let listener = TcpListener::bind(at).await.unwrap();
+    let count = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&count);
+    let meet = Arc::new(meet);
+    tokio::spawn(async move {
+        while let Ok((mut socket, _)) = listener.accept().await {
+            let n = counter.fetch_add(1, Ordering::SeqCst);
+            if !meet(n).await {
+                continue;
+            }
+            tokio::spawn(async move {
+                let mut behind = TcpStream::connect(behind).await.unwrap();
+                let _ = tokio::io::copy_bidirectional(&mut socket, &mut behind).await;
+            });
+        }
+    });
+    count
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_container_that_drops_log_ins_is_tried_again() {
+    let rig = Rig::start().await;
+    let c1 = rig.sshd("c1", &[]).await;
+    let address = free_address();
+    let behind = rig.target(c1.address);
+    let tries = in_front(rig.target(address), behind, |n| async move { n >= 2 }).await;
+    rig.put("c1", address, Some(&c1.host_key), |_| {});
+    assert_eq!(stdout(rig.ssh("c1").arg("echo in")).await, "in\n");
+    assert_eq!(tries.load(Ordering::SeqCst), 3);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_container_that_always_drops_is_given_up() {
+    let rig = Rig::start().await;
+    let address = free_address();
+    let at = rig.target(address);
+    let tries = in_front(at, at, |_| async { false }).await;
+    rig.put("c1", address, None, |_| {});
+    let ssh = &mut rig.ssh_as(&rig.login("c1"), "owner", &["-o", "LogLevel=INFO"]);
+    let output = output(ssh.arg("true")).await;
+    assert_eq!(output.status.code(), Some(255));
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(text.contains("open failed: connect failed"), "{text}");
+    assert_eq!(tries.load(Ordering::SeqCst), 4);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slow_banner_is_waited_for() {
+    let rig = Rig::start().await;
+    let c1 = rig.sshd("c1", &[]).await;
+    let address = free_address();
+    let slow = |_| async {
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        true
+    };
+    let _ = in_front(rig.target(address), rig.target(c1.address), slow).await;
+    rig.put("c1", address, Some(&c1.host_key), |_| {});
+    assert_eq!(stdout(rig.ssh("c1").arg("echo in")).await, "in\n");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_container_that_is_not_there_fails_the_channel_only() {
+    let rig = Rig::start().await;
+    rig.put("c1", free_address(), None, |_| {});
+    let begin = Instant::now();
+    let ssh = &mut rig.ssh_as(&rig.login("c1"), "owner", &["-o", "LogLevel=INFO"]);
+    let output = output(ssh.arg("true")).await;
+    assert_eq!(output.status.code(), Some(255));
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(text.contains("open failed: connect failed"), "{text}");
+    assert!(begin.elapsed() < Duration::from_secs(5));
+}

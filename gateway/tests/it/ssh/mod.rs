@@ -1,0 +1,8 @@
+//! SSH through the gateway with OpenSSH's clients and servers.
+
+mod ends;
+mod fake;
+mod flow;
+mod login;
+mod rig;
+mod session;
