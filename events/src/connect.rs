@@ -22,6 +22,8 @@ const CLIENT_CAPACITY: usize = 4096;
 /// First and longest pause between attempts to reconnect.
 const RECONNECT_FIRST: Duration = Duration::from_millis(20);
 const RECONNECT_MAX: Duration = Duration::from_secs(2);
+/// Looks whether the connection is lost this often while an answer is awaited.
+const LOST_POLL: Duration = Duration::from_millis(50);
 /// Older servers lack the fix of CVE-2025-30215 (JetStream API authorisation).
 const OLDEST_SAFE: (i64, i64, i64) = (2, 10, 27);
 
@@ -107,6 +109,20 @@ pub fn check_url(urls: &str) -> Result<(), ConnectError> {
 #[must_use]
 pub fn is_connected(client: &Client) -> bool {
     client.connection_state() == async_nats::connection::State::Connected
+}
+
+/// How often this client was connected so far.
+pub(crate) fn connects(client: &Client) -> u64 {
+    client.statistics().connects.load(Ordering::Relaxed)
+}
+
+/// Ready once the connection that was the `connects`th is gone, or another has
+/// taken its place: what was asked on it will never be answered, and waiting
+/// for the time limit would only delay the next attempt.
+pub(crate) async fn lost(client: &Client, connects_then: u64) {
+    while is_connected(client) && connects(client) == connects_then {
+        tokio::time::sleep(LOST_POLL).await;
+    }
 }
 
 /// Warns once per process about a server with known holes.

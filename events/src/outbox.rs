@@ -19,6 +19,7 @@ use async_nats::jetstream::{
     message::PublishMessage,
 };
 use async_nats::{HeaderMap, HeaderValue};
+use futures_util::FutureExt as _;
 use sqlx::{SqliteConnection, SqlitePool};
 use tokio::{sync::Notify, time::timeout};
 use tokio_util::sync::CancellationToken;
@@ -27,7 +28,7 @@ use tracing::{debug, error, info, warn};
 use crate::{
     Metrics,
     backoff::Backoff,
-    connect::is_connected,
+    connect::{connects, is_connected, lost},
     envelope::Cause,
     stream::{StreamSpec, ensure, spec_of},
 };
@@ -293,6 +294,9 @@ impl Relay {
                 self.ensure_stream(spec).await?;
             }
         }
+        let client = self.js.client();
+        let connects = connects(&client);
+        let lost = lost(&client, connects).shared();
         // All are sent before the first acknowledgement is awaited: one round
         // trip for the batch. The connection keeps their order.
         let mut sent = Vec::with_capacity(rows.len());
@@ -303,7 +307,7 @@ impl Relay {
         let mut done = Vec::with_capacity(sent.len());
         let mut failure = None;
         for (row, future) in sent {
-            match await_ack(future).await {
+            match await_ack(future, lost.clone()).await {
                 Ok(duplicate) => {
                     let result = if duplicate { "duplicate" } else { "ok" };
                     self.metrics.published(&row.subject, result);
@@ -420,10 +424,16 @@ enum Pause {
     UntilWoken(Duration),
 }
 
-/// Whether the stream had it already.
-async fn await_ack(sent: Result<PublishAckFuture, PublishError>) -> Result<bool, PublishError> {
-    let ack = timeout(ACK_TIMEOUT, sent?)
-        .await
-        .unwrap_or_else(|_| Err(PublishError::new(PublishErrorKind::TimedOut)))?;
+/// Whether the stream had it already. Ends with the connection.
+async fn await_ack(
+    sent: Result<PublishAckFuture, PublishError>,
+    lost: impl Future<Output = ()>,
+) -> Result<bool, PublishError> {
+    let ack = timeout(ACK_TIMEOUT, sent?);
+    let ack = tokio::select! {
+        biased;
+        ack = ack => ack.unwrap_or_else(|_| Err(PublishError::new(PublishErrorKind::TimedOut)))?,
+        () = lost => return Err(PublishError::new(PublishErrorKind::BrokenPipe)),
+    };
     Ok(ack.duplicate)
 }

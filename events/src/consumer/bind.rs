@@ -10,12 +10,9 @@ use async_nats::jetstream::{
 use tokio::time::timeout;
 use tracing::warn;
 
-use super::{
-    ACK_PENDING_MAX, ACK_WAIT, Consumer, DELIVERIES_MAX,
-    pull::{Puller, connects},
-};
+use super::{ACK_PENDING_MAX, ACK_WAIT, Consumer, DELIVERIES_MAX, pull::Puller};
 use crate::{
-    connect::is_connected,
+    connect::{connects, is_connected, lost},
     stream::{EnsureError, ensure},
 };
 
@@ -64,16 +61,16 @@ impl Consumer {
         timeout(CONNECT_WAIT, connected)
             .await
             .map_err(|_| BindError::Disconnected)?;
-        timeout(BIND_TIMEOUT, self.bind_connected())
-            .await
-            .unwrap_or(Err(BindError::TimedOut))
+        let connects = connects(&client);
+        tokio::select! {
+            bound = timeout(BIND_TIMEOUT, self.bind_connected(connects)) => {
+                bound.unwrap_or(Err(BindError::TimedOut))
+            }
+            () = lost(&client, connects) => Err(BindError::Disconnected),
+        }
     }
 
-    async fn bind_connected(&self) -> Result<Bound, BindError> {
-        // The count of connections is read first: a reconnect from here on is
-        // seen by the puller.
-        let client = self.js.client();
-        let connects = connects(&client);
+    async fn bind_connected(&self, connects: u64) -> Result<Bound, BindError> {
         let mut stream = ensure(&self.js, &self.spec.stream, self.replicas).await?;
         let wanted = self.config();
         let consumer = stream

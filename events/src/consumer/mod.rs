@@ -9,7 +9,9 @@
 //! the dead letters, the world's fault ([`Unavailable`]) pauses consumption
 //! while progress acknowledgements keep what was delivered.
 
+mod acks;
 mod bind;
+mod burial;
 mod pull;
 mod session;
 
@@ -21,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::{Metrics, backoff::Backoff, event::Delivery, stream::StreamSpec};
+use pull::Lost;
 use session::{End, Session};
 
 /// After this many deliveries a failing event is a dead letter.
@@ -158,13 +161,15 @@ impl Consumer {
                     match session.run(bound, &shutdown).await {
                         End::Shutdown => break,
                         End::Lost(lost) => {
+                            info!(stream, consumer, reason = %lost, "binding again");
                             // Progress since the last time means that this is
-                            // no failure that repeats itself.
-                            if session.took_progress() {
+                            // no failure that repeats itself; reconnects have
+                            // pauses of their own.
+                            if session.took_progress() || matches!(lost, Lost::Reconnected) {
                                 backoff.reset();
+                                continue;
                             }
                             let pause = backoff.next();
-                            info!(stream, consumer, reason = %lost, "binding again");
                             let sleep = tokio::time::sleep(pause);
                             if shutdown.run_until_cancelled(sleep).await.is_none() {
                                 break;

@@ -8,7 +8,6 @@
 
 use std::{
     fmt,
-    sync::atomic::Ordering,
     time::{Duration, Instant},
 };
 
@@ -23,6 +22,8 @@ use futures_util::{FutureExt as _, StreamExt as _};
 use tokio::time::{sleep, timeout};
 use tracing::trace;
 
+use crate::connect::{connects, is_connected};
+
 /// How long a pull request waits at the server.
 const EXPIRES: Duration = Duration::from_secs(30);
 /// The server says that it is there this often while nothing happens.
@@ -30,7 +31,7 @@ const HEARTBEAT: Duration = Duration::from_secs(5);
 /// Longer silence means that the server forgot our request.
 const SILENCE_MAX: Duration = Duration::from_secs(12);
 /// How often to look for a reconnect and for silence.
-const WATCH_INTERVAL: Duration = Duration::from_millis(200);
+const WATCH_INTERVAL: Duration = Duration::from_millis(100);
 const SEND_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Why nothing more will come; binding again helps.
@@ -67,11 +68,6 @@ pub(super) struct Puller {
     credit: usize,
     heard: Instant,
     connects: u64,
-}
-
-/// How often this client was connected so far.
-pub(super) fn connects(client: &Client) -> u64 {
-    client.statistics().connects.load(Ordering::Relaxed)
 }
 
 impl Puller {
@@ -158,7 +154,7 @@ impl Puller {
             // The server may have been restarted and forgotten our request.
             return Err(Lost::Reconnected);
         }
-        if self.heard.elapsed() > SILENCE_MAX && crate::connect::is_connected(&self.client) {
+        if self.heard.elapsed() > SILENCE_MAX && is_connected(&self.client) {
             return Err(Lost::Silent);
         }
         Ok(())

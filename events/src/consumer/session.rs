@@ -11,32 +11,29 @@ use std::{
 
 use async_nats::jetstream::{self, AckKind};
 use futures_util::{FutureExt as _, TryStreamExt as _};
-use tokio::time::{MissedTickBehavior, interval, interval_at, sleep, timeout};
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
 use super::{
     ACK_WAIT, Consumer, DELIVERIES_MAX, Handler, Unavailable, Verdict,
+    acks::{acknowledge, grace, hold, keep, keep_alive, ticks},
     bind::Bound,
+    burial::Dead,
     pull::{Lost, Puller},
 };
 use crate::{
-    backoff::{Backoff, jittered},
-    connect::is_connected,
-    dead_letter::DeadLetter,
+    backoff::Backoff,
+    connect::{connects, is_connected, lost},
     event::{Decoded, Delivery, Position, decode},
     subject::Kind,
 };
 
-/// What is in work is kept alive this often: three chances within the ack wait.
-const KEEP_ALIVE: Duration = Duration::from_secs(ACK_WAIT.as_secs() / 3);
 /// Pauses while the world is at fault.
-const UNAVAILABLE_FIRST: Duration = Duration::from_millis(100);
-const UNAVAILABLE_MAX: Duration = Duration::from_secs(5);
-/// How long an acknowledgement may wait for the client's queue.
-const ACK_SEND_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long a batch may take after the shutdown began.
-const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
+pub(super) const UNAVAILABLE_FIRST: Duration = Duration::from_millis(100);
+pub(super) const UNAVAILABLE_MAX: Duration = Duration::from_secs(5);
+/// How long handing back may take in all.
+const HAND_BACK_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often the gauges are read from the server.
 const STATISTICS_INTERVAL: Duration = Duration::from_secs(30);
 const STATISTICS_TIMEOUT: Duration = Duration::from_secs(2);
@@ -48,13 +45,14 @@ pub(super) enum End {
 }
 
 /// The time to stop came while a batch was in work.
-struct Interrupted;
+pub(super) struct Interrupted;
 
 pub(super) struct Session<'a, H> {
-    consumer: &'a Consumer,
+    pub(super) consumer: &'a Consumer,
     handler: H,
     /// Delivered, not yet looked at.
-    held: VecDeque<jetstream::Message>,
+    pub(super) held: VecDeque<jetstream::Message>,
+    pub(super) keep_alive: Duration,
     progress: bool,
     /// Handled up to here, all was handled that was there at the first binding.
     catch_up_to: Option<u64>,
@@ -66,22 +64,13 @@ struct InWork {
     kind: Kind,
 }
 
-/// A bad or failed event, waiting to be a dead letter.
-struct Dead {
-    message: jetstream::Message,
-    kind: Kind,
-    event_id: String,
-    position: Position,
-    deliveries: u64,
-    reason: String,
-}
-
 impl<'a, H: Handler> Session<'a, H> {
     pub(super) fn new(consumer: &'a Consumer, handler: H) -> Self {
         Self {
             consumer,
             handler,
             held: VecDeque::new(),
+            keep_alive: keep_alive(ACK_WAIT),
             progress: false,
             catch_up_to: None,
         }
@@ -101,8 +90,9 @@ impl<'a, H: Handler> Session<'a, H> {
             pending,
             last_sequence,
         } = bound;
-        let names = self.consumer.spec.stream.name;
-        self.consumer.metrics.pending(names, pending);
+        self.consumer
+            .metrics
+            .pending(self.consumer.spec.stream.name, pending);
         if pending == 0 && self.held.is_empty() {
             self.consumer.caught_up.send_replace(true);
         }
@@ -111,18 +101,20 @@ impl<'a, H: Handler> Session<'a, H> {
             .catch_up_to
             .map_or(last_sequence, |target| target.min(last_sequence));
         self.catch_up_to = Some(target);
+        // The consumer may be someone else's, with another ack wait.
+        self.keep_alive = keep_alive(consumer.cached_info().config.ack_wait);
         let mut statistics = interval(STATISTICS_INTERVAL);
         statistics.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
+        let end = loop {
             let first = if let Some(message) = self.held.pop_front() {
                 message
             } else {
                 tokio::select! {
                     biased;
-                    () = shutdown.cancelled() => return End::Shutdown,
+                    () = shutdown.cancelled() => break End::Shutdown,
                     next = puller.next() => match next {
                         Ok(message) => message,
-                        Err(lost) => return End::Lost(lost),
+                        Err(lost) => break End::Lost(lost),
                     },
                     _ = statistics.tick() => {
                         self.read_statistics(&stream, &mut consumer).await;
@@ -132,23 +124,41 @@ impl<'a, H: Handler> Session<'a, H> {
             };
             let (batch, lost) = self.collect(first, &mut puller);
             if let Err(Interrupted) = self.work(batch, &mut puller, shutdown).await {
-                return End::Shutdown;
+                break End::Shutdown;
             }
             self.progress = true;
-            if let Some(lost) = lost {
-                return End::Lost(lost);
+            if shutdown.is_cancelled() {
+                break End::Shutdown;
             }
-        }
+            if let Some(lost) = lost {
+                break End::Lost(lost);
+            }
+        };
+        // What has arrived is handled after the next binding, or handed back.
+        hold(&mut self.held, &mut puller);
+        end
     }
 
     /// Gives back what was delivered and not handled, for the next process.
+    /// What will not be delivered again becomes a dead letter instead of
+    /// vanishing.
     pub(super) async fn hand_back(&mut self) {
-        let held = std::mem::take(&mut self.held);
-        for message in &held {
-            self.acknowledge(message, AckKind::Nak(None)).await;
+        let consumer = self.consumer;
+        let give_back = async {
+            for message in std::mem::take(&mut self.held) {
+                if let Some(dead) = Dead::at_last_delivery(&message) {
+                    // A failure is not silent: the log has had its reason.
+                    let _ = dead.bury(consumer).await;
+                } else {
+                    acknowledge(consumer, &message, AckKind::Nak(None)).await;
+                }
+            }
+            // The client sends on its own; give it the chance before we go.
+            let _ = consumer.js.client().flush().await;
+        };
+        if is_connected(&consumer.js.client()) {
+            let _ = timeout(HAND_BACK_TIMEOUT, give_back).await;
         }
-        // The client sends on its own; give it the chance before we are gone.
-        let _ = timeout(ACK_SEND_TIMEOUT, self.consumer.js.client().flush()).await;
     }
 
     /// Whatever is there, without waiting for more.
@@ -241,9 +251,15 @@ impl<'a, H: Handler> Session<'a, H> {
             }
         }
         if !deliveries.is_empty() {
-            let verdicts = self
+            let handled = self
                 .hand_over(&deliveries, &in_work, &dead, puller, shutdown)
-                .await?;
+                .await;
+            let Ok(verdicts) = handled else {
+                let bad = dead.into_iter().map(|dead| dead.message);
+                self.held
+                    .extend(in_work.into_iter().map(|work| work.message).chain(bad));
+                return Err(Interrupted);
+            };
             self.settle(deliveries, in_work, verdicts, &mut dead).await;
         }
         self.bury(dead, puller, shutdown).await?;
@@ -274,7 +290,10 @@ impl<'a, H: Handler> Session<'a, H> {
             .map(|work| &work.message)
             .chain(dead.iter().map(|d| &d.message))
             .collect();
-        let mut keep_alive = keep_alive();
+        let mut keep_alive = ticks(self.keep_alive);
+        // One grace for all attempts.
+        let grace = grace(shutdown);
+        tokio::pin!(grace);
         let mut single = false;
         let mut verdicts = Vec::with_capacity(deliveries.len());
         while verdicts.len() < deliveries.len() {
@@ -292,7 +311,7 @@ impl<'a, H: Handler> Session<'a, H> {
                     tokio::select! {
                         biased;
                         outcome = &mut handling => break outcome,
-                        () = grace(shutdown) => return Err(Interrupted),
+                        () = &mut grace => return Err(Interrupted),
                         _ = keep_alive.tick() => {
                             hold(&mut self.held, puller);
                             keep(self.consumer, &messages, &self.held).await;
@@ -427,68 +446,6 @@ impl<'a, H: Handler> Session<'a, H> {
             .unwrap_or_default()
     }
 
-    /// Makes dead letters; an original is acknowledged when the stream has its
-    /// dead letter, not before.
-    async fn bury(
-        &mut self,
-        dead: Vec<Dead>,
-        puller: &mut Puller,
-        shutdown: &CancellationToken,
-    ) -> Result<(), Interrupted> {
-        let mut backoff = Backoff::new(UNAVAILABLE_FIRST, UNAVAILABLE_MAX);
-        let mut kept = Instant::now();
-        let mut rest = VecDeque::from(dead);
-        while let Some(one) = rest.front() {
-            let letter = DeadLetter {
-                kind: one.kind,
-                message: &one.message,
-                stream: &one.position.stream,
-                consumer: self.consumer.spec.durable,
-                sequence: one.position.sequence,
-                deliveries: one.deliveries,
-                reason: &one.reason,
-            };
-            let published = tokio::select! {
-                biased;
-                published = letter.publish(&self.consumer.js) => published,
-                () = grace(shutdown) => return Err(Interrupted),
-            };
-            match published {
-                Ok(()) => {
-                    let latency = one.position.published_at.elapsed().unwrap_or_default();
-                    error!(
-                        id = one.event_id, r#type = one.kind.name(), subject = %one.message.subject,
-                        latency_us = latency.as_micros(), result = "dead_lettered",
-                        reason = one.reason, deliveries = one.deliveries, "event"
-                    );
-                    self.consumer
-                        .metrics
-                        .event(one.kind.label(), "dead_lettered");
-                    self.consumer
-                        .metrics
-                        .dead_lettered(self.consumer.spec.stream.name);
-                    self.acknowledge(&one.message, AckKind::Ack).await;
-                    rest.pop_front();
-                    backoff.reset();
-                }
-                Err(error) => {
-                    let pause = backoff.next();
-                    warn!(%error, pause_ms = pause.as_millis(), "dead letter cannot be stored yet");
-                    if shutdown.run_until_cancelled(sleep(pause)).await.is_none() {
-                        return Err(Interrupted);
-                    }
-                }
-            }
-            if kept.elapsed() > KEEP_ALIVE {
-                kept = Instant::now();
-                hold(&mut self.held, puller);
-                let messages: Vec<_> = rest.iter().map(|dead| &dead.message).collect();
-                keep(self.consumer, &messages, &self.held).await;
-            }
-        }
-        Ok(())
-    }
-
     async fn acknowledge(&self, message: &jetstream::Message, kind: AckKind) {
         acknowledge(self.consumer, message, kind).await;
     }
@@ -514,59 +471,13 @@ impl<'a, H: Handler> Session<'a, H> {
             self.consumer.metrics.dlq_messages(name, messages);
             Some(())
         };
-        if !matches!(timeout(STATISTICS_TIMEOUT, read).await, Ok(Some(()))) {
-            debug!(stream = name, "statistics not read");
+        let client = self.consumer.js.client();
+        let connects = connects(&client);
+        tokio::select! {
+            read = timeout(STATISTICS_TIMEOUT, read) => if !matches!(read, Ok(Some(()))) {
+                debug!(stream = name, "statistics not read");
+            },
+            () = lost(&client, connects) => {}
         }
-    }
-}
-
-/// Ready when a shutdown has been asked for and its grace is over.
-async fn grace(shutdown: &CancellationToken) {
-    shutdown.cancelled().await;
-    sleep(SHUTDOWN_GRACE).await;
-}
-
-fn keep_alive() -> tokio::time::Interval {
-    let period = jittered(KEEP_ALIVE);
-    let mut interval = interval_at(tokio::time::Instant::now() + period, period);
-    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    interval
-}
-
-/// Takes what has arrived meanwhile, at most the credit given, so that it is
-/// kept alive with the rest. A lost binding is noticed after the batch.
-fn hold(held: &mut VecDeque<jetstream::Message>, puller: &mut Puller) {
-    while let Ok(Some(message)) = puller.try_next() {
-        held.push_back(message);
-    }
-}
-
-/// Tells the server that these are still in work.
-async fn keep(
-    consumer: &Consumer,
-    messages: &[&jetstream::Message],
-    held: &VecDeque<jetstream::Message>,
-) {
-    if !is_connected(&consumer.js.client()) {
-        return;
-    }
-    for message in messages.iter().copied().chain(held) {
-        acknowledge(consumer, message, AckKind::Progress).await;
-    }
-}
-
-/// Sends an acknowledgement. A lost one means another delivery, which the
-/// handler finds stale.
-async fn acknowledge(consumer: &Consumer, message: &jetstream::Message, kind: AckKind) {
-    let label = match kind {
-        AckKind::Ack => "ack",
-        AckKind::Nak(_) => "nak",
-        AckKind::Progress => "progress",
-        AckKind::Next | AckKind::Term => "other",
-    };
-    match timeout(ACK_SEND_TIMEOUT, message.ack_with(kind)).await {
-        Ok(Ok(())) => consumer.metrics.ack(consumer.spec.stream.name, label),
-        Ok(Err(error)) => debug!(%error, label, "acknowledgement not sent"),
-        Err(_) => debug!(label, "acknowledgement not sent in time"),
     }
 }

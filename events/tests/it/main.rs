@@ -1,4 +1,9 @@
 //! The event library against a real nats-server.
 
 mod consuming;
+mod dead_letters;
+mod decoding;
+mod outages;
+mod requests;
+mod streams;
 mod support;

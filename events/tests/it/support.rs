@@ -7,14 +7,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use async_nats::jetstream;
+use async_nats::jetstream::{self, message::StreamMessage};
 use edd_events::{
     Metrics,
     consumer::{Consumer, ConsumerSpec, Handler, Unavailable, Verdict},
     envelope::{Cause, seal},
     event::Delivery,
     outbox::{self, OutboxEntry, Relay, Waker},
-    stream,
+    stream::{self, StreamSpec},
     subject::EntityId,
     testing::NatsServer,
 };
@@ -139,6 +139,8 @@ pub(crate) struct Recorder {
 #[derive(Default)]
 pub(crate) struct Seen {
     pub(crate) deliveries: Vec<Delivery>,
+    /// From the stream's time of each to its handler.
+    pub(crate) latencies: Vec<Duration>,
     pub(crate) batches: Vec<usize>,
     pub(crate) calls: usize,
 }
@@ -189,6 +191,11 @@ impl Handler for Recorder {
             .collect();
         if verdicts.is_ok() {
             let mut seen = self.seen.lock().unwrap();
+            seen.latencies.extend(
+                batch
+                    .iter()
+                    .map(|d| d.position.published_at.elapsed().unwrap_or_default()),
+            );
             seen.deliveries.extend_from_slice(batch);
             seen.batches.push(batch.len());
         }
@@ -218,6 +225,16 @@ impl Running {
         let mut registry = Registry::default();
         let metrics = Metrics::register(&mut registry);
         let consumer = Consumer::new(js, spec, 1, metrics).with_retry_delays(QUICK_RETRIES);
+        Self::run(consumer, recorder, registry)
+    }
+
+    /// With the pauses of production.
+    pub(crate) fn with_real_delays(js: jetstream::Context, recorder: Recorder) -> Self {
+        let consumer = Consumer::new(js, SPEC, 1, Metrics::default());
+        Self::run(consumer, recorder, Registry::default())
+    }
+
+    fn run(consumer: Consumer, recorder: Recorder, registry: Registry) -> Self {
         let caught_up = consumer.caught_up();
         let shutdown = CancellationToken::new();
         let task = tokio::spawn(consumer.run(recorder.clone(), shutdown.clone()));
@@ -260,6 +277,37 @@ impl Running {
             .unwrap();
         self.recorder
     }
+}
+
+/// Publishes straight into a stream, as another service might.
+pub(crate) async fn publish(js: &jetstream::Context, subject: &str, payload: Vec<u8>) -> u64 {
+    let ack = js
+        .publish(subject.to_owned(), payload.into())
+        .await
+        .unwrap();
+    ack.await.unwrap().sequence
+}
+
+/// The messages of a stream on one subject, oldest first.
+pub(crate) async fn stored(
+    js: &jetstream::Context,
+    spec: &StreamSpec,
+    subject: &str,
+) -> Vec<StreamMessage> {
+    // Perhaps nobody has made it yet.
+    let Ok(mut stream) = js.get_stream(spec.name).await else {
+        return Vec::new();
+    };
+    let last = stream.info().await.unwrap().state.last_sequence;
+    let mut found = Vec::new();
+    for sequence in 1..=last {
+        if let Ok(message) = stream.get_raw_message(sequence).await
+            && message.subject.as_str() == subject
+        {
+            found.push(message);
+        }
+    }
+    found
 }
 
 /// How many messages the durable consumer has not acknowledged, or not seen.

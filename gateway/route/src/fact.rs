@@ -76,6 +76,11 @@ impl Admission {
         self.0.iter().any(Fact::is_revoked)
     }
 
+    /// Whether both depend on the very same facts.
+    pub fn is(&self, other: &Self) -> bool {
+        self.0.len() == other.0.len() && self.0.iter().zip(&other.0).all(|(a, b)| a.is(b))
+    }
+
     /// Ends as soon as any of its facts is over; never, if it has none.
     ///
     /// Cancellation safe: dropping the future takes its registration back.
@@ -154,6 +159,16 @@ mod tests {
         let mut cx = Context::from_waker(Waker::noop());
         let mut waiting = Box::pin(Admission::new([fact]).revoked());
         assert!(waiting.as_mut().poll(&mut cx).is_ready());
+    }
+
+    #[test]
+    fn admissions_are_the_same_by_their_facts_alone() {
+        let (a, b) = (Fact::new(), Fact::new());
+        let both = Admission::new([a.clone(), b.clone()]);
+        assert!(both.is(&Admission::new([a.clone(), b])));
+        assert!(!both.is(&Admission::new([a.clone()])));
+        assert!(!both.is(&Admission::new([a, Fact::new()])));
+        assert!(Admission::default().is(&Admission::default()));
     }
 
     #[test]

@@ -1,10 +1,27 @@
-//! HTTP: one connection, its requests and where they go.
+//! HTTP: one connection, its requests, and where each of them goes.
+//!
+//! Takes a connection that is known to speak HTTP (`serve_h1`, `serve_h2`) and
+//! ends when it is over. In the order a request meets them: `head` reads where
+//! it wants to go, `decide` asks the table, `answer` is what the gateway says
+//! itself, `policy` is which header fields pass, `exchange` is the record for
+//! log and metrics. These are pure or plain, and know no engine. `engine` moves
+//! the bytes; it alone knows the HTTP library.
 
 use std::net::SocketAddr;
 
 use edd_route::{Admission, Door};
 
 use crate::tls::Secured;
+
+mod answer;
+mod decide;
+mod engine;
+mod exchange;
+mod head;
+mod policy;
+mod request_id;
+
+pub use engine::{UpstreamConnection, serve_h1, serve_h2};
 
 /// What is known of a connection when HTTP begins on it.
 #[derive(Clone, Debug)]

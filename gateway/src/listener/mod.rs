@@ -1,21 +1,27 @@
 //! Listeners and the data-plane threads behind them.
+//!
+//! In the order a connection meets them: [`bind`] opens the sockets, [`worker`]
+//! runs the threads, [`accept`] takes connections as far as [`gate`] lets them
+//! in, [`first`] reads until it is clear what a client speaks, [`serve`] gives it
+//! to whoever speaks it, with what was read put back before it ([`prefixed`]).
+//! [`answer`] and [`close`] are for those that nobody serves.
 
+#![cfg_attr(
+    not(test),
+    deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)
+)]
+
+mod accept;
+mod answer;
+mod bind;
+mod close;
+mod first;
 mod gate;
 mod prefixed;
+mod serve;
+mod worker;
 
-use std::sync::Arc;
-
-use crate::shared::Shared;
-use crate::upstream::Pool;
-
+pub use bind::{Addresses, BindError, BindFailure, Bound, DataListeners, bind};
 pub use gate::{Gate, Permit, Refused};
 pub use prefixed::Prefixed;
-
-/// What one data-plane thread works with.
-#[derive(Debug)]
-pub struct Worker {
-    /// The process.
-    pub shared: Arc<Shared>,
-    /// This thread's upstream connections.
-    pub pool: Pool,
-}
+pub use worker::{Worker, Workers, spawn};

@@ -1,0 +1,223 @@
+//! What happens while the server, a stream or a database is away.
+
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use async_nats::jetstream::{self, consumer::AckPolicy, consumer::pull};
+use edd_events::{
+    Metrics,
+    connect::{NatsOptions, connect},
+    consumer::{Unavailable, Verdict},
+    outbox,
+    stream::{COMPUTE, ensure},
+    testing::NatsServer,
+};
+
+use crate::support::{
+    Recorder, Running, SPEC, Service, created, eventually, server, stored, unsettled,
+};
+
+const DLQ: &str = "compute.container.created.dlq";
+
+/// The distinct entities among what was handled.
+fn distinct(recorder: &Recorder) -> usize {
+    recorder
+        .entities()
+        .into_iter()
+        .collect::<BTreeSet<_>>()
+        .len()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_restart_in_the_middle_loses_nothing() {
+    let (mut nats, js) = server().await;
+    let service = Service::start(js.clone(), Metrics::default()).await;
+    let consumer = Running::start(js.clone(), Recorder::new());
+    for round in 0..3 {
+        let entries: Vec<_> = (round * 400..(round + 1) * 400).map(created).collect();
+        for part in entries.chunks(20) {
+            service.write(part).await;
+        }
+        // Some of this round's events are anywhere between outbox and handler.
+        nats.restart().await;
+    }
+    eventually("1200 events", || async {
+        distinct(&consumer.recorder) == 1200
+    })
+    .await;
+    eventually("an empty outbox", || async {
+        outbox::pending(&service.pool).await.unwrap() == 0
+    })
+    .await;
+    assert!(stored(&js, &COMPUTE, DLQ).await.is_empty());
+    consumer.stop().await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_relay_waits_for_the_server_and_publishes_then() {
+    let mut nats = NatsServer::start().await;
+    nats.stop();
+    let options = NatsOptions {
+        url: nats.url(),
+        name: "late".into(),
+        ..Default::default()
+    };
+    let js = jetstream::new(connect(&options).await.unwrap());
+    let service = Service::start(js.clone(), Metrics::default()).await;
+    let consumer = Running::start(js, Recorder::new());
+    service
+        .write(&(0..50).map(created).collect::<Vec<_>>())
+        .await;
+    assert_eq!(outbox::pending(&service.pool).await.unwrap(), 50);
+    nats.resume().await;
+    consumer.recorder.saw(50).await;
+    eventually("an empty outbox", || async {
+        outbox::pending(&service.pool).await.unwrap() == 0
+    })
+    .await;
+    consumer.stop().await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_a_reconnect_events_arrive_promptly() {
+    let (mut nats, js) = server().await;
+    let service = Service::start(js.clone(), Metrics::default()).await;
+    let mut consumer = Running::start(js.clone(), Recorder::new());
+    consumer.caught_up().await;
+    nats.restart().await;
+    let started = Instant::now();
+    service.write(&[created(1)]).await;
+    consumer.recorder.saw(1).await;
+    println!("first event {:?} after the restart", started.elapsed());
+    assert!(
+        started.elapsed() < Duration::from_secs(8),
+        "{:?}",
+        started.elapsed()
+    );
+    consumer.stop().await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broken_database_pauses_consumption_and_loses_nothing() {
+    let (_nats, js) = server().await;
+    // An ack wait that the outage exceeds several times over.
+    let stream = ensure(&js, &COMPUTE, 1).await.unwrap();
+    let config = pull::Config {
+        durable_name: Some(SPEC.durable.into()),
+        filter_subject: SPEC.filter.into(),
+        ack_policy: AckPolicy::Explicit,
+        ack_wait: Duration::from_millis(600),
+        max_deliver: 5,
+        max_ack_pending: 10_000,
+        ..pull::Config::default()
+    };
+    stream.create_consumer(config).await.unwrap();
+    let service = Service::start(js.clone(), Metrics::default()).await;
+    let broken = Arc::new(AtomicBool::new(true));
+    let recorder = Recorder::answering({
+        let broken = Arc::clone(&broken);
+        move |_| {
+            if broken.load(Ordering::Relaxed) {
+                return Err(Unavailable("database is read-only".into()));
+            }
+            Ok(Verdict::Applied)
+        }
+    });
+    let consumer = Running::start(js.clone(), recorder);
+    service
+        .write(&(0..700).map(created).collect::<Vec<_>>())
+        .await;
+    let outage = Instant::now();
+    eventually("an outage of six ack waits", || async {
+        outage.elapsed() > Duration::from_millis(3600)
+    })
+    .await;
+    assert!(
+        consumer.recorder.look(|seen| seen.calls) > 3,
+        "it is tried again"
+    );
+    assert_eq!(distinct(&consumer.recorder), 0);
+    broken.store(false, Ordering::Relaxed);
+    eventually("700 events", || async {
+        distinct(&consumer.recorder) == 700
+    })
+    .await;
+    consumer.recorder.look(|seen| {
+        let again = seen
+            .deliveries
+            .iter()
+            .filter(|delivery| delivery.deliveries > 1)
+            .count();
+        assert_eq!(again, 0, "progress acknowledgements kept them");
+        assert_eq!(seen.deliveries.len(), 700);
+    });
+    assert!(stored(&js, &COMPUTE, DLQ).await.is_empty());
+    eventually("all acknowledged", || async {
+        unsettled(&js, &SPEC).await == 0
+    })
+    .await;
+    consumer.stop().await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deleted_stream_is_made_again_by_relay_and_consumer() {
+    let (_nats, js) = server().await;
+    let service = Service::start(js.clone(), Metrics::default()).await;
+    let mut consumer = Running::start(js.clone(), Recorder::new());
+    consumer.caught_up().await;
+    service.write(&[created(1)]).await;
+    consumer.recorder.saw(1).await;
+    js.delete_stream("COMPUTE").await.unwrap();
+    service.write(&[created(2)]).await;
+    consumer.recorder.saw(2).await;
+    assert_eq!(consumer.recorder.entities(), ["c1", "c2"]);
+    consumer.stop().await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deleted_consumer_is_made_again() {
+    let (_nats, js) = server().await;
+    let service = Service::start(js.clone(), Metrics::default()).await;
+    let mut consumer = Running::start(js.clone(), Recorder::new());
+    consumer.caught_up().await;
+    let stream = js.get_stream("COMPUTE").await.unwrap();
+    stream.delete_consumer(SPEC.durable).await.unwrap();
+    service.write(&[created(1)]).await;
+    consumer.recorder.saw(1).await;
+    consumer.stop().await;
+    service.stop().await;
+}
+
+/// Two processes of one durable share the work.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn consumers_of_one_name_share_the_events() {
+    let (nats, js) = server().await;
+    let service = Service::start(js.clone(), Metrics::default()).await;
+    let one = Running::start(nats.jetstream().await, Recorder::new());
+    let two = Running::start(nats.jetstream().await, Recorder::new());
+    service
+        .write(&(0..500).map(created).collect::<Vec<_>>())
+        .await;
+    let all = || {
+        let mut all: BTreeSet<_> = one.recorder.entities().into_iter().collect();
+        all.extend(two.recorder.entities());
+        all.len()
+    };
+    eventually("500 events", || async { all() == 500 }).await;
+    let total = one.recorder.entities().len() + two.recorder.entities().len();
+    assert_eq!(total, 500, "none of them twice");
+    one.stop().await;
+    two.stop().await;
+    service.stop().await;
+}

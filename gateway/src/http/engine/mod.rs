@@ -1,0 +1,22 @@
+//! The engine that moves the bytes: hyper, on both sides.
+//!
+//! The only place that knows hyper's types, and the one that goes when the
+//! gateway's own engine comes. `h1` and `h2` serve a client connection, `service`
+//! answers one of its requests, `forward` takes one to an upstream over a
+//! `connection`, `body` carries the bodies, `fields` applies the header policy,
+//! `pulse` watches for connections that fall silent, `upgrade` joins two
+//! connections after a 101.
+
+mod body;
+mod connection;
+mod fields;
+mod forward;
+mod h1;
+mod h2;
+mod pulse;
+mod service;
+mod upgrade;
+
+pub use connection::UpstreamConnection;
+pub use h1::serve_h1;
+pub use h2::serve_h2;

@@ -1,0 +1,132 @@
+//! Takes connections from a listener until draining begins.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use edd_route::Door;
+use futures_util::FutureExt as _;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::sleep;
+use tokio_util::task::task_tracker::TaskTrackerToken;
+use tracing::{debug, info, warn};
+
+use super::Permit;
+use crate::shared::Shared;
+use crate::telemetry::ConnectionGauge;
+
+/// A connection that was let in, and nothing read from it yet.
+#[derive(Debug)]
+pub(super) struct Accepted {
+    pub(super) stream: TcpStream,
+    /// The client; an IPv4 address is always written as one.
+    pub(super) peer: SocketAddr,
+    /// Our side.
+    pub(super) local: SocketAddr,
+    pub(super) door: Door,
+    pub(super) held: Held,
+}
+
+/// What a connection holds for as long as it lives, whoever serves it.
+#[derive(Debug)]
+pub(super) struct Held {
+    _permit: Permit,
+    _gauge: ConnectionGauge,
+    _live: TaskTrackerToken,
+}
+
+/// Accepts on `listener`, gives each connection to `take`, ends when draining begins.
+///
+/// Connections that had come before that are still taken.
+pub(super) async fn accept(
+    shared: &Shared,
+    listener: TcpListener,
+    door: Door,
+    take: impl Fn(Accepted),
+) {
+    let draining = shared.drain.token();
+    let mut failing = false;
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = draining.cancelled() => break,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, peer)) => {
+                if std::mem::replace(&mut failing, false) {
+                    info!(?door, "accepting connections again");
+                }
+                take_one(shared, stream, peer, door, &take);
+            }
+            Err(error) if is_of_the_connection(&error) => debug!(?door, %error, "accept"),
+            Err(error) => {
+                // Out of files or memory. What waits, waits; at once would only spin.
+                if !std::mem::replace(&mut failing, true) {
+                    warn!(?door, %error, "cannot accept connections, trying again");
+                }
+                shared.metrics.connection_refused("accept_error");
+                sleep(PAUSE).await;
+            }
+        }
+    }
+    while let Some(Ok((stream, peer))) = listener.accept().now_or_never() {
+        take_one(shared, stream, peer, door, &take);
+    }
+}
+
+fn take_one(
+    shared: &Shared,
+    stream: TcpStream,
+    peer: SocketAddr,
+    door: Door,
+    take: impl Fn(Accepted),
+) {
+    let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
+    let permit = match shared.gate.admit(peer) {
+        Ok(permit) => permit,
+        Err(refused) => {
+            shared.metrics.connection_refused(refused.label());
+            debug!(?door, %peer, %refused, "refused");
+            return;
+        }
+    };
+    // Gone already if this fails.
+    let Ok(local) = stream.local_addr() else {
+        return;
+    };
+    let held = Held {
+        _permit: permit,
+        _gauge: shared.metrics.connection(label(door)),
+        _live: shared.drain.guard(),
+    };
+    take(Accepted {
+        stream,
+        peer,
+        local,
+        door,
+        held,
+    });
+}
+
+/// The metric's label.
+fn label(door: Door) -> &'static str {
+    match door {
+        Door::Dynamic(_) => "dynamic",
+        Door::PublicHttp => "http",
+        Door::PublicHttps => "https",
+    }
+}
+
+/// Whether the fault is the one connection's, and the next accept may well succeed.
+fn is_of_the_connection(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::Interrupted
+    )
+}
+
+/// After an accept that failed for want of something.
+const PAUSE: Duration = Duration::from_millis(50);

@@ -1,0 +1,131 @@
+//! The data-plane threads: each with a runtime, listeners and upstream pool of its own.
+
+use std::io;
+use std::panic::AssertUnwindSafe;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::mpsc::sync_channel;
+use std::thread::{Builder, JoinHandle};
+use std::time::Duration;
+
+use futures_util::FutureExt as _;
+use futures_util::future::join_all;
+use tokio::net::TcpListener;
+use tokio::runtime::LocalOptions;
+use tokio::time::sleep;
+use tokio_util::task::TaskTracker;
+use tracing::error;
+
+use super::accept::{Accepted, accept};
+use super::bind::{DataListeners, DoorListener};
+use super::serve::serve;
+use crate::shared::Shared;
+use crate::ssh::SshServer;
+use crate::upstream::Pool;
+
+/// What one data-plane thread works with.
+#[derive(Debug)]
+pub struct Worker {
+    /// The process.
+    pub shared: Arc<Shared>,
+    /// This thread's upstream connections.
+    pub pool: Pool,
+}
+
+/// The running threads.
+#[derive(Debug)]
+pub struct Workers(Vec<JoinHandle<()>>);
+
+/// Starts a thread for each set of listeners. They end by `shared.drain`.
+///
+/// # Errors
+/// A thread or its runtime cannot be made; those before it have started.
+pub fn spawn(shared: Arc<Shared>, listeners: DataListeners, ssh: SshServer) -> io::Result<Workers> {
+    let mut workers = Vec::new();
+    for (index, listeners) in listeners.0.into_iter().enumerate() {
+        let (shared, ssh) = (Arc::clone(&shared), ssh.clone());
+        // Before the thread, or a drain might be over before it looks.
+        let accepting = shared.drain.guard();
+        let (report, started) = sync_channel(1);
+        let thread = Builder::new().name(format!("data-{index}"));
+        workers.push(thread.spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build_local(LocalOptions::default());
+            match runtime {
+                Ok(runtime) => {
+                    let _ = report.send(Ok(()));
+                    runtime.block_on(run(shared, listeners, ssh, accepting));
+                }
+                Err(error) => {
+                    let _ = report.send(Err(error));
+                }
+            }
+        })?);
+        started.recv().map_err(io::Error::other)??;
+    }
+    Ok(Workers(workers))
+}
+
+impl Workers {
+    /// Waits until all threads have ended.
+    pub async fn join(self) {
+        let join = || {
+            self.0
+                .into_iter()
+                .map(JoinHandle::join)
+                .filter(Result::is_err)
+                .count()
+        };
+        if tokio::task::spawn_blocking(join).await.unwrap_or(1) > 0 {
+            error!("a data thread ended by a bug");
+        }
+    }
+}
+
+async fn run(
+    shared: Arc<Shared>,
+    listeners: Vec<DoorListener>,
+    ssh: SshServer,
+    accepting: impl Sized,
+) {
+    let worker = Rc::new(Worker {
+        shared,
+        pool: Pool::default(),
+    });
+    let connections = TaskTracker::new();
+    let take = |accepted: Accepted| {
+        let (worker, ssh) = (Rc::clone(&worker), ssh.clone());
+        connections.spawn_local(async move {
+            let shared = Arc::clone(&worker.shared);
+            let life = AssertUnwindSafe(serve(accepted, &worker, &ssh));
+            if life.catch_unwind().await.is_err() {
+                shared.metrics.panicked();
+                error!("a connection ended by a bug");
+            }
+        });
+    };
+    let accepts = listeners
+        .into_iter()
+        .map(
+            async |DoorListener { door, listener }| match TcpListener::from_std(listener) {
+                Ok(listener) => accept(&worker.shared, listener, door, &take).await,
+                Err(error) => error!(?door, %error, "a listener cannot be used"),
+            },
+        );
+    join_all(accepts).await;
+    drop(accepting);
+    connections.close();
+    tokio::select! {
+        () = connections.wait() => {}
+        () = cut(&worker.shared) => {}
+    }
+}
+
+/// After the deadline of the drain, and a moment in which connections may notice it.
+async fn cut(shared: &Shared) {
+    shared.drain.cut().cancelled().await;
+    sleep(CUT_GRACE).await;
+}
+
+const CUT_GRACE: Duration = Duration::from_secs(1);

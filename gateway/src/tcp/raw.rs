@@ -1,0 +1,88 @@
+//! A client's bytes to the container that was decided for it, untouched.
+
+use std::net::SocketAddr;
+
+use edd_route::decide::ContainerMatch;
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+use tracing::warn;
+
+use super::{End, Relayed, relay};
+use crate::listener::Prefixed;
+use crate::shared::Shared;
+use crate::telemetry::access::RawRecord;
+use crate::upstream::connect;
+
+/// What the bytes are.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum RawKind {
+    /// Something that the gateway does not know.
+    Tcp,
+    /// TLS that ends in the container.
+    TlsPassthrough,
+}
+
+impl RawKind {
+    fn label(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::TlsPassthrough => "tls-passthrough",
+        }
+    }
+}
+
+/// Connects, relays until one of the ends of [`End`], and writes the access record.
+pub async fn raw(
+    shared: &Shared,
+    mut down: Prefixed<TcpStream>,
+    peer: SocketAddr,
+    to: ContainerMatch,
+    kind: RawKind,
+    revision: u64,
+) {
+    let begun = Instant::now();
+    let timeouts = &shared.config.timeouts;
+    let (relayed, note) = match connect(to.upstream, timeouts.connect, shared).await {
+        Ok(mut up) => {
+            let _active = shared.metrics.upstream_connection("active");
+            let cut = shared.drain.cut();
+            let relayed = relay(&mut down, &mut up, &to.admission, timeouts.stream_idle, cut).await;
+            if relayed.end != End::Closed {
+                // Neither side may take what it got for the whole.
+                reset(&up);
+                reset(down.get_ref());
+            }
+            (relayed, relayed.end.note())
+        }
+        Err(error) => {
+            warn!(container = %to.id, upstream = %to.upstream, %error, "no connection to the container");
+            reset(down.get_ref());
+            (NOTHING, Some("no upstream"))
+        }
+    };
+    let record = RawRecord {
+        kind: kind.label(),
+        revision,
+        peer,
+        port: to.port,
+        container: to.id.as_str(),
+        upstream: to.upstream,
+        bytes_in: relayed.bytes_in,
+        bytes_out: relayed.bytes_out,
+        duration: begun.elapsed(),
+        note,
+    };
+    record.log();
+}
+
+/// Makes the coming close a reset instead of an end of the data.
+fn reset(stream: &TcpStream) {
+    // A socket that is gone already needs none.
+    let _ = stream.set_zero_linger();
+}
+
+const NOTHING: Relayed = Relayed {
+    bytes_in: 0,
+    bytes_out: 0,
+    end: End::Closed,
+};

@@ -1,0 +1,227 @@
+//! Connections kept for the next request of the same upstream.
+//!
+//! Last in, first out, so that the warmest is used and the surplus ages. What a
+//! connection is, the pool does not know: it asks whether it still lives.
+
+use std::cell::RefCell;
+use std::collections::{HashMap, VecDeque};
+use std::hash::Hash;
+use std::rc::{Rc, Weak};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// A connection that can be kept.
+pub trait Reusable: 'static {
+    /// Whether the next request may be sent on it. Also false once what admitted it is over.
+    fn is_open(&self) -> bool;
+}
+
+/// What is kept, and since when.
+#[derive(Debug)]
+pub struct Idle<C> {
+    connection: C,
+    since: Instant,
+}
+
+/// Idle connections of one thread, by key. Clones share them.
+#[derive(Debug)]
+pub struct IdlePool<K, C>(Rc<RefCell<Kept<K, C>>>);
+
+#[derive(Debug)]
+struct Kept<K, C> {
+    by_key: HashMap<K, VecDeque<Idle<C>>>,
+    sweeping: bool,
+}
+
+impl<K, C> Clone for IdlePool<K, C> {
+    fn clone(&self) -> Self {
+        Self(Rc::clone(&self.0))
+    }
+}
+
+impl<K, C> Default for IdlePool<K, C> {
+    fn default() -> Self {
+        Self(Rc::new(RefCell::new(Kept {
+            by_key: HashMap::new(),
+            sweeping: false,
+        })))
+    }
+}
+
+impl<K: Clone + Eq + Hash + 'static, C: Reusable> IdlePool<K, C> {
+    /// The connection that was kept last, is alive and `fits`.
+    pub fn take(&self, key: &K, fits: impl Fn(&C) -> bool) -> Option<C> {
+        let mut kept = self.0.borrow_mut();
+        let queue = kept.by_key.get_mut(key)?;
+        let now = Instant::now();
+        let mut found = None;
+        while let Some(idle) = queue.pop_back() {
+            let fresh = now.duration_since(idle.since) < IDLE_MAX;
+            if fresh && idle.connection.is_open() && fits(&idle.connection) {
+                found = Some(idle.connection);
+                break;
+            }
+        }
+        if queue.is_empty() {
+            kept.by_key.remove(key);
+        }
+        found
+    }
+
+    /// Keeps a connection; beyond the limit the oldest of its key goes.
+    ///
+    /// Must be called on a `LocalSet`: the first one kept starts the sweeper.
+    pub fn put(&self, key: K, connection: C) {
+        if !connection.is_open() {
+            return;
+        }
+        let mut kept = self.0.borrow_mut();
+        let queue = kept.by_key.entry(key).or_default();
+        if queue.len() >= IDLE_PER_KEY_MAX {
+            queue.pop_front();
+        }
+        queue.push_back(Idle {
+            connection,
+            since: Instant::now(),
+        });
+        if !kept.sweeping {
+            kept.sweeping = true;
+            tokio::task::spawn_local(sweep(Rc::downgrade(&self.0)));
+        }
+    }
+
+    /// How many are kept.
+    pub fn len(&self) -> usize {
+        self.0.borrow().by_key.values().map(VecDeque::len).sum()
+    }
+
+    /// Whether none is kept.
+    pub fn is_empty(&self) -> bool {
+        self.0.borrow().by_key.is_empty()
+    }
+}
+
+/// Lets aged connections go while there are any; ends when the pool is empty or gone.
+async fn sweep<K: Clone + Eq + Hash + 'static, C: Reusable>(pool: Weak<RefCell<Kept<K, C>>>) {
+    loop {
+        tokio::time::sleep(SWEEP_EVERY).await;
+        let Some(pool) = pool.upgrade() else { return };
+        let mut kept = pool.borrow_mut();
+        let now = Instant::now();
+        kept.by_key.retain(|_, queue| {
+            queue.retain(|idle| {
+                now.duration_since(idle.since) < IDLE_MAX && idle.connection.is_open()
+            });
+            !queue.is_empty()
+        });
+        if kept.by_key.is_empty() {
+            kept.sweeping = false;
+            return;
+        }
+    }
+}
+
+/// Common servers close idle connections after 5 s; a request must not meet that moment.
+const IDLE_MAX: Duration = Duration::from_secs(4);
+
+const IDLE_PER_KEY_MAX: usize = 64;
+
+const SWEEP_EVERY: Duration = Duration::from_secs(1);
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use tokio::task::LocalSet;
+
+    use super::*;
+
+    #[derive(Clone)]
+    struct Fake {
+        number: usize,
+        open: Rc<Cell<bool>>,
+    }
+
+    impl Reusable for Fake {
+        fn is_open(&self) -> bool {
+            self.open.get()
+        }
+    }
+
+    fn fake(number: usize) -> Fake {
+        Fake {
+            number,
+            open: Rc::new(Cell::new(true)),
+        }
+    }
+
+    fn run(test: impl Future<Output = ()>) {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .start_paused(true)
+            .build()
+            .unwrap();
+        LocalSet::new().block_on(&runtime, test);
+    }
+
+    #[test]
+    fn the_last_one_kept_is_taken_first_and_only_by_its_key() {
+        run(async {
+            let pool = IdlePool::default();
+            pool.put("a", fake(1));
+            pool.put("a", fake(2));
+            assert!(pool.take(&"b", |_| true).is_none());
+            let order = [(); 3].map(|()| pool.take(&"a", |_| true).map(|f| f.number));
+            assert_eq!(order, [Some(2), Some(1), None]);
+            assert!(pool.is_empty());
+        });
+    }
+
+    #[test]
+    fn dead_and_unfit_ones_are_let_go() {
+        run(async {
+            let pool = IdlePool::default();
+            let dead = fake(3);
+            pool.put("a", fake(1));
+            pool.put("a", fake(2));
+            pool.put("a", dead.clone());
+            dead.open.set(false);
+            let taken = pool.take(&"a", |f| f.number != 2).map(|f| f.number);
+            assert_eq!(taken, Some(1));
+            pool.put("a", dead);
+            assert!(pool.is_empty());
+        });
+    }
+
+    #[test]
+    fn idle_ones_age_out_without_traffic() {
+        run(async {
+            let pool = IdlePool::default();
+            pool.put("a", fake(1));
+            tokio::time::advance(Duration::from_secs(3)).await;
+            pool.put("a", fake(2));
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            assert_eq!(pool.len(), 1);
+            tokio::time::sleep(Duration::from_secs(4)).await;
+            assert!(pool.is_empty());
+            // The sweeper has ended; the next connection starts another.
+            pool.put("a", fake(3));
+            tokio::time::sleep(Duration::from_secs(6)).await;
+            assert!(pool.is_empty());
+        });
+    }
+
+    #[test]
+    fn no_more_than_the_limit_is_kept() {
+        run(async {
+            let pool = IdlePool::default();
+            for number in 0..=IDLE_PER_KEY_MAX {
+                pool.put("a", fake(number));
+            }
+            assert_eq!(pool.len(), IDLE_PER_KEY_MAX);
+            let newest = pool.take(&"a", |_| true).map(|f| f.number);
+            assert_eq!(newest, Some(IDLE_PER_KEY_MAX));
+        });
+    }
+}

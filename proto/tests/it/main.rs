@@ -1,0 +1,4 @@
+//! The published messages: frozen, and safe against hostile bytes.
+
+mod frozen;
+mod hostile;
