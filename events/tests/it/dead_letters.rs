@@ -390,3 +390,28 @@ async fn an_event_at_its_last_delivery_does_not_vanish_with_a_shutdown() {
     assert_eq!(stored(&js, &COMPUTE, DLQ).await.len(), 1);
     service.stop().await;
 }
+
+/// The server counts headers as part of the message, and a dead letter has more
+/// of them than its original.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bad_event_as_large_as_the_server_allows_leaves_a_dead_letter_that_says_so() {
+    let (_server, js) = server().await;
+    let mut consumer = Running::start(js.clone(), Recorder::new());
+    consumer.caught_up().await;
+    let huge = vec![0xff; js.client().max_payload() - 10];
+    let sequence = publish(&js, "compute.container.abc.created", huge).await;
+    eventually("a dead letter", || async {
+        stored(&js, &COMPUTE, DLQ).await.len() == 1
+    })
+    .await;
+    let letter = stored(&js, &COMPUTE, DLQ).await.remove(0);
+    let header = |name: &str| letter.headers.get(name).unwrap().as_str().to_owned();
+    assert_eq!(header("Edd-Dlq-Payload-Omitted"), "true");
+    assert_eq!(header("Edd-Dlq-Stream-Seq"), sequence.to_string());
+    assert!(letter.payload.is_empty());
+    eventually("all acknowledged", || async {
+        unsettled(&js, &SPEC).await == 0
+    })
+    .await;
+    consumer.stop().await;
+}

@@ -221,3 +221,55 @@ async fn consumers_of_one_name_share_the_events() {
     two.stop().await;
     service.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_event_too_large_for_the_server_holds_up_no_other() {
+    let (_nats, js) = server().await;
+    let service = Service::start(js.clone(), Metrics::default()).await;
+    let consumer = Running::start(js.clone(), Recorder::new());
+    let mut huge = created(0);
+    huge.payload = vec![0; js.client().max_payload() + 1];
+    service.write(&[huge, created(1)]).await;
+    service.write(&[created(2)]).await;
+    consumer.recorder.saw(2).await;
+    assert_eq!(consumer.recorder.entities(), ["c1", "c2"]);
+    let only_the_huge = || async { outbox::pending(&service.pool).await.unwrap() == 1 };
+    eventually("one row left", only_the_huge).await;
+    consumer.stop().await;
+    service.stop().await;
+}
+
+/// A catch-up after a long absence: the design wants 30,000 events in 5 s.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_stream_is_caught_up_with_in_seconds() {
+    const EVENTS: usize = 30_000;
+    let (_nats, js) = server().await;
+    ensure(&js, &COMPUTE, 1).await.unwrap();
+    let started = Instant::now();
+    let mut acks = Vec::new();
+    for n in 0..EVENTS {
+        let entry = created(n);
+        acks.push(
+            js.publish(entry.subject, entry.payload.into())
+                .await
+                .unwrap(),
+        );
+        if acks.len() == 1000 {
+            for ack in acks.drain(..) {
+                ack.await.unwrap();
+            }
+        }
+    }
+    println!("{EVENTS} events published in {:?}", started.elapsed());
+    let started = Instant::now();
+    let mut consumer = Running::start(js, Recorder::new());
+    consumer.caught_up().await;
+    let took = started.elapsed();
+    println!("and handled in {took:?}");
+    consumer
+        .recorder
+        .look(|seen| assert_eq!(seen.deliveries.len(), EVENTS));
+    // The bench holds the target; here only the order of magnitude, unoptimised.
+    assert!(took < Duration::from_secs(20), "{took:?}");
+    consumer.stop().await;
+}

@@ -12,12 +12,20 @@ use futures_util::StreamExt as _;
 use prost::Message as _;
 use tokio::task::JoinHandle;
 
-use crate::support::{Recorder, Running, Service, created, server};
+use crate::support::{DEADLINE, Recorder, Running, Service, created, server};
 
 /// Answers as auth does; a token `raw:...` gets what follows as it is.
 async fn auth(client: Client) -> JoinHandle<()> {
     let mut requests = client.subscribe(VALIDATE_TOKEN).await.unwrap();
-    client.flush().await.unwrap();
+    // A flush empties our buffer only. What comes back on the same connection
+    // says that the server knows the subscription.
+    let probe = "probe.of.the.subscription";
+    let mut probes = client.subscribe(probe).await.unwrap();
+    client.publish(probe, "".into()).await.unwrap();
+    tokio::time::timeout(DEADLINE, probes.next())
+        .await
+        .expect("an echo")
+        .unwrap();
     tokio::spawn(async move {
         while let Some(request) = requests.next().await {
             let token = ValidateTokenRequest::decode(request.payload).unwrap().token;
