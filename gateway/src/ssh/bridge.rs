@@ -21,7 +21,7 @@ use tracing::{debug, warn};
 use super::connection::Connection;
 use super::counting_panics;
 use super::flow::{Excess, Item, Request, Uplink};
-use super::upstream::{Purpose, Upstream};
+use super::upstream::{DialError, OpenError, Purpose, Upstream};
 
 /// A client that has closed its channel: how long what it sent before may take to arrive.
 const LINGER: Duration = Duration::from_secs(10);
@@ -100,17 +100,29 @@ async fn reach(
     target: &SshMatch,
     purpose: &Purpose,
 ) -> Result<(Upstream, Channel<client::Msg>), ChannelOpenFailure> {
-    let upstream = match connection.warm.take(&connection.inner, target).await {
-        Ok(upstream) => upstream,
-        Err(error) => {
-            warn!(container = %target.id, address = %target.address, user = target.unix_user,
-                error = format!("{:#}", anyhow::Error::from(error)), "container not reached by ssh");
-            return Err(ChannelOpenFailure::ConnectFailed);
-        }
+    let inner = &connection.inner;
+    let not_reached = |error: DialError| {
+        warn!(container = %target.id, address = %target.address, user = target.unix_user,
+            error = format!("{:#}", anyhow::Error::from(error)), "container not reached by ssh");
+        ChannelOpenFailure::ConnectFailed
     };
-    let channel = upstream.open(purpose).await?;
+    let mut upstream = connection
+        .warm
+        .take(inner, target)
+        .await
+        .map_err(not_reached)?;
+    let mut opened = upstream.open(purpose).await;
+    if matches!(opened, Err(OpenError::Lost)) {
+        // A spare that died unnoticed; nothing was sent on it.
+        upstream = inner.dialer.dial(target).await.map_err(not_reached)?;
+        opened = upstream.open(purpose).await;
+    }
+    let channel = opened.map_err(|error| match error {
+        OpenError::Lost => ChannelOpenFailure::ConnectFailed,
+        OpenError::Refused(reason) => reason,
+    })?;
     if connection.flow.totals().0 > 0 {
-        connection.warm.begin(&connection.inner, target);
+        connection.warm.begin(inner, target);
     }
     Ok((upstream, channel))
 }

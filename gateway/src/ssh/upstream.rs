@@ -198,14 +198,23 @@ pub(crate) enum Purpose {
     },
 }
 
+/// Why a container did not open a channel.
+#[derive(Debug)]
+pub(crate) enum OpenError {
+    /// The connection has ended: a spare may have died unnoticed.
+    Lost,
+    /// What the client is to be told.
+    Refused(ChannelOpenFailure),
+}
+
 impl Upstream {
     /// Whether it has ended meanwhile.
     pub(crate) fn is_closed(&self) -> bool {
         self.handle.is_closed()
     }
 
-    /// Opens its one channel; says what the client is to be told if that fails.
-    pub(crate) async fn open(&self, purpose: &Purpose) -> Result<Channel<Msg>, ChannelOpenFailure> {
+    /// Opens its one channel. At most [`OPEN_DEADLINE`].
+    pub(crate) async fn open(&self, purpose: &Purpose) -> Result<Channel<Msg>, OpenError> {
         let open = async {
             match purpose {
                 Purpose::Session => self.handle.channel_open_session().await,
@@ -219,8 +228,9 @@ impl Upstream {
         };
         match timeout(OPEN_DEADLINE, open).await {
             Ok(Ok(channel)) => Ok(channel),
-            Ok(Err(russh::Error::ChannelOpenFailure(reason))) => Err(reason),
-            Ok(Err(_)) | Err(_) => Err(ChannelOpenFailure::ConnectFailed),
+            Ok(Err(russh::Error::ChannelOpenFailure(reason))) => Err(OpenError::Refused(reason)),
+            Ok(Err(_)) => Err(OpenError::Lost),
+            Err(_) => Err(OpenError::Refused(ChannelOpenFailure::ConnectFailed)),
         }
     }
 }
