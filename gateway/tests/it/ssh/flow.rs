@@ -99,7 +99,12 @@ async fn a_stalled_upload_leaves_other_sessions_of_its_connection_alone() {
     let rig = Rig::start().await;
     let _c = rig.container("c1").await;
     let mut master = rig.master("c1").await;
-    let mut stalled = piped(&rig, "read line; exec sleep 1000");
+    // Reads no more, and ends with the test's folder.
+    let run = format!(
+        "read line; while [ -e {} ]; do sleep 0.2; done",
+        rig.at("known_hosts")
+    );
+    let mut stalled = piped(&rig, &run);
     let mut data = b"begin\n".to_vec();
     data.extend(noise(48 << 20));
     let feed = Feed::start(stalled.stdin.take().unwrap(), data);
