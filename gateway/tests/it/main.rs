@@ -1,4 +1,5 @@
 //! The whole gateway, on free ports, with real clients, servers and NATS.
 
+mod cli;
 mod ssh;
 mod support;

@@ -1,0 +1,180 @@
+//! Text in, checked values or every mistake out.
+
+use edd_daemon::cli::{Invalid, Problems, parse_addr, parse_duration};
+use edd_daemon::store::DatabaseUrl;
+use edd_daemon::telemetry::{LogFormat, parse_filter};
+
+use super::parse::{parse_domain, parse_ip, parse_net, parse_number, parse_port};
+use super::{Config, NatsConfig, Ports, ServeArgs, Timeouts};
+
+impl ServeArgs {
+    /// Checks everything; every mistake is in the error.
+    pub fn check(self) -> Result<Config, Invalid> {
+        let mut problems = Problems::of::<crate::commands::Cli>();
+        let p = &mut problems;
+        let http_addr = p.check("--http-addr", parse_addr(&self.http_addr));
+        let https_addr = p.check("--https-addr", parse_addr(&self.https_addr));
+        let ssh_addr = p.check("--ssh-addr", parse_addr(&self.ssh_addr));
+        let admin_addr = p.check("--admin-addr", parse_addr(&self.admin_addr));
+        let ports = p.check("--ports", Ports::parse(&self.ports));
+        let ports_addr = p.check("--ports-addr", parse_ip(&self.ports_addr));
+        if let (Some(ports), Some(ports_addr)) = (&ports, ports_addr) {
+            let fixed = [
+                ("--http-addr", http_addr),
+                ("--https-addr", https_addr),
+                ("--ssh-addr", ssh_addr),
+                ("--admin-addr", admin_addr),
+            ];
+            for (flag, addr) in fixed {
+                let Some(addr) = addr else { continue };
+                let same = addr.ip() == ports_addr
+                    || addr.ip().is_unspecified()
+                    || ports_addr.is_unspecified();
+                if same && ports.contains(addr.port()) {
+                    p.push(flag, format!("{addr} lies inside --ports {}", self.ports));
+                }
+            }
+        }
+        let public_http_port = p.check("--public-http-port", parse_port(&self.public_http_port));
+        let public_https_port = p.check("--public-https-port", parse_port(&self.public_https_port));
+        let public_ssh_port = p.check("--public-ssh-port", parse_port(&self.public_ssh_port));
+        let database_url = p.check("--database-url", self.database_url.parse::<DatabaseUrl>());
+        let replicas = p.check("--nats-replicas", parse_number(&self.nats_replicas, 1, 5));
+        let nats_url = self.nats_url.filter(|url| !url.is_empty());
+        if let Some(url) = &nats_url {
+            p.check("--nats-url", edd_events::connect::check_url(url));
+        }
+        let platform_domain = p.check("--platform-domain", parse_domain(&self.platform_domain));
+        let container_cidrs = p.check_list("--container-cidrs", &self.container_cidrs, parse_net);
+        let trusted_proxies = p.check_list("--trusted-proxies", &self.trusted_proxies, parse_net);
+        let container_tls_ports = p.check_list(
+            "--container-tls-ports",
+            &self.container_tls_ports,
+            parse_port,
+        );
+        let container_ssh_port =
+            p.check("--container-ssh-port", parse_port(&self.container_ssh_port));
+        let mut time = |flag, text: &str| {
+            let checked = parse_duration(text)
+                .map_err(|error| error.to_string())
+                .and_then(|time| {
+                    if time.is_zero() {
+                        Err("must be longer than 0".to_owned())
+                    } else {
+                        Ok(time)
+                    }
+                });
+            p.check(flag, checked).unwrap_or_default()
+        };
+        let timeouts = Timeouts {
+            header: time("--header-timeout", &self.header_timeout),
+            body: time("--body-timeout", &self.body_timeout),
+            idle: time("--idle-timeout", &self.idle_timeout),
+            connect: time("--connect-timeout", &self.connect_timeout),
+            upstream: time("--upstream-timeout", &self.upstream_timeout),
+            stream_idle: time("--stream-idle-timeout", &self.stream_idle_timeout),
+            drain: time("--drain-timeout", &self.drain_timeout),
+        };
+        let max_connections = p.check(
+            "--max-connections",
+            parse_number(&self.max_connections, 0, usize::MAX),
+        );
+        let per_ip = p.check(
+            "--max-connections-per-ip",
+            parse_number(&self.max_connections_per_ip, 0, usize::MAX),
+        );
+        let workers = p.check("--workers", parse_number(&self.workers, 0, 1024));
+        let log_format = p.check("--log-format", self.log_format.parse::<LogFormat>());
+        p.check("--log", parse_filter(&self.log).map(drop));
+
+        let (
+            Some(http_addr),
+            Some(https_addr),
+            Some(ssh_addr),
+            Some(admin_addr),
+            Some(ports),
+            Some(ports_addr),
+            Some(public_http_port),
+            Some(public_https_port),
+            Some(public_ssh_port),
+            Some(database_url),
+            Some(replicas),
+            Some(platform_domain),
+            Some(container_ssh_port),
+            Some(max_connections),
+            Some(per_ip),
+            Some(workers),
+            Some(log_format),
+        ) = (
+            http_addr,
+            https_addr,
+            ssh_addr,
+            admin_addr,
+            ports,
+            ports_addr,
+            public_http_port,
+            public_https_port,
+            public_ssh_port,
+            database_url,
+            replicas,
+            platform_domain,
+            container_ssh_port,
+            max_connections,
+            per_ip,
+            workers,
+            log_format,
+        )
+        else {
+            return Err(problems.into_invalid());
+        };
+        problems.finish()?;
+        Ok(Config {
+            routes: self.routes,
+            certs_dir: self.certs_dir,
+            database_url,
+            nats: nats_url.map(|url| NatsConfig {
+                url,
+                creds: self.nats_creds,
+                ca: self.nats_ca,
+                replicas,
+            }),
+            http_addr,
+            https_addr,
+            ssh_addr,
+            ports,
+            ports_addr,
+            public_http_port,
+            public_https_port,
+            public_ssh_port,
+            admin_addr,
+            state_dir: self.state_dir,
+            platform_domain,
+            container_cidrs,
+            container_tls_ports,
+            container_ssh_port,
+            trusted_proxies,
+            timeouts,
+            max_connections: match max_connections {
+                0 => connections_by_file_limit(),
+                max => max,
+            },
+            max_connections_per_ip: Some(per_ip).filter(|max| *max > 0),
+            workers: match workers {
+                0 => std::thread::available_parallelism().map_or(1, usize::from),
+                workers => workers,
+            },
+            log: self.log,
+            log_format,
+        })
+    }
+}
+
+/// Every proxied connection takes two descriptors, and the rest of the process needs some.
+fn connections_by_file_limit() -> usize {
+    const RESERVE: u64 = 512;
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let files = limit.current.unwrap_or(1 << 20);
+    usize::try_from(files.saturating_sub(RESERVE) / 2)
+        .unwrap_or(usize::MAX)
+        .max(64)
+}

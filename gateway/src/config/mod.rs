@@ -1,0 +1,104 @@
+//! The configuration of `serve`: checked values, made from the command line once.
+
+mod args;
+mod check;
+mod parse;
+mod ports;
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use edd_daemon::store::DatabaseUrl;
+use edd_daemon::telemetry::LogFormat;
+use ipnet::IpNet;
+
+pub use args::ServeArgs;
+pub use ports::Ports;
+
+/// The checked command line.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// routes.yaml.
+    pub routes: PathBuf,
+    /// Folder of certificates.
+    pub certs_dir: PathBuf,
+    /// The gateway's own database.
+    pub database_url: DatabaseUrl,
+    /// The event bus, if any.
+    pub nats: Option<NatsConfig>,
+    /// Listener behind public port 80.
+    pub http_addr: SocketAddr,
+    /// Listener behind public port 443.
+    pub https_addr: SocketAddr,
+    /// Listener behind public port 22.
+    pub ssh_addr: SocketAddr,
+    /// Dynamic ports.
+    pub ports: Ports,
+    /// Their address.
+    pub ports_addr: IpAddr,
+    /// Public HTTP port, as told to clients.
+    pub public_http_port: u16,
+    /// Public HTTPS port, as told to clients.
+    pub public_https_port: u16,
+    /// Public SSH port, as told to clients.
+    pub public_ssh_port: u16,
+    /// Admin listener.
+    pub admin_addr: SocketAddr,
+    /// SSH keys and the last good table.
+    pub state_dir: PathBuf,
+    /// Containers are `<id>.compute.<platform-domain>`; lower case.
+    pub platform_domain: String,
+    /// Addresses that a container may have.
+    pub container_cidrs: Vec<IpNet>,
+    /// Container ports that get the client's TLS untouched.
+    pub container_tls_ports: Vec<u16>,
+    /// Where containers listen for SSH.
+    pub container_ssh_port: u16,
+    /// Peers whose forwarding headers are believed.
+    pub trusted_proxies: Vec<IpNet>,
+    /// Every wait on a peer.
+    pub timeouts: Timeouts,
+    /// Client connections in all.
+    pub max_connections: usize,
+    /// Client connections per address; none: no limit.
+    pub max_connections_per_ip: Option<usize>,
+    /// Data-plane threads.
+    pub workers: usize,
+    /// Log filter.
+    pub log: String,
+    /// Log format.
+    pub log_format: LogFormat,
+}
+
+/// How to reach NATS.
+#[derive(Clone, Debug)]
+pub struct NatsConfig {
+    /// Its URL.
+    pub url: String,
+    /// Credentials file.
+    pub creds: Option<PathBuf>,
+    /// CA file.
+    pub ca: Option<PathBuf>,
+    /// Replicas of streams that are created.
+    pub replicas: usize,
+}
+
+/// Deadlines.
+#[derive(Clone, Copy, Debug)]
+pub struct Timeouts {
+    /// First bytes, TLS handshake and header section.
+    pub header: Duration,
+    /// A request body that stalls.
+    pub body: Duration,
+    /// Keep-alive between requests.
+    pub idle: Duration,
+    /// Connecting to an upstream.
+    pub connect: Duration,
+    /// Until an upstream's response header.
+    pub upstream: Duration,
+    /// Silence on streams.
+    pub stream_idle: Duration,
+    /// Finishing after SIGTERM.
+    pub drain: Duration,
+}
