@@ -3,6 +3,7 @@
 use anyhow::Context as _;
 use edd_daemon::cli::Exit;
 use edd_daemon::{shutdown, telemetry};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::app;
 use crate::config::ServeArgs;
@@ -11,6 +12,7 @@ use crate::config::ServeArgs;
 const CONTROL_THREADS: usize = 4;
 
 pub(super) fn run(args: ServeArgs) -> Result<(), Exit> {
+    raise_file_limit();
     let config = args.check()?;
     let _logs = telemetry::init(&config.log, config.log_format).context("cannot start the logs")?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -25,4 +27,18 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Exit> {
         running.ended().await;
         Ok(())
     })
+}
+
+/// Every connection takes descriptors, and the soft limit is often 1,024.
+///
+/// Without the right to raise it the caps on connections follow what there is.
+fn raise_file_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let _ = setrlimit(
+        Resource::Nofile,
+        Rlimit {
+            current: limit.maximum,
+            maximum: limit.maximum,
+        },
+    );
 }
