@@ -3,3 +3,4 @@
 mod cli;
 mod ssh;
 mod support;
+mod whole;

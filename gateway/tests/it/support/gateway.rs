@@ -65,6 +65,7 @@ impl Options {
 /// The gateway; its folder goes with the last one who holds it.
 pub(crate) struct Gateway {
     pub(crate) addresses: Addresses,
+    pub(crate) admin: SocketAddr,
     pub(crate) shared: Arc<Shared>,
     pub(crate) folder: Arc<TempDir>,
     shutdown: CancellationToken,
@@ -133,6 +134,7 @@ impl Gateway {
         let running = app::start(args.serve.check()?, shutdown.clone()).await?;
         Ok(Self {
             addresses: running.addresses.clone(),
+            admin: running.admin,
             shared: Arc::clone(&running.shared),
             folder,
             shutdown,

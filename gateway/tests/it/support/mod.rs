@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 pub(crate) use bus::Bus;
-pub(crate) use gateway::{Gateway, Options};
+pub(crate) use gateway::{Gateway, Options, replace_file};
 
 /// How long a test waits for anything.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
