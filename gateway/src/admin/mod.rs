@@ -12,10 +12,10 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
-use edd_daemon::api::ApiError;
 use edd_daemon::cli::parse_duration;
 use prometheus_client::registry::Registry;
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -108,7 +108,7 @@ struct Question {
 async fn explain(
     State(admin): State<Admin>,
     question: Result<Query<Question>, axum::extract::rejection::QueryRejection>,
-) -> Result<Response, ApiError> {
+) -> Result<Response, Refused> {
     let Query(question) = question.map_err(|error| bad(error.body_text()))?;
     let table = admin.shared.table();
     let client = question.client.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
@@ -145,7 +145,7 @@ struct Revision {
 async fn wait(
     State(mut admin): State<Admin>,
     wait: Result<Query<Wait>, axum::extract::rejection::QueryRejection>,
-) -> Result<Response, ApiError> {
+) -> Result<Response, Refused> {
     let Query(wait) = wait.map_err(|error| bad(error.body_text()))?;
     let timeout = match &wait.timeout {
         Some(text) => parse_duration(text).map_err(|error| bad(format!("timeout: {error}")))?,
@@ -161,6 +161,16 @@ async fn wait(
     Ok((code, Json(Revision { revision })).into_response())
 }
 
-fn bad(message: String) -> ApiError {
-    ApiError::new(StatusCode::BAD_REQUEST, "bad_request", message)
+/// 400, in the form of all APIs of the cloud.
+struct Refused(String);
+
+fn bad(message: String) -> Refused {
+    Refused(message)
+}
+
+impl IntoResponse for Refused {
+    fn into_response(self) -> Response {
+        let body = json!({"error": {"code": "bad_request", "message": self.0}});
+        (StatusCode::BAD_REQUEST, Json(body)).into_response()
+    }
 }

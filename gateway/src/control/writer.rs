@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::last_good::now_ms;
 use super::reconcile::{Announcement, Change, Effects, Outcome, State};
-use super::status::{DatabaseStatus, StatusBoard};
+use super::status::{DatabaseStatus, NatsStatus, StatusBoard};
 use super::store::{Commit, GatewayStore, KEPT_MS, StoreError, Stored, rule_id};
 use crate::shared::Shared;
 
@@ -58,6 +58,8 @@ pub struct Session<S> {
     pub stored: Stored,
     /// Whether there was another one before it.
     pub lost: bool,
+    /// Whether it is another file than the last one of this process.
+    pub replaced: bool,
     /// Wakes the relay of its outbox.
     pub waker: Option<Waker>,
     /// To be cancelled when it fails; it is opened anew then.
@@ -344,19 +346,24 @@ impl<S: GatewayStore> Writer<S> {
             failed: session.failed,
             used: Instant::now(),
         });
-        // The file on disk may be newer than the database (lost, restored from
-        // a backup): serving less than before would be a regression.
-        let older = self.last_good_revision > stored.revision;
-        self.last_good_revision = 0;
-        self.withheld = session.lost || stored.rebuilding || (older && !self.is_caught_up());
+        // What serves may be newer than the database (lost, restored from a
+        // backup): falling back would end connections for nothing.
+        let last_good = std::mem::take(&mut self.last_good_revision);
+        let served = match session.replaced {
+            true => self.table.table().revision,
+            false => last_good,
+        };
+        let events = self.board.now().nats != NatsStatus::Off;
+        let older = served > stored.revision;
         let rebuilding = session.lost || stored.rebuilding;
+        self.withheld = rebuilding || (older && events);
         self.board.update(|status| {
             status.database = if rebuilding {
                 DatabaseStatus::Lost
             } else {
                 DatabaseStatus::Ok
             };
-            if rebuilding {
+            if events && (rebuilding || session.replaced) {
                 status.caught_up = false;
             }
         });
@@ -423,6 +430,7 @@ impl<S: GatewayStore> Writer<S> {
             return;
         }
         let routes = specs.len();
+        self.cover(&specs).await;
         let plan = || Plan {
             statics: Some(specs.clone()),
             container_count: i64::try_from(self.table.table().containers().len())
@@ -441,6 +449,17 @@ impl<S: GatewayStore> Writer<S> {
         }
         let revision = self.table.table().revision;
         tracing::info!(routes, revision, "static routes in force");
+    }
+
+    /// New hosts have their development certificate before they are served.
+    async fn cover(&self, specs: &[StaticRouteSpec]) {
+        let hosts: Vec<_> = specs.iter().map(|spec| spec.host.clone()).collect();
+        let certs = Arc::clone(&self.shared.certs);
+        // Signs a leaf and writes files.
+        let covered = tokio::task::spawn_blocking(move || certs.cover(hosts));
+        if let Err(error) = covered.await {
+            tracing::error!(%error, "the development certificate is not up to date");
+        }
     }
 
     /// Facts keep their versions; their sequences are of a stream that is gone.
@@ -495,10 +514,6 @@ impl<S: GatewayStore> Writer<S> {
         session.failed.cancel();
         self.board
             .update(|status| status.database = DatabaseStatus::Unavailable);
-    }
-
-    fn is_caught_up(&self) -> bool {
-        self.board.now().caught_up
     }
 }
 

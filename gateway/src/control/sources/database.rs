@@ -31,6 +31,8 @@ pub struct Opened {
     pub number: u64,
     /// Whether there was another one before it.
     pub lost: bool,
+    /// Whether it is another file than the last one of this process.
+    pub replaced: bool,
     /// The highest sequence handled, by stream.
     pub positions: BTreeMap<String, u64>,
 }
@@ -68,6 +70,7 @@ impl Database {
         let mut pause = RETRY_FIRST;
         let mut number = 0;
         let mut last_error = String::new();
+        let mut last_file = None;
         loop {
             let opening = open(&self.url, &self.state_dir);
             match shutdown.run_until_cancelled(opening).await {
@@ -77,7 +80,15 @@ impl Database {
                     number += 1;
                     let began = Instant::now();
                     let failed = shutdown.child_token();
-                    self.serve(number, store, stored, lost, failed).await;
+                    let file = store.file();
+                    let replaced = last_file.replace(file).is_some_and(|last| last != file);
+                    let opened = Opened {
+                        number,
+                        lost: lost || stored.rebuilding,
+                        replaced,
+                        positions: stored.positions.clone(),
+                    };
+                    self.serve(opened, store, stored, lost, failed).await;
                     if began.elapsed() > RETRY_MAX {
                         pause = RETRY_FIRST;
                     }
@@ -106,17 +117,12 @@ impl Database {
     /// Hands an open database to the writer and relays its outbox until it fails.
     async fn serve(
         &self,
-        number: u64,
+        opened: Opened,
         store: SqliteStore,
         stored: Stored,
         lost: bool,
         failed: CancellationToken,
     ) {
-        let opened = Opened {
-            number,
-            lost: lost || stored.rebuilding,
-            positions: stored.positions.clone(),
-        };
         let relay = self.relay.clone().map(|parts| {
             Relay::new(store.pool().clone(), parts.js, parts.metrics)
                 .with_streams(&[AUTH, COMPUTE, GATEWAY], parts.replicas)
@@ -125,6 +131,7 @@ impl Database {
             store: store.clone(),
             stored,
             lost,
+            replaced: opened.replaced,
             waker: relay.as_ref().map(Relay::waker),
             failed: failed.clone(),
         };

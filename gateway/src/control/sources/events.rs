@@ -72,7 +72,7 @@ pub struct Events {
 
 impl Events {
     /// Consumes from the first opening of the database until `shutdown`; starts
-    /// over when the database was lost meanwhile.
+    /// over when the database was lost or replaced meanwhile.
     pub async fn run(mut self, shutdown: CancellationToken) {
         while let Some(opened) = self.next_opened(&shutdown).await {
             let round = shutdown.child_token();
@@ -203,12 +203,12 @@ fn config(spec: &ConsumerSpec, start: u64) -> pull::Config {
     }
 }
 
-/// Ends when a later opening found the database lost.
+/// Ends when a later opening found the database lost or replaced.
 async fn lost_again(opened: &mut watch::Receiver<Option<Opened>>, number: u64) {
     let lost = |opened: &Option<Opened>| {
         opened
             .as_ref()
-            .is_some_and(|opened| opened.number > number && opened.lost)
+            .is_some_and(|opened| opened.number > number && (opened.lost || opened.replaced))
     };
     if opened.wait_for(lost).await.is_err() {
         std::future::pending::<()>().await;

@@ -15,7 +15,7 @@ use edd_route::StaticRouteSpec;
 
 use super::reconcile::{Effects, State};
 
-pub use sqlite::SqliteStore;
+pub use sqlite::{FileId, SqliteStore};
 
 /// Tombstones and handled event ids are kept for so long, in milliseconds: a
 /// day more than the streams keep events.
@@ -27,6 +27,9 @@ pub enum StoreError {
     /// It does not answer in time.
     #[error("the database does not answer")]
     TimedOut,
+    /// Another file is in its place, or none.
+    #[error("the database's file was removed or replaced")]
+    Gone,
     /// A row that cannot be what this gateway wrote.
     #[error("table {table}, row {row}: {reason}")]
     Corrupt {

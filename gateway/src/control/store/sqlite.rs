@@ -5,6 +5,8 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::future::Future;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use edd_daemon::store::{DatabaseUrl, SchemaStep, begin_write, migrate, open};
@@ -33,9 +35,15 @@ const LOAD_TIMEOUT: Duration = Duration::from_secs(60);
 #[derive(Clone, Debug)]
 pub struct SqliteStore {
     pool: SqlitePool,
+    path: PathBuf,
+    /// Which file it is.
+    file: FileId,
     /// Whether the file had no schema when it was opened.
     is_new: bool,
 }
+
+/// Device and number: a path can get another file while the old one is open.
+pub type FileId = (u64, u64);
 
 impl SqliteStore {
     /// Opens the file, creates it if absent, brings its schema up to date and
@@ -46,8 +54,13 @@ impl SqliteStore {
     pub async fn open(url: &DatabaseUrl) -> Result<Self, StoreError> {
         let pool = open(url).await?;
         let opened = Self::prepare(&pool).await;
-        match opened {
-            Ok(is_new) => Ok(Self { pool, is_new }),
+        match opened.and_then(|is_new| Ok((is_new, file_id(url.path())?))) {
+            Ok((is_new, file)) => Ok(Self {
+                pool,
+                path: url.path().to_owned(),
+                file,
+                is_new,
+            }),
             Err(error) => {
                 pool.close().await;
                 Err(error)
@@ -70,6 +83,11 @@ impl SqliteStore {
     /// Whether the file had no schema when it was opened.
     pub fn is_new(&self) -> bool {
         self.is_new
+    }
+
+    /// Which file it is.
+    pub fn file(&self) -> FileId {
+        self.file
     }
 
     /// The pool, for the outbox's relay.
@@ -134,6 +152,9 @@ impl GatewayStore for SqliteStore {
     }
 
     async fn probe(&self) -> Result<(), StoreError> {
+        if file_id(&self.path)? != self.file {
+            return Err(StoreError::Gone);
+        }
         probe(&self.pool).await
     }
 
@@ -151,6 +172,11 @@ impl GatewayStore for SqliteStore {
         }
         Ok(())
     }
+}
+
+fn file_id(path: &Path) -> Result<FileId, StoreError> {
+    let found = std::fs::metadata(path).map_err(|_| StoreError::Gone)?;
+    Ok((found.dev(), found.ino()))
 }
 
 /// Takes the write lock and changes nothing: fails on a read-only file.
