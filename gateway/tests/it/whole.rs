@@ -83,7 +83,7 @@ async fn a_static_route_is_served_by_both_protocols_and_changed_by_its_file() {
     let (status, _) = curl(&gateway.ca(), &[], &plain).await;
     assert_eq!(status, "1.1 308");
     let unknown = format!(
-        "https://nobody.localhost:{}/",
+        "https://nobody.compute.localhost:{}/",
         gateway.addresses.https.port()
     );
     assert_eq!(
