@@ -1,17 +1,19 @@
 //! A connection to an upstream, and its loan to one exchange.
 
 use std::net::SocketAddr;
+use std::rc::Rc;
 
 use edd_route::Admission;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
-use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use super::body::RequestBody;
+use crate::listener::Worker;
+use crate::shared::Shared;
 use crate::telemetry::ConnectionGauge;
-use crate::upstream::{Pool, Reusable, UpstreamKey};
+use crate::upstream::{Reusable, UpstreamKey};
 
 /// An HTTP/1.1 connection to an upstream, as the pool keeps it.
 #[derive(Debug)]
@@ -21,16 +23,17 @@ pub struct UpstreamConnection {
     pub(super) peer: SocketAddr,
     /// What it depends on; its driver ends with it.
     admission: Admission,
+    /// Counts it while it is in use, or while it is kept.
+    counted: ConnectionGauge,
 }
 
 impl UpstreamConnection {
-    /// Speaks HTTP on `stream`. Its task ends with the connection, with the admission or by `cut`.
+    /// Speaks HTTP on `stream`. Its task ends with the connection, with the admission or with the drain.
     pub(super) async fn open(
         stream: TcpStream,
         peer: SocketAddr,
         admission: Admission,
-        cut: CancellationToken,
-        gauge: ConnectionGauge,
+        shared: &Shared,
     ) -> hyper::Result<Self> {
         let (sender, driver) = http1::Builder::new()
             .max_buf_size(BUFFER_MAX)
@@ -38,8 +41,8 @@ impl UpstreamConnection {
             .handshake(TokioIo::new(stream))
             .await?;
         let revoked = admission.revoked();
+        let cut = shared.drain.cut().clone();
         tokio::task::spawn_local(async move {
-            let _gauge = gauge;
             tokio::select! {
                 biased;
                 ended = driver.with_upgrades() => if let Err(error) = ended {
@@ -53,12 +56,8 @@ impl UpstreamConnection {
             sender,
             peer,
             admission,
+            counted: shared.metrics.upstream_connection(ACTIVE),
         })
-    }
-
-    /// Whether it depends on exactly what `admission` depends on.
-    pub(super) fn is_admitted_by(&self, admission: &Admission) -> bool {
-        self.admission.is(admission)
     }
 }
 
@@ -72,45 +71,64 @@ impl Reusable for UpstreamConnection {
 #[derive(Debug)]
 pub(super) struct Loan {
     pub(super) connection: UpstreamConnection,
-    pool: Pool,
+    worker: Rc<Worker>,
     key: UpstreamKey,
-    _active: ConnectionGauge,
 }
 
 impl Loan {
+    /// Lends a new connection.
     pub(super) fn new(
         connection: UpstreamConnection,
-        pool: Pool,
+        worker: &Rc<Worker>,
         key: UpstreamKey,
-        active: ConnectionGauge,
     ) -> Self {
         Self {
             connection,
-            pool,
+            worker: Rc::clone(worker),
             key,
-            _active: active,
         }
     }
 
+    /// Lends the connection that was kept for `key` and depends on `admission`, if there is one.
+    pub(super) fn of_kept(
+        worker: &Rc<Worker>,
+        key: &UpstreamKey,
+        admission: &Admission,
+    ) -> Option<Self> {
+        let fits = |kept: &UpstreamConnection| kept.admission.is(admission);
+        let mut connection = worker.pool.idle.take(key, fits)?;
+        connection.counted = worker.shared.metrics.upstream_connection(ACTIVE);
+        Some(Self::new(connection, worker, key.clone()))
+    }
+
     /// Back to the pool. The answer is complete; the request's body may still be on its way.
-    pub(super) fn give_back(self) {
-        let Self {
-            mut connection,
-            pool,
-            key,
-            ..
-        } = self;
-        if connection.sender.is_ready() {
-            pool.idle.put(key, connection);
-        } else if !connection.sender.is_closed() {
+    pub(super) fn give_back(mut self) {
+        if self.connection.sender.is_ready() {
+            self.keep();
+        } else if !self.connection.sender.is_closed() {
             tokio::task::spawn_local(async move {
-                if connection.sender.ready().await.is_ok() {
-                    pool.idle.put(key, connection);
+                if self.connection.sender.ready().await.is_ok() {
+                    self.keep();
                 }
             });
         }
     }
+
+    fn keep(self) {
+        let Self {
+            mut connection,
+            worker,
+            key,
+        } = self;
+        connection.counted = worker.shared.metrics.upstream_connection(IDLE);
+        worker.pool.idle.put(key, connection);
+    }
 }
+
+/// States of `upstream_connections`.
+const ACTIVE: &str = "active";
+
+const IDLE: &str = "idle";
 
 /// Largest response head, and the read and write buffer of a connection.
 const BUFFER_MAX: usize = 128 * 1024;

@@ -219,7 +219,7 @@ impl Job<'_> {
         Ok(Request::from_parts(head, body))
     }
 
-    /// A kept connection if `reuse` and there is one, else a new one.
+    /// A kept connection if `reuse` and there is one, else a new one; whether it was kept.
     async fn connection(&self, reuse: bool) -> Result<(Loan, bool), Failure> {
         let worker = &self.downstream.worker;
         let Upstream {
@@ -228,35 +228,23 @@ impl Job<'_> {
             admission,
             ..
         } = &self.upstream;
-        let metrics = &worker.shared.metrics;
-        let kept = match reuse {
-            true => worker
-                .pool
-                .idle
-                .take(key, |kept| kept.is_admitted_by(admission)),
-            false => None,
-        };
+        let kept = reuse
+            .then(|| Loan::of_kept(worker, key, admission))
+            .flatten();
         let reused = kept.is_some();
-        let connection = match kept {
-            Some(connection) => connection,
+        let loan = match kept {
+            Some(loan) => loan,
             None => {
-                let timeout = worker.shared.config.timeouts.connect;
+                let shared = &worker.shared;
+                let timeout = shared.config.timeouts.connect;
                 let names = &worker.pool.names;
-                let (stream, peer) = connect_any(address, timeout, &worker.shared, names).await?;
-                UpstreamConnection::open(
-                    stream,
-                    peer,
-                    admission.clone(),
-                    worker.shared.drain.cut().clone(),
-                    metrics.upstream_connection("open"),
-                )
-                .await
-                .map_err(Failure::Broke)?
+                let (stream, peer) = connect_any(address, timeout, shared, names).await?;
+                let opened = UpstreamConnection::open(stream, peer, admission.clone(), shared);
+                let connection = opened.await.map_err(Failure::Broke)?;
+                Loan::new(connection, worker, key.clone())
             }
         };
         self.check()?;
-        let active = metrics.upstream_connection("active");
-        let loan = Loan::new(connection, worker.pool.clone(), key.clone(), active);
         Ok((loan, reused))
     }
 

@@ -3,14 +3,20 @@
 #![allow(dead_code, unused_imports, reason = "each test file uses its part")]
 
 mod bus;
+mod curl;
 mod gateway;
+mod origin;
+mod table;
 
 use std::future::Future;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 pub(crate) use bus::Bus;
+pub(crate) use curl::Curled;
 pub(crate) use gateway::{Gateway, Options, replace_file};
+pub(crate) use origin::{Origin, read_head};
+pub(crate) use table::Table;
 
 /// How long a test waits for anything.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(20);

@@ -1,0 +1,111 @@
+//! The end of HTTP connections when the gateway drains.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Empty};
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::{Mutex, mpsc};
+use tokio::time::timeout;
+
+use crate::support::{DEADLINE, Gateway, Options, Origin, Table, read_head};
+
+const ASK: &str = "GET / HTTP/1.1\r\nHost: c1.compute.localhost\r\n\r\n";
+
+/// Answers each request when the test says so; says itself when one has come.
+async fn on_command() -> (Origin, mpsc::Receiver<()>, mpsc::Sender<()>) {
+    let (came, coming) = mpsc::channel(8);
+    let (go, going) = mpsc::channel::<()>(8);
+    let going = std::sync::Arc::new(Mutex::new(going));
+    let origin = Origin::raw("127.64.0.2", move |_, mut stream: TcpStream| {
+        let (came, going) = (came.clone(), going.clone());
+        async move {
+            while !read_head(&mut stream).await.is_empty() {
+                came.send(()).await.unwrap();
+                going.lock().await.recv().await;
+                let answer = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
+                stream.write_all(answer.as_bytes()).await.unwrap();
+            }
+        }
+    })
+    .await;
+    (origin, coming, go)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn answers_under_way_are_finished_and_idle_connections_closed() {
+    let (origin, mut coming, go) = on_command().await;
+    let gateway = Gateway::start(Options::default()).await;
+    Table::of(&gateway).run("c1", 80, origin.address);
+    let mut idle = TcpStream::connect(gateway.addresses.http).await.unwrap();
+    idle.write_all(ASK.as_bytes()).await.unwrap();
+    coming.recv().await.unwrap();
+    go.send(()).await.unwrap();
+    assert!(!read_head(&mut idle).await.is_empty());
+    assert_eq!(idle.read_u16().await.unwrap().to_be_bytes(), *b"ok");
+
+    let mut busy = TcpStream::connect(gateway.addresses.http).await.unwrap();
+    busy.write_all(ASK.as_bytes()).await.unwrap();
+    let other = TcpStream::connect(gateway.addresses.http).await.unwrap();
+    let (mut sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(other))
+        .await
+        .unwrap();
+    let h2 = tokio::spawn(connection);
+    let request = http::Request::get("http://c1.compute.localhost/")
+        .body(Empty::<Bytes>::new())
+        .unwrap();
+    let h2_answer = tokio::spawn(sender.send_request(request));
+    for _ in 0..2 {
+        timeout(DEADLINE, coming.recv()).await.unwrap().unwrap();
+    }
+    gateway.drain();
+    assert_eq!(
+        timeout(DEADLINE, idle.read(&mut [0]))
+            .await
+            .unwrap()
+            .unwrap(),
+        0
+    );
+    for _ in 0..2 {
+        go.send(()).await.unwrap();
+    }
+    let mut answer = String::new();
+    let read = busy.read_to_string(&mut answer);
+    timeout(DEADLINE, read).await.unwrap().unwrap();
+    assert!(answer.contains("\r\nconnection: close\r\n"), "{answer:?}");
+    assert!(answer.ends_with("\r\n\r\nok"), "{answer:?}");
+    let answer = timeout(DEADLINE, h2_answer)
+        .await
+        .unwrap()
+        .unwrap()
+        .unwrap();
+    assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), "ok");
+    // GOAWAY, all streams done, closed.
+    timeout(DEADLINE, h2).await.unwrap().unwrap().unwrap();
+    gateway.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_outlasts_the_drain_is_cut() {
+    let (origin, mut coming, _go) = on_command().await;
+    let options = Options::default().flag("--drain-timeout", "300ms");
+    let gateway = Gateway::start(options).await;
+    Table::of(&gateway).run("c1", 80, origin.address);
+    let mut stuck = TcpStream::connect(gateway.addresses.http).await.unwrap();
+    stuck.write_all(ASK.as_bytes()).await.unwrap();
+    coming.recv().await.unwrap();
+    let begun = Instant::now();
+    gateway.stop().await;
+    assert!(begun.elapsed() < Duration::from_secs(5));
+    let mut answer = String::new();
+    let _ = timeout(DEADLINE, stuck.read_to_string(&mut answer))
+        .await
+        .unwrap();
+    assert!(
+        answer.is_empty() || answer.starts_with("HTTP/1.1 503 "),
+        "{answer:?}"
+    );
+}
