@@ -4,6 +4,7 @@ mod cli;
 mod drain_http;
 mod http;
 mod identity;
+mod control;
 mod ssh;
 mod stream;
 mod support;

@@ -1,0 +1,255 @@
+//! The database: kept over restarts, missing, broken, read-only, lost, older.
+
+use std::path::Path;
+
+use super::{announced, ready, runs_at};
+use crate::support::{Bus, Gateway, Options, eventually};
+
+/// The same folder again.
+fn again(gateway: &Gateway) -> Options {
+    Options {
+        folder: Some(gateway.folder.clone()),
+        ..Options::default()
+    }
+}
+
+/// Another content for the database's file, without its side files.
+fn replace_database(folder: &Path, content: Option<&[u8]>) {
+    for name in ["gateway.db", "gateway.db-wal", "gateway.db-shm"] {
+        let _ = std::fs::remove_file(folder.join(name));
+    }
+    if let Some(content) = content {
+        std::fs::write(folder.join("gateway.db"), content).expect("written");
+    }
+}
+
+async fn until_ready(gateway: &Gateway) {
+    eventually("ready", || async {
+        ready(gateway.admin).await.1 == "ready"
+    })
+    .await;
+}
+
+/// A gateway with one container, stopped; its folder.
+async fn stopped_with_container(bus: &Bus) -> std::sync::Arc<tempfile::TempDir> {
+    let gateway = Gateway::start(Options::default().bus(bus)).await;
+    bus.container("c1", 1, "127.64.0.1", &[(80, 8080)]).await;
+    gateway
+        .until("c1", |table| {
+            runs_at(table, "c1", "127.64.0.1")
+                && table.container("c1").is_some_and(|c| c.rule(80).is_some())
+        })
+        .await;
+    eventually("the announcement", || async {
+        announced(bus).await.len() == 1
+    })
+    .await;
+    let folder = gateway.folder.clone();
+    gateway.stop().await;
+    folder
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_state_is_kept_over_restarts() {
+    let bus = Bus::start().await;
+    let folder = stopped_with_container(&bus).await;
+    // Only the database is left.
+    std::fs::remove_file(folder.path().join("state/last-good-table")).expect("written at the end");
+    let options = Options {
+        folder: Some(folder),
+        ..Options::default()
+    };
+    let gateway = Gateway::start(options).await;
+    until_ready(&gateway).await;
+    assert!(runs_at(&gateway.table(), "c1", "127.64.0.1"));
+    let options = again(&gateway).bus(&bus);
+    gateway.stop().await;
+    let gateway = Gateway::start(options).await;
+    until_ready(&gateway).await;
+    assert!(runs_at(&gateway.table(), "c1", "127.64.0.1"));
+    assert_eq!(announced(&bus).await.len(), 1, "nothing is said twice");
+    gateway.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn revisions_never_go_back() {
+    let bus = Bus::start().await;
+    let gateway = Gateway::start(Options::default().bus(&bus)).await;
+    bus.container("c1", 1, "127.64.0.1", &[]).await;
+    gateway
+        .until("c1", |table| runs_at(table, "c1", "127.64.0.1"))
+        .await;
+    let before = gateway.table().revision;
+    let options = again(&gateway).bus(&bus);
+    gateway.stop().await;
+    let gateway = Gateway::start(options).await;
+    until_ready(&gateway).await;
+    assert!(gateway.table().revision >= before);
+    let before = gateway.table().revision;
+    bus.stopped("c1").await;
+    gateway
+        .until("the stop", |table| {
+            table.container("c1").is_some_and(|c| c.running.is_none())
+        })
+        .await;
+    assert!(gateway.table().revision > before);
+    gateway.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unusable_database_leaves_the_last_good_table_until_it_is_back() {
+    let bus = Bus::start().await;
+    let folder = stopped_with_container(&bus).await;
+    let path = folder.path().join("gateway.db");
+    let good = std::fs::read(&path).expect("closed, so without side files");
+    // Format versions from the future: SQLite reads such files and never writes.
+    let mut read_only = good.clone();
+    read_only[18] = 3;
+    read_only[19] = 2;
+    for (how, content) in [
+        ("corrupt", "no database ".repeat(1000).into_bytes()),
+        ("read-only", read_only),
+    ] {
+        replace_database(folder.path(), Some(&content));
+        let options = Options {
+            folder: Some(folder.clone()),
+            ..Options::default()
+        };
+        let gateway = Gateway::start(options.bus(&bus)).await;
+        assert!(gateway.table().container("c1").is_some(), "{how}");
+        eventually("degraded", || async {
+            ready(gateway.admin).await
+                == (
+                    200,
+                    "degraded".into(),
+                    "connected".into(),
+                    "unavailable".into(),
+                )
+        })
+        .await;
+        bus.started("c1", &format!("127.64.1.{}", how.len()), None)
+            .await;
+        replace_database(folder.path(), Some(&good));
+        until_ready(&gateway).await;
+        gateway
+            .until("the event that waited", |table| {
+                runs_at(table, "c1", &format!("127.64.1.{}", how.len()))
+            })
+            .await;
+        gateway.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_cannot_be_there_is_no_reason_not_to_start() {
+    let bus = Bus::start().await;
+    let folder = stopped_with_container(&bus).await;
+    replace_database(folder.path(), None);
+    std::fs::create_dir(folder.path().join("gateway.db")).expect("created");
+    let options = Options {
+        folder: Some(folder.clone()),
+        ..Options::default()
+    };
+    let gateway = Gateway::start(options.bus(&bus)).await;
+    eventually("degraded", || async {
+        let (code, status, _, database) = ready(gateway.admin).await;
+        (code, status.as_str(), database.as_str()) == (200, "degraded", "unavailable")
+    })
+    .await;
+    assert!(runs_at(&gateway.table(), "c1", "127.64.0.1"));
+    gateway.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_database_is_rebuilt_from_the_events_while_the_table_serves() {
+    let bus = Bus::start().await;
+    let folder = stopped_with_container(&bus).await;
+    replace_database(folder.path(), None);
+    bus.container("c2", 2, "127.64.0.2", &[]).await;
+    let options = Options {
+        folder: Some(folder),
+        ..Options::default()
+    };
+    let gateway = Gateway::start(options.bus(&bus)).await;
+    let c1 = gateway.table().container("c1").cloned().expect("last good");
+    until_ready(&gateway).await;
+    gateway
+        .until("what came meanwhile", |table| {
+            runs_at(table, "c2", "127.64.0.2")
+        })
+        .await;
+    assert!(runs_at(&gateway.table(), "c1", "127.64.0.1"));
+    assert!(
+        !c1.running.as_ref().expect("it ran").fact.is_revoked(),
+        "its connections live on"
+    );
+    bus.stopped("c1").await;
+    gateway
+        .until("the stop", |table| {
+            table.container("c1").is_some_and(|c| c.running.is_none())
+        })
+        .await;
+    gateway.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_lost_while_running_is_rebuilt_too() {
+    let bus = Bus::start().await;
+    let gateway = Gateway::start(Options::default().bus(&bus)).await;
+    bus.container("c1", 1, "127.64.0.1", &[]).await;
+    gateway
+        .until("c1", |table| runs_at(table, "c1", "127.64.0.1"))
+        .await;
+    replace_database(gateway.folder.path(), None);
+    eventually("a new file", || async {
+        gateway.path("gateway.db").exists() && ready(gateway.admin).await.1 == "ready"
+    })
+    .await;
+    let options = again(&gateway);
+    gateway.stop().await;
+    // Without last good table and without NATS: it is all in the new file.
+    std::fs::remove_file(
+        options
+            .folder
+            .as_ref()
+            .unwrap()
+            .path()
+            .join("state/last-good-table"),
+    )
+    .expect("written at the end");
+    let gateway = Gateway::start(options).await;
+    gateway
+        .until("c1 again", |table| runs_at(table, "c1", "127.64.0.1"))
+        .await;
+    gateway.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_older_than_what_was_acknowledged_gets_the_events_again() {
+    let bus = Bus::start().await;
+    let folder = stopped_with_container(&bus).await;
+    let backup = std::fs::read(folder.path().join("gateway.db")).expect("a file");
+    let options = || Options {
+        folder: Some(folder.clone()),
+        ..Options::default()
+    };
+    let gateway = Gateway::start(options().bus(&bus)).await;
+    bus.container("c2", 2, "127.64.0.2", &[]).await;
+    bus.stopped("c1").await;
+    gateway
+        .until("both changes", |table| {
+            table.container("c1").is_some_and(|c| c.running.is_none())
+                && runs_at(table, "c2", "127.64.0.2")
+        })
+        .await;
+    gateway.stop().await;
+    replace_database(folder.path(), Some(&backup));
+
+    let gateway = Gateway::start(options().bus(&bus)).await;
+    assert!(runs_at(&gateway.table(), "c2", "127.64.0.2"), "last good");
+    until_ready(&gateway).await;
+    let table = gateway.table();
+    assert!(runs_at(&table, "c2", "127.64.0.2"));
+    assert!(table.container("c1").is_some_and(|c| c.running.is_none()));
+    gateway.stop().await;
+}
