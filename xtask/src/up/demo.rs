@@ -44,7 +44,7 @@ pub(crate) fn ensure(stack: &Stack, tools: &Tools) -> Result<Demo> {
             )
         })?,
     };
-    let public_key = rest::ensure_key_pair(&plan.data.join("demo_ed25519"), tools)?;
+    let public_key = rest::ensure_key_pair(&plan.data.join("id_ed25519"), tools)?;
     user.ensure_key("demo", &public_key)?;
     let container = match user.find_container(CONTAINER)? {
         Some(container) => container,
@@ -97,29 +97,29 @@ impl Demo {
 
     /// Prints what to try.
     pub(crate) fn print(&self, plan: &Plan) -> Result<()> {
-        let (https, data) = (plan.ports.https, plan.data.display());
-        let ca = plan.ca();
+        let https = plan.ports.https;
+        let (data, ca) = (shown(&plan.data), shown(&plan.ca()));
         let name = rest::ssh_name(&self.container.id)?;
         println!("\nEverything runs. Try, in another terminal:\n");
         println!(
             "  a static route      curl --cacert {} https://localhost:{https}/",
-            ca.display()
+            ca
         );
         println!(
             "  the demo container  curl --cacert {} {}",
-            ca.display(),
+            ca,
             self.url(plan)
         );
         println!(
-            "  a shell in it       ssh -p {} -i {data}/demo_ed25519 \
+            "  a shell in it       ssh -p {} -i {data}/id_ed25519 \
              -o UserKnownHostsFile={data}/known_hosts -o StrictHostKeyChecking=accept-new \
-             {name}@127.0.0.1",
+             {name}@localhost",
             plan.ports.ssh
         );
         println!("  its raw echo port   127.0.0.1:{}", self.raw_port);
         println!(
             "  change routes       {} (in force when saved)",
-            plan.routes().display()
+            shown(&plan.routes())
         );
         println!(
             "  REST                https://api.localhost:{https}/api (auth), /compute; \
@@ -130,10 +130,19 @@ impl Demo {
             "  admin, metrics      http://127.0.0.1:{}/metrics",
             plan.ports.admin
         );
-        println!("  logs                {}\n", plan.logs().display());
+        println!("  logs                {}\n", shown(&plan.logs()));
         println!("Ctrl-C stops all of it.");
         Ok(())
     }
+}
+
+/// A path as a command typed here would name it.
+fn shown(path: &Path) -> String {
+    let here = std::env::current_dir().unwrap_or_default();
+    path.strip_prefix(here)
+        .unwrap_or(path)
+        .display()
+        .to_string()
 }
 
 /// The demo user's password: made once, kept for the next run, readable by its owner alone.

@@ -119,7 +119,7 @@ impl Plan {
 
     /// The gateway's state folder.
     pub(crate) fn gateway_state(&self) -> PathBuf {
-        self.data.join("gateway")
+        self.data.join("state")
     }
 
     /// The development CA that clients trust.
