@@ -201,21 +201,21 @@ struct Gateway {
 
 impl Gateway {
     /// Asks for a container again and again until the status is the wanted one. A 200 counts
-    /// only with the container's own name in it.
+    /// only with the container's own name in it. A request under way when its container stops is
+    /// cut with its connection: then the next one is asked on a new one.
     async fn until(&mut self, id: &str, wanted: u16, limit: Duration) -> Result<()> {
         let host = format!("{id}.{}", self.suffix);
         let started = Instant::now();
         loop {
-            let answer = self.client.get(&host, "/").await?;
-            if answer.status == wanted && (wanted != 200 || answer.body == host) {
-                return Ok(());
-            }
+            let seen = match self.client.get(&host, "/").await {
+                Ok(answer) if answer.status == wanted && (wanted != 200 || answer.body == host) => {
+                    return Ok(());
+                }
+                Ok(answer) => format!("{} {:?}", answer.status, answer.body),
+                Err(error) => format!("{error:#}"),
+            };
             if started.elapsed() > limit {
-                bail!(
-                    "{host} answers {} {:?} after {limit:.0?}, wanted {wanted}",
-                    answer.status,
-                    answer.body
-                );
+                bail!("{host} after {limit:.0?}: wanted {wanted}, saw {seen}");
             }
         }
     }
