@@ -1,0 +1,347 @@
+//! Containers: creation, list, start, stop, switches, end.
+
+use std::sync::Arc;
+
+use axum::{
+    extract::State,
+    http::{StatusCode, header},
+    response::{IntoResponse as _, Response},
+};
+use edd_daemon::api::{ApiError, Json, Path};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Api, Caller, Cause, container_id, ingress::RuleAnswer, invalid, no_container, owner_gone,
+    quota, rfc3339,
+};
+use crate::{
+    auth::User,
+    input::{
+        InputError, Port, PortPair, check_image, check_instance_type, check_name, check_number,
+    },
+    store::{Container, Creation, NewContainer, Status, Toggle},
+};
+
+const DEFAULT_IMAGE: &str = "edd-guest";
+const DEFAULT_INSTANCE_TYPE: &str = "nano";
+const DEFAULT_MEMORY_MB: i64 = 512;
+const DEFAULT_STORAGE_GB: i64 = 5;
+/// Keys that can be named for one container.
+const KEYS_MAX: usize = 100;
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct CreateBody {
+    name: String,
+    image: Option<String>,
+    memory_mb: Option<i64>,
+    storage_gb: Option<i64>,
+    instance_type: Option<String>,
+    ssh_key_ids: Option<Vec<i64>>,
+    ssh_enabled: Option<bool>,
+    ingress: Option<Vec<RuleBody>>,
+}
+
+/// A wanted ingress rule.
+#[derive(Clone, Copy, Debug, Deserialize)]
+pub(crate) struct RuleBody {
+    port: i64,
+    target_port: i64,
+}
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct SshBody {
+    ssh_enabled: bool,
+}
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct HttpsBody {
+    https_enabled: bool,
+}
+
+/// A container as the API shows it.
+#[derive(Debug, Serialize)]
+pub(crate) struct ContainerAnswer {
+    id: String,
+    name: String,
+    status: Status,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    failure: Option<String>,
+    hostname: String,
+    ssh_command: String,
+    ssh_enabled: bool,
+    https_enabled: bool,
+    ssh_key_ids: Vec<i64>,
+    ingress: Vec<RuleAnswer>,
+    image: String,
+    memory_mb: i32,
+    storage_gb: i32,
+    instance_type: String,
+    external_ip: Option<String>,
+    created_at: String,
+    started_at: Option<String>,
+    stopped_at: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+pub(crate) struct ListAnswer {
+    containers: Vec<ContainerAnswer>,
+}
+
+impl RuleBody {
+    pub(super) fn check(self, api: &Api) -> Result<PortPair, InputError> {
+        PortPair::check(self.port, self.target_port, &api.ports)
+    }
+}
+
+impl CreateBody {
+    fn check(self, api: &Api, owner: User) -> Result<NewContainer, InputError> {
+        let image = self.image.as_deref().unwrap_or(DEFAULT_IMAGE);
+        let instance_type = self
+            .instance_type
+            .as_deref()
+            .unwrap_or(DEFAULT_INSTANCE_TYPE);
+        let memory_mb = self.memory_mb.unwrap_or(DEFAULT_MEMORY_MB);
+        let storage_gb = self.storage_gb.unwrap_or(DEFAULT_STORAGE_GB);
+        let mut ssh_key_ids = self.ssh_key_ids.unwrap_or_default();
+        ssh_key_ids.sort_unstable();
+        ssh_key_ids.dedup();
+        check_number(
+            "the number of ssh_key_ids",
+            ssh_key_ids.len() as i64,
+            0,
+            KEYS_MAX as i64,
+        )?;
+        Ok(NewContainer {
+            name: check_name(&self.name)?,
+            image: check_image(image)?,
+            memory_mb: check_number("memory_mb", memory_mb, 16, 1024 * 1024)?,
+            storage_gb: check_number("storage_gb", storage_gb, 1, 65_536)?,
+            instance_type: check_instance_type(instance_type)?,
+            ssh_enabled: self.ssh_enabled.unwrap_or(false),
+            ssh_key_ids,
+            ingress: match self.ingress {
+                Some(rules) => check_rules(api, &rules)?,
+                // What a web server in a container needs to be seen.
+                None => vec![PortPair {
+                    port: Port::https(),
+                    target_port: api.lifecycle.runtime().facts().http_port,
+                }],
+            },
+            user_id: owner.id,
+            owner_username: owner.username,
+        })
+    }
+}
+
+/// Each port once.
+fn check_rules(api: &Api, rules: &[RuleBody]) -> Result<Vec<PortPair>, InputError> {
+    let mut checked: Vec<PortPair> = Vec::new();
+    for rule in rules {
+        let pair = rule.check(api)?;
+        // There are no more ports than the range has, so this stays short.
+        if checked.iter().any(|other| other.port == pair.port) {
+            return Err(InputError::PortTwice(pair.port.get()));
+        }
+        checked.push(pair);
+    }
+    Ok(checked)
+}
+
+impl Api {
+    async fn answer(&self, container: Container) -> Result<ContainerAnswer, ApiError> {
+        let rules = self.store.rules_of(&container.id).await?;
+        let ssh_key_ids = self.store.keys_of_container(&container.id).await?;
+        Ok(ContainerAnswer {
+            hostname: format!("{}.compute.{}", container.id, self.platform_domain),
+            ssh_command: self.ssh_command(&container.id),
+            name: container.name,
+            status: container.status,
+            failure: container.failure,
+            ssh_enabled: container.ssh_enabled,
+            https_enabled: container.https_enabled,
+            ssh_key_ids,
+            ingress: rules.into_iter().map(RuleAnswer::from).collect(),
+            image: container.image,
+            memory_mb: container.memory_mb,
+            storage_gb: container.storage_gb,
+            instance_type: container.instance_type,
+            external_ip: container.external_ip,
+            created_at: rfc3339(container.created_at),
+            started_at: container.started_at.map(rfc3339),
+            stopped_at: container.stopped_at.map(rfc3339),
+            id: container.id,
+        })
+    }
+
+    /// `<id>` logs in as root; where only one user can log in, his name leads.
+    fn ssh_command(&self, id: &str) -> String {
+        let user = match self.lifecycle.runtime().facts().login_user {
+            Some(user) => format!("{user}."),
+            None => String::new(),
+        };
+        let port = match self.public_ssh_port {
+            22 => String::new(),
+            port => format!("-p {port} "),
+        };
+        format!("ssh {port}{user}{id}@{}", self.platform_domain)
+    }
+
+    /// A new answer, after something changed.
+    async fn answer_now(&self, user: &User, id: &str) -> Result<Json<ContainerAnswer>, ApiError> {
+        let container = self
+            .store
+            .container(user.id, id)
+            .await?
+            .ok_or_else(no_container)?;
+        Ok(Json(self.answer(container).await?))
+    }
+}
+
+/// `GET /compute/containers`: the caller's, oldest first.
+pub(crate) async fn list(
+    State(api): State<Arc<Api>>,
+    Caller(user): Caller,
+) -> Result<Json<ListAnswer>, ApiError> {
+    let mut containers = Vec::new();
+    for container in api.store.containers_of(user.id).await? {
+        containers.push(api.answer(container).await?);
+    }
+    Ok(Json(ListAnswer { containers }))
+}
+
+/// `POST /compute/containers`: 201 at once, `pending`; it runs a moment later.
+pub(crate) async fn create(
+    State(api): State<Arc<Api>>,
+    Caller(user): Caller,
+    Cause(cause): Cause,
+    Json(body): Json<CreateBody>,
+) -> Result<Response, ApiError> {
+    let new = body.check(&api, user).map_err(invalid)?;
+    let created = api
+        .store
+        .create_container(&new, api.containers_per_user, &cause)
+        .await?;
+    let container = match created {
+        Creation::Created(container) => *container,
+        Creation::OwnerGone => return Err(owner_gone()),
+        Creation::TooMany => return Err(quota("containers", api.containers_per_user)),
+        Creation::UnknownKey(id) => {
+            return Err(ApiError::bad_request(
+                "unknown_key",
+                format!("no such SSH key: {id}"),
+            ));
+        }
+    };
+    api.announced();
+    drop(api.lifecycle.settle(container.id.clone()));
+    let location = format!("/compute/containers/{}", container.id);
+    let answer = Json(api.answer(container).await?);
+    Ok((StatusCode::CREATED, [(header::LOCATION, location)], answer).into_response())
+}
+
+/// `GET /compute/containers/{id}`.
+pub(crate) async fn show(
+    State(api): State<Arc<Api>>,
+    Caller(user): Caller,
+    Path(id): Path<String>,
+) -> Result<Json<ContainerAnswer>, ApiError> {
+    let id = container_id(&id)?;
+    api.answer_now(&user, id.as_str()).await
+}
+
+/// `DELETE /compute/containers/{id}`: 204 once its processes are gone.
+pub(crate) async fn delete(
+    State(api): State<Arc<Api>>,
+    Caller(user): Caller,
+    Cause(cause): Cause,
+    Path(id): Path<String>,
+) -> Result<StatusCode, ApiError> {
+    let id = container_id(&id)?;
+    if !api
+        .store
+        .delete_container(user.id, id.as_str(), &cause)
+        .await?
+    {
+        return Err(no_container());
+    }
+    api.announced();
+    settled(&api, id.as_str()).await;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// `POST /compute/containers/{id}/start`: `pending` at once, or as it is.
+pub(crate) async fn start(
+    State(api): State<Arc<Api>>,
+    Caller(user): Caller,
+    Path(id): Path<String>,
+) -> Result<Json<ContainerAnswer>, ApiError> {
+    let id = container_id(&id)?;
+    let container = api
+        .store
+        .ask_start(user.id, id.as_str())
+        .await?
+        .ok_or_else(no_container)?;
+    drop(api.lifecycle.settle(container.id.clone()));
+    Ok(Json(api.answer(container).await?))
+}
+
+/// `POST /compute/containers/{id}/stop`: answered once its processes are gone.
+pub(crate) async fn stop(
+    State(api): State<Arc<Api>>,
+    Caller(user): Caller,
+    Cause(cause): Cause,
+    Path(id): Path<String>,
+) -> Result<Json<ContainerAnswer>, ApiError> {
+    let id = container_id(&id)?;
+    let stopped = api.store.ask_stop(user.id, id.as_str(), &cause).await?;
+    stopped.ok_or_else(no_container)?;
+    api.announced();
+    settled(&api, id.as_str()).await;
+    api.answer_now(&user, id.as_str()).await
+}
+
+/// `PUT /compute/containers/{id}/ssh`.
+pub(crate) async fn set_ssh(
+    State(api): State<Arc<Api>>,
+    Caller(user): Caller,
+    Cause(cause): Cause,
+    Path(id): Path<String>,
+    Json(body): Json<SshBody>,
+) -> Result<Json<ContainerAnswer>, ApiError> {
+    toggle(&api, &user, &id, Toggle::Ssh(body.ssh_enabled), &cause).await
+}
+
+/// `PUT /compute/containers/{id}/https`.
+pub(crate) async fn set_https(
+    State(api): State<Arc<Api>>,
+    Caller(user): Caller,
+    Cause(cause): Cause,
+    Path(id): Path<String>,
+    Json(body): Json<HttpsBody>,
+) -> Result<Json<ContainerAnswer>, ApiError> {
+    toggle(&api, &user, &id, Toggle::Https(body.https_enabled), &cause).await
+}
+
+async fn toggle(
+    api: &Api,
+    user: &User,
+    id: &str,
+    toggle: Toggle,
+    cause: &edd_events::envelope::Cause,
+) -> Result<Json<ContainerAnswer>, ApiError> {
+    let id = container_id(id)?;
+    let toggled = api
+        .store
+        .toggle(user.id, id.as_str(), toggle, cause)
+        .await?;
+    let container = toggled.ok_or_else(no_container)?;
+    api.announced();
+    Ok(Json(api.answer(container).await?))
+}
+
+/// Goes on when the client hangs up: it is a task of its own.
+async fn settled(api: &Api, id: &str) {
+    if let Err(error) = api.lifecycle.settle(id.to_owned()).await {
+        tracing::error!(id, %error, "settling a container panicked");
+    }
+}

@@ -1,0 +1,266 @@
+//! Wires the service together and takes it down in order.
+//!
+//! Start: ports, database, NATS (in the background), runtime, then serving, and
+//! containers that ran before are started again. Drain: the REST API finishes
+//! its requests, the containers end, then consumers, relay and admin endpoint.
+//! What is still in the outbox is published by the next start.
+
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+
+use anyhow::Context as _;
+use async_nats::{Client, jetstream};
+use edd_daemon::{
+    admin,
+    api::{ApiLimits, ApiMetrics, serve_api},
+    net::bind_all,
+    server::{self, Limits},
+};
+use edd_events::{Metrics, connect, consumer::Consumer, outbox::Relay, outbox::Waker, stream};
+use prometheus_client::registry::Registry;
+use tokio::task::JoinHandle;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    api::{self, Api},
+    auth::Auth,
+    config::Config,
+    events::{gateway::Confirmations, users::Users},
+    health::{self, Health},
+    lifecycle::Lifecycle,
+    runtime::{
+        gateway_key::{GatewayKey, Source},
+        local::{LocalOptions, LocalRuntime},
+        sshd::{self, Sshd},
+    },
+    store::Store,
+};
+
+/// How often ids of handled events are forgotten.
+const PURGE_INTERVAL: Duration = Duration::from_secs(3600);
+
+/// How long background tasks may take to end after the API is drained: a batch
+/// of events in work has five seconds.
+const BACKGROUND_TIMEOUT: Duration = Duration::from_secs(8);
+
+/// The service.
+#[derive(Debug)]
+pub struct App;
+
+/// A started service.
+#[derive(Debug)]
+pub struct Running {
+    /// Where the REST API really listens.
+    pub addr: SocketAddr,
+    /// Where the admin endpoint really listens.
+    pub admin_addr: SocketAddr,
+    drained: JoinHandle<()>,
+}
+
+impl App {
+    /// Starts the service; cancelling `shutdown` drains it.
+    ///
+    /// # Errors
+    /// A port is taken, the database or the state folder cannot be used, or the
+    /// NATS options make no sense. An unreachable NATS is no error.
+    pub async fn start(config: Config, shutdown: CancellationToken) -> anyhow::Result<Running> {
+        let [api_listener, admin_listener] =
+            bind_all([("--addr", config.addr), ("--admin-addr", config.admin_addr)]).await?;
+        let addr = api_listener
+            .local_addr()
+            .context("cannot read the bound address")?;
+        let admin_addr = admin_listener
+            .local_addr()
+            .context("cannot read the bound address")?;
+        let store = Store::open(&config.database, config.events).await?;
+
+        let mut registry = Registry::with_prefix("edd_compute");
+        let event_metrics = Metrics::register(&mut registry);
+        let api_metrics = ApiMetrics::register(&mut registry);
+
+        let background = Background::default();
+        let nats = match &config.nats {
+            Some(options) => Some(connect::connect(options).await?),
+            None => None,
+        };
+        let waker = relay(&config, &store, nats.as_ref(), &event_metrics, &background);
+        let runtime = local_runtime(&config, &store, nats.as_ref(), &background).await?;
+        let lifecycle = Lifecycle::new(store.clone(), Arc::new(runtime), waker.clone());
+        if let Some(client) = &nats {
+            let js = jetstream::new(client.clone());
+            let consumer = |spec| {
+                Consumer::new(
+                    js.clone(),
+                    spec,
+                    config.nats_replicas,
+                    event_metrics.clone(),
+                )
+            };
+            let users = Users {
+                store: store.clone(),
+                lifecycle: lifecycle.clone(),
+                waker: waker.clone(),
+            };
+            let confirmations = Confirmations {
+                store: store.clone(),
+            };
+            let end = &background.end;
+            let consuming = consumer(crate::events::users::SPEC).run(users, end.clone());
+            background.tasks.spawn(consuming);
+            let consuming = consumer(crate::events::gateway::SPEC).run(confirmations, end.clone());
+            background.tasks.spawn(consuming);
+        }
+        background.spawn(purge(store.clone()));
+
+        let health = Arc::new(Health {
+            events: config.events,
+            nats: nats.clone(),
+            shutdown: shutdown.clone(),
+            store: store.clone(),
+        });
+        let admin_router = admin::router(Arc::new(registry)).merge(health::router(health));
+        let admin = admin::serve(admin_listener, admin_router, background.end.clone());
+        background.tasks.spawn(admin);
+
+        let api = Arc::new(Api {
+            auth: Auth::new(nats, config.auth_url),
+            containers_per_user: config.containers_per_user,
+            keys_per_user: config.keys_per_user,
+            lifecycle: lifecycle.clone(),
+            platform_domain: config.platform_domain,
+            ports: config.ports,
+            public_ssh_port: config.public_ssh_port,
+            store: store.clone(),
+            waker,
+        });
+        lifecycle
+            .resume()
+            .await
+            .context("cannot read the containers")?;
+        let router = serve_api(api::router(api), api_metrics, ApiLimits::default());
+        let limits = Limits {
+            drain_timeout: config.drain_timeout,
+            ..Limits::default()
+        };
+        let drained = tokio::spawn(async move {
+            // Ends the background tasks however this one ends.
+            let end_background = background.end.clone().drop_guard();
+            server::serve(api_listener, router, limits, shutdown).await;
+            lifecycle.end().await;
+            drop(end_background);
+            background.tasks.close();
+            if tokio::time::timeout(BACKGROUND_TIMEOUT, background.tasks.wait())
+                .await
+                .is_err()
+            {
+                tracing::warn!("background tasks did not end in time");
+            }
+            store.close().await;
+            tracing::info!("drained");
+        });
+        Ok(Running {
+            addr,
+            admin_addr,
+            drained,
+        })
+    }
+}
+
+impl Running {
+    /// Waits until the service is drained.
+    pub async fn drained(self) {
+        if let Err(error) = self.drained.await {
+            tracing::error!(%error, "the service ended badly");
+        }
+    }
+}
+
+/// Tasks that end after the API is drained.
+#[derive(Debug, Default)]
+struct Background {
+    tasks: TaskTracker,
+    end: CancellationToken,
+}
+
+impl Background {
+    /// For tasks that may be dropped anywhere.
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.tasks
+            .spawn(self.end.clone().run_until_cancelled_owned(task));
+    }
+}
+
+/// The relay, if there is anything to publish and somewhere to.
+fn relay(
+    config: &Config,
+    store: &Store,
+    nats: Option<&Client>,
+    metrics: &Metrics,
+    background: &Background,
+) -> Option<Waker> {
+    if !config.events {
+        return None;
+    }
+    let Some(client) = nats else {
+        tracing::warn!("no --nats-url: events wait in the outbox until there is one");
+        return None;
+    };
+    let js = jetstream::new(client.clone());
+    let relay = Relay::new(store.pool().clone(), js, metrics.clone())
+        .with_streams(&[stream::COMPUTE], config.nats_replicas);
+    let waker = relay.waker();
+    background.tasks.spawn(relay.run(background.end.clone()));
+    Some(waker)
+}
+
+async fn local_runtime(
+    config: &Config,
+    store: &Store,
+    nats: Option<&Client>,
+    background: &Background,
+) -> anyhow::Result<LocalRuntime> {
+    let sshd = match sshd::find(config.sshd.as_deref()) {
+        Some(binary) => Some(
+            Sshd::new(binary.clone(), config.sshd_session.clone())
+                .await
+                .with_context(|| format!("cannot use {}", binary.display()))?,
+        ),
+        None => {
+            tracing::warn!("no sshd on this machine: containers start without SSH");
+            None
+        }
+    };
+    let source = match (&config.gateway_ssh_key, nats) {
+        (Some(file), _) => Source::File(file.clone()),
+        (None, Some(client)) => Source::Nats(client.clone()),
+        (None, None) => Source::None,
+    };
+    let guest_binary = match &config.guest_binary {
+        Some(binary) => binary.clone(),
+        None => current_binary()?,
+    };
+    let folder = config.state_dir.join("local");
+    let gateway_key = GatewayKey::new(folder.join("gateway.pub"), source);
+    let options = LocalOptions {
+        guest_binary,
+        folder,
+        sshd,
+    };
+    let runtime = LocalRuntime::new(options, store.clone(), gateway_key.clone())
+        .with_context(|| format!("cannot use {}", config.state_dir.display()))?;
+    background.spawn(gateway_key.run());
+    Ok(runtime)
+}
+
+fn current_binary() -> anyhow::Result<PathBuf> {
+    std::env::current_exe().context("cannot find the service's own binary")
+}
+
+async fn purge(store: Store) {
+    let mut ticks = tokio::time::interval(PURGE_INTERVAL);
+    loop {
+        ticks.tick().await;
+        if let Err(error) = store.purge_inbox().await {
+            tracing::warn!(%error, "cannot forget handled events");
+        }
+    }
+}

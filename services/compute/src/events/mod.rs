@@ -1,0 +1,25 @@
+//! What this service tells the others, and what it hears from them.
+//!
+//! `outgoing` builds outbox entries, `users` and `gateway` handle what the
+//! durable consumers bring. `store` decides when and writes in transactions; the
+//! relay and the consumers themselves are those of `edd-events`.
+
+pub(crate) mod gateway;
+pub(crate) mod outgoing;
+pub(crate) mod users;
+
+use edd_events::{consumer::Unavailable, envelope::Cause, event::Event};
+
+/// What is done because of an event refers to it.
+fn caused_by(event: &Event) -> Cause {
+    Cause {
+        correlation_id: event.correlation_id.clone(),
+        causation_id: Some(event.event_id.clone()),
+        traceparent: event.traceparent.clone(),
+    }
+}
+
+/// A database that fails is the world's fault: consumption pauses.
+fn unavailable(error: &sqlx::Error) -> Unavailable {
+    Unavailable(format!("database: {error}"))
+}

@@ -1,0 +1,103 @@
+//! The consumer of `auth.user.>`: the cache of names, and the end of all that a
+//! deleted user had.
+
+use edd_events::{
+    consumer::{ConsumerSpec, Handler, Unavailable, Verdict},
+    event::{Delivery, Event, Payload},
+    outbox::Waker,
+    stream,
+};
+
+use super::{caused_by, unavailable};
+use crate::{
+    lifecycle::Lifecycle,
+    store::{Store, UserChange, UserNews},
+};
+
+/// Longest name that is cached, in bytes; auth allows less.
+const NAME_LEN_MAX: usize = 1024;
+
+/// What is consumed.
+pub(crate) const SPEC: ConsumerSpec = ConsumerSpec {
+    stream: stream::AUTH,
+    durable: "compute-service",
+    filter: "auth.user.>",
+    batch_max: 64,
+};
+
+/// Applies news about users.
+pub(crate) struct Users {
+    pub(crate) store: Store,
+    pub(crate) lifecycle: Lifecycle,
+    pub(crate) waker: Option<Waker>,
+}
+
+impl Handler for Users {
+    async fn handle(&mut self, batch: &[Delivery]) -> Result<Vec<Verdict>, Unavailable> {
+        let mut verdicts = Vec::with_capacity(batch.len());
+        for delivery in batch {
+            // Each in a transaction of its own: a failure in between leaves the
+            // first ones done, and the inbox makes their repetition harmless.
+            verdicts.push(self.one(&delivery.event).await?);
+        }
+        Ok(verdicts)
+    }
+}
+
+impl Users {
+    async fn one(&self, event: &Event) -> Result<Verdict, Unavailable> {
+        let (user_id, change) = match &event.payload {
+            Payload::UserCreated(user) => {
+                (user.user_id, upserted(&user.username, &user.display_name))
+            }
+            Payload::UserUpdated(user) => {
+                (user.user_id, upserted(&user.username, &user.display_name))
+            }
+            Payload::UserDeleted(user) => {
+                let username = bounded(&user.username);
+                (user.user_id, UserChange::Deleted { username })
+            }
+            // The filter lets nothing else through.
+            _ => return Ok(Verdict::Stale),
+        };
+        let news = self
+            .store
+            .apply_user(
+                &event.event_id,
+                user_id,
+                event.version,
+                &change,
+                &caused_by(event),
+            )
+            .await
+            .map_err(|error| unavailable(&error))?;
+        Ok(match news {
+            UserNews::Stale => Verdict::Stale,
+            UserNews::Applied(ended) => {
+                if matches!(change, UserChange::Deleted { .. }) {
+                    if let Some(waker) = &self.waker {
+                        waker.wake();
+                    }
+                    tracing::info!(user_id, containers = ended.len(), "all of a user removed");
+                }
+                for id in ended {
+                    self.lifecycle.settle(id);
+                }
+                Verdict::Applied
+            }
+        })
+    }
+}
+
+fn upserted(username: &str, display_name: &str) -> UserChange {
+    UserChange::Upserted {
+        username: bounded(username),
+        display_name: bounded(display_name),
+    }
+}
+
+fn bounded(name: &str) -> String {
+    name.get(..name.floor_char_boundary(NAME_LEN_MAX))
+        .unwrap_or_default()
+        .to_owned()
+}

@@ -1,0 +1,83 @@
+//! `GET /readyz` of the admin endpoint.
+
+use std::{sync::Arc, time::Duration};
+
+use async_nats::Client;
+use axum::{
+    Router,
+    http::StatusCode,
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use edd_daemon::api::Json;
+use edd_events::{connect::is_connected, outbox};
+use serde::Serialize;
+use tokio_util::sync::CancellationToken;
+
+use crate::store::Store;
+
+/// How long the database may take to answer.
+const DATABASE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// What readiness depends on.
+#[derive(Debug)]
+pub(crate) struct Health {
+    pub(crate) events: bool,
+    pub(crate) nats: Option<Client>,
+    pub(crate) shutdown: CancellationToken,
+    pub(crate) store: Store,
+}
+
+#[derive(Serialize)]
+struct Readiness {
+    status: &'static str,
+    nats: &'static str,
+    database: &'static str,
+    events: &'static str,
+    outbox_pending: Option<u64>,
+}
+
+/// 200 `ready`, or `degraded` without NATS, when events wait in the outbox; 503
+/// without the database, which everything here needs, and while draining.
+pub(crate) fn router(health: Arc<Health>) -> Router {
+    Router::new().route("/readyz", get(async move || health.readiness().await))
+}
+
+impl Health {
+    async fn readiness(&self) -> Response {
+        let database = tokio::time::timeout(DATABASE_TIMEOUT, async {
+            self.store.ping().await?;
+            outbox::pending(self.store.pool()).await
+        })
+        .await;
+        let outbox_pending = database.ok().and_then(Result::ok);
+        let nats = match &self.nats {
+            None => "off",
+            Some(client) if is_connected(client) => "connected",
+            Some(_) => "disconnected",
+        };
+        let draining = self.shutdown.is_cancelled();
+        let status = match (draining, outbox_pending, nats) {
+            (true, _, _) => "draining",
+            (_, None, _) | (_, _, "disconnected") => "degraded",
+            _ => "ready",
+        };
+        let code = if draining || outbox_pending.is_none() {
+            StatusCode::SERVICE_UNAVAILABLE
+        } else {
+            StatusCode::OK
+        };
+        let readiness = Readiness {
+            status,
+            nats,
+            database: if outbox_pending.is_some() {
+                "ok"
+            } else {
+                "unavailable"
+            },
+            events: if self.events { "on" } else { "off" },
+            outbox_pending,
+        };
+        (code, Json(readiness)).into_response()
+    }
+}

@@ -1,0 +1,58 @@
+//! Containers, SSH keys and ingress requests: the service `edd-compute`.
+//!
+//! In the order a start, then a request, meets them: [`config`] checks flags,
+//! [`app`] wires everything, `api` answers REST after [`auth`] said who asks,
+//! [`input`] checks what a request says, [`store`] writes rows and outbox in one
+//! transaction with the entries that `events` builds, `lifecycle` makes the
+//! [`runtime`] follow the rows. `events` also hears of users and of confirmed
+//! ingress rules; `health` says how things are.
+//!
+//! This service owns containers, SSH keys and the *requests* for ingress rules.
+//! The rules in force belong to the gateway, users to auth; nobody reads another
+//! service's database.
+
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic
+    )
+)]
+
+pub mod app;
+pub mod auth;
+pub mod config;
+pub mod input;
+pub mod runtime;
+pub mod store;
+
+mod api;
+mod events;
+mod health;
+mod lifecycle;
+
+use anyhow::Context as _;
+use edd_daemon::{cli::Exit, shutdown, telemetry};
+
+use crate::{
+    app::App,
+    config::{Arguments, Command, Config},
+};
+
+/// The daemon from its command line to the end of its drain; or, by its hidden
+/// subcommand, one guest of the local runtime.
+pub fn run(arguments: Arguments) -> Result<(), Exit> {
+    if let Some(Command::Guest(arguments)) = arguments.command {
+        return runtime::guest::run(arguments);
+    }
+    let config = Config::check(arguments.serve)?;
+    let _logs = telemetry::init(&config.log, config.log_format).context("cannot start the logs")?;
+    let runtime = tokio::runtime::Runtime::new().context("cannot start the runtime")?;
+    runtime.block_on(async {
+        let running = App::start(config, shutdown::on_signals()).await?;
+        running.drained().await;
+        Ok(())
+    })
+}

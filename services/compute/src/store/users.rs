@@ -1,0 +1,178 @@
+//! Users as far as auth told us: a cache of names, and tombstones.
+
+use edd_daemon::store::begin_write;
+use edd_events::envelope::Cause;
+use sqlx::{Sqlite, SqliteConnection, Transaction};
+
+use super::{Container, Store, now_ms};
+use crate::events::outgoing;
+
+/// How long handled event ids are remembered: longer than the stream keeps
+/// events.
+const INBOX_KEEP_MS: i64 = 8 * 24 * 3_600_000;
+
+/// News about a user.
+#[derive(Clone, Debug)]
+pub enum UserChange {
+    /// Registered, or changed the profile.
+    Upserted {
+        /// Unique only within auth.
+        username: String,
+        /// What the user is called.
+        display_name: String,
+    },
+    /// Gone for good.
+    Deleted {
+        /// The name it had.
+        username: String,
+    },
+}
+
+/// What came of news about a user.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum UserNews {
+    /// It is in effect. Containers whose processes have to end.
+    Applied(Vec<String>),
+    /// Known, older than what is known, or about somebody who is gone.
+    Stale,
+}
+
+impl Store {
+    /// Applies one event about a user, once, in one transaction.
+    pub async fn apply_user(
+        &self,
+        event_id: &str,
+        user_id: i64,
+        version: i64,
+        change: &UserChange,
+        cause: &Cause,
+    ) -> sqlx::Result<UserNews> {
+        let mut tx = begin_write(&self.pool).await?;
+        if !first_time(&mut tx, event_id).await? {
+            return Ok(UserNews::Stale);
+        }
+        let news = match change {
+            UserChange::Upserted {
+                username,
+                display_name,
+            } => upsert(&mut tx, user_id, version, username, display_name).await?,
+            UserChange::Deleted { username } => {
+                self.delete_user(&mut tx, user_id, version, username, cause)
+                    .await?
+            }
+        };
+        // Also when stale: the same event need not be looked at again.
+        tx.commit().await?;
+        Ok(news)
+    }
+
+    /// The tombstone, and the end of all that was the user's.
+    async fn delete_user(
+        &self,
+        tx: &mut Transaction<'static, Sqlite>,
+        user_id: i64,
+        version: i64,
+        username: &str,
+        cause: &Cause,
+    ) -> sqlx::Result<UserNews> {
+        let buried = sqlx::query(
+            "INSERT INTO user_cache (user_id, username, display_name, version, deleted_at) \
+             VALUES (?, ?, '', ?, ?) ON CONFLICT (user_id) DO UPDATE SET \
+             version = MAX(version, excluded.version), deleted_at = excluded.deleted_at \
+             WHERE deleted_at IS NULL",
+        )
+        .bind(user_id)
+        .bind(username)
+        .bind(version)
+        .bind(now_ms())
+        .execute(&mut **tx)
+        .await?;
+        let containers: Vec<Container> =
+            sqlx::query_as("SELECT * FROM containers WHERE user_id = ? ORDER BY id")
+                .bind(user_id)
+                .fetch_all(&mut **tx)
+                .await?;
+        for container in &containers {
+            self.remove(tx, container, cause).await?;
+        }
+        let mut keys: Vec<i64> =
+            sqlx::query_scalar("DELETE FROM ssh_keys WHERE user_id = ? RETURNING id")
+                .bind(user_id)
+                .fetch_all(&mut **tx)
+                .await?;
+        keys.sort_unstable();
+        for key in &keys {
+            self.announce(tx, &outgoing::key_deleted(*key, user_id, cause))
+                .await?;
+        }
+        if buried.rows_affected() == 0 && containers.is_empty() && keys.is_empty() {
+            return Ok(UserNews::Stale);
+        }
+        Ok(UserNews::Applied(
+            containers
+                .into_iter()
+                .map(|container| container.id)
+                .collect(),
+        ))
+    }
+
+    /// A user's name as auth last told it.
+    pub async fn cached_username(&self, user_id: i64) -> sqlx::Result<Option<String>> {
+        sqlx::query_scalar(
+            "SELECT username FROM user_cache WHERE user_id = ? AND deleted_at IS NULL",
+        )
+        .bind(user_id)
+        .fetch_optional(&self.pool)
+        .await
+    }
+
+    /// Forgets event ids that no stream delivers any more; returns how many.
+    pub async fn purge_inbox(&self) -> sqlx::Result<u64> {
+        sqlx::query("DELETE FROM inbox WHERE handled_at < ?")
+            .bind(now_ms() - INBOX_KEEP_MS)
+            .execute(&self.pool)
+            .await
+            .map(|purged| purged.rows_affected())
+    }
+}
+
+/// Remembers an event id within the caller's transaction; false if it was known.
+pub(crate) async fn first_time(
+    connection: &mut SqliteConnection,
+    event_id: &str,
+) -> sqlx::Result<bool> {
+    let inserted = sqlx::query(
+        "INSERT INTO inbox (event_id, handled_at) VALUES (?, ?) ON CONFLICT DO NOTHING",
+    )
+    .bind(event_id)
+    .bind(now_ms())
+    .execute(connection)
+    .await?;
+    Ok(inserted.rows_affected() == 1)
+}
+
+/// Version 0 says nothing about order: the stream's order decides.
+async fn upsert(
+    connection: &mut SqliteConnection,
+    user_id: i64,
+    version: i64,
+    username: &str,
+    display_name: &str,
+) -> sqlx::Result<UserNews> {
+    let upserted = sqlx::query(
+        "INSERT INTO user_cache (user_id, username, display_name, version) VALUES (?1, ?2, ?3, ?4) \
+         ON CONFLICT (user_id) DO UPDATE SET username = excluded.username, \
+         display_name = excluded.display_name, version = MAX(version, excluded.version) \
+         WHERE deleted_at IS NULL AND (?4 = 0 OR ?4 > version)",
+    )
+    .bind(user_id)
+    .bind(username)
+    .bind(display_name)
+    .bind(version)
+    .execute(connection)
+    .await?;
+    Ok(match upserted.rows_affected() {
+        0 => UserNews::Stale,
+        _ => UserNews::Applied(Vec::new()),
+    })
+}
