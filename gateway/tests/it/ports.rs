@@ -1,0 +1,293 @@
+//! Dynamic ports: protocols told apart by their first bytes, and where each goes.
+
+use std::io::ErrorKind;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use rustls::ServerConfig;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio_rustls::TlsAcceptor;
+
+use crate::support::client::{Greeting, dial, hear, leaf, request, say, singly};
+use crate::support::containers::{Containers, container_address, echo, server, web};
+use crate::support::{Gateway, Options, eventually};
+
+async fn gateway() -> (Gateway, Containers, SocketAddr) {
+    let gateway = Gateway::start(Options::default()).await;
+    let containers = Containers::of(&gateway);
+    let port = gateway.port(0);
+    (gateway, containers, port)
+}
+
+/// Bytes that no protocol begins with.
+fn noise(len: usize) -> Vec<u8> {
+    (0..len).map(|i| (i * 31 % 256) as u8).collect()
+}
+
+/// A TLS server that echoes, and its certificate.
+async fn tls_echo(addr: SocketAddr, name: &str) -> CertificateDer<'static> {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let params = rcgen::CertificateParams::new(vec![name.to_owned()]).unwrap();
+    let certificate = params.self_signed(&key).unwrap().der().clone();
+    let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate.clone()], key)
+        .unwrap();
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    server(addr, move |stream| {
+        let acceptor = acceptor.clone();
+        async move {
+            let stream = acceptor.accept(stream).await?;
+            let (mut read, mut write) = tokio::io::split(stream);
+            tokio::io::copy(&mut read, &mut write).await?;
+            write.shutdown().await
+        }
+    })
+    .await;
+    certificate
+}
+
+#[tokio::test]
+async fn a_port_without_a_rule_closes_at_once_and_without_a_reset() {
+    let (_gateway, _containers, port) = gateway().await;
+    let begun = Instant::now();
+    assert_eq!(say(port, &[b"GET / HTTP/1.1\r\n\r\n"]).await.unwrap(), b"");
+    assert_eq!(say(port, &[]).await.unwrap(), b"");
+    assert!(begun.elapsed() < Duration::from_millis(450));
+}
+
+#[tokio::test]
+async fn other_bytes_go_raw_to_the_one_owner_and_back_whole() {
+    let (_gateway, mut containers, port) = gateway().await;
+    let upstream = echo(container_address()).await;
+    containers.run("a1", upstream.ip(), &[(port.port(), upstream.port())]);
+    let sent = noise(1_000_000);
+    let (mut read, mut write) = dial(port).await.into_split();
+    let send = async {
+        write.write_all(&sent).await.unwrap();
+        // The end of one direction; the echo of the rest is still to come.
+        write.shutdown().await.unwrap();
+    };
+    let ((), heard) = tokio::join!(send, hear(&mut read));
+    assert!(heard.unwrap() == sent);
+}
+
+#[tokio::test]
+async fn a_server_that_speaks_first_is_heard_after_half_a_second() {
+    let (_gateway, mut containers, port) = gateway().await;
+    let upstream = server((container_address(), 0).into(), async |mut stream| {
+        stream.write_all(b"220 ready\r\n").await?;
+        let mut quit = [0; 6];
+        stream.read_exact(&mut quit).await?;
+        stream.write_all(b"221 bye\r\n").await
+    })
+    .await;
+    containers.run("a1", upstream.ip(), &[(port.port(), upstream.port())]);
+
+    let begun = Instant::now();
+    let mut stream = dial(port).await;
+    let mut banner = [0; 11];
+    stream.read_exact(&mut banner).await.unwrap();
+    assert_eq!(&banner, b"220 ready\r\n");
+    let took = begun.elapsed();
+    assert!(took >= Duration::from_millis(490), "{took:?}");
+    stream.write_all(b"QUIT\r\n").await.unwrap();
+    assert_eq!(hear(&mut stream).await.unwrap(), b"221 bye\r\n");
+}
+
+#[tokio::test]
+async fn bytes_that_never_become_clear_go_raw_too() {
+    let (_gateway, mut containers, port) = gateway().await;
+    let upstream = echo(container_address()).await;
+    containers.run("a1", upstream.ip(), &[(port.port(), upstream.port())]);
+    for text in [&b"GE"[..], b"SSH", b"PRI * HTTP/2.0\r\n\r\nS", b"get key\r\n", b"\x16"] {
+        let mut stream = dial(port).await;
+        stream.write_all(text).await.unwrap();
+        let mut back = vec![0; text.len()];
+        stream.read_exact(&mut back).await.unwrap();
+        assert_eq!(back, text);
+        // A client that ends at once is understood without the wait.
+        let mut stream = dial(port).await;
+        stream.write_all(text).await.unwrap();
+        stream.shutdown().await.unwrap();
+        let heard = hear(&mut stream).await.unwrap();
+        // Half a ClientHello cannot become anything; this is only its first byte.
+        assert_eq!(heard, text);
+    }
+}
+
+#[tokio::test]
+async fn ssh_is_answered_by_the_gateway_whoever_owns_the_port() {
+    let (_gateway, mut containers, port) = gateway().await;
+    let upstream = echo(container_address()).await;
+    containers.run("a1", upstream.ip(), &[(port.port(), upstream.port())]);
+    let mut stream = dial(port).await;
+    for byte in b"SSH-2.0-test\r\n" {
+        stream.write_all(&[*byte]).await.unwrap();
+    }
+    let mut banner = [0; 8];
+    stream.read_exact(&mut banner).await.unwrap();
+    assert_eq!(&banner, b"SSH-2.0-");
+    // What follows is the gateway's key exchange, not an echo.
+    let mut line = Vec::new();
+    while !line.ends_with(b"\n") {
+        line.push(stream.read_u8().await.unwrap());
+    }
+    assert!(!line.starts_with(b"test"), "{}", line.escape_ascii());
+}
+
+#[tokio::test]
+async fn http_goes_by_host_and_never_raw() {
+    let (_gateway, mut containers, port) = gateway().await;
+    let reached = Arc::new(AtomicUsize::new(0));
+    let (one, two) = (
+        web(container_address(), "one").await,
+        web(container_address(), "two").await,
+    );
+    containers.run("a1", one.ip(), &[(port.port(), one.port())]);
+    containers.run("a2", two.ip(), &[(port.port(), two.port())]);
+    for (host, body) in [
+        ("a1.compute.localhost", "one"),
+        ("a2.compute.localhost", "two"),
+    ] {
+        let text = format!("GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+        let answer = say(port, &singly(text.as_bytes())).await.unwrap();
+        let answer = String::from_utf8(answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+        assert!(answer.ends_with(body), "{answer}");
+    }
+
+    // Alone on its port, and still not reached by another name.
+    containers.stop("a1");
+    containers.stop("a2");
+    let counter = Arc::clone(&reached);
+    let upstream = server((container_address(), 0).into(), move |_| {
+        counter.fetch_add(1, Ordering::SeqCst);
+        async { Ok(()) }
+    })
+    .await;
+    containers.run("a3", upstream.ip(), &[(port.port(), upstream.port())]);
+    for host in ["other.compute.localhost", "a1.compute.localhost", "nobody.example"] {
+        let answer = request(&mut dial(port).await, host).await;
+        assert!(answer.starts_with("HTTP/1.1 404 "), "{host}: {answer}");
+    }
+    assert_eq!(reached.load(Ordering::SeqCst), 0);
+}
+
+#[tokio::test]
+async fn tls_goes_by_name_through_or_is_terminated_here() {
+    let (gateway, mut containers, port) = gateway().await;
+    let through = container_address();
+    let own = tls_echo((through, 8443).into(), "a1.compute.localhost").await;
+    let plain = web(container_address(), "plain").await;
+    containers.run("a1", through, &[(port.port(), 8443)]);
+    containers.run("a2", plain.ip(), &[(port.port(), plain.port())]);
+
+    let mut stream = Greeting::anyone("a1.compute.localhost").dial(port).await.unwrap();
+    assert_eq!(leaf(&stream), own);
+    let sent = noise(100_000);
+    let mut back = vec![0; sent.len()];
+    let (mut read, mut write) = tokio::io::split(&mut stream);
+    let (sending, receiving) = tokio::join!(write.write_all(&sent), read.read_exact(&mut back));
+    sending.unwrap();
+    receiving.unwrap();
+    assert!(back == sent);
+
+    let ca = gateway.ca();
+    let greeting = Greeting {
+        name: "a2.compute.localhost",
+        ca: Some(&ca),
+        alpn: &[b"http/1.1"],
+    };
+    let mut stream = greeting.dial(port).await.unwrap();
+    let answer = request(&mut stream, "a2.compute.localhost").await;
+    assert!(answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("plain"), "{answer}");
+
+    for name in ["nobody.compute.localhost", "localhost", "127.0.0.1"] {
+        let refused = Greeting::anyone(name).dial(port).await.unwrap_err();
+        assert_ne!(refused.kind(), ErrorKind::ConnectionReset, "{name}: {refused}");
+    }
+}
+
+#[tokio::test]
+async fn tls_without_a_name_goes_to_a_single_owner_that_speaks_tls() {
+    let (gateway, mut containers, port) = gateway().await;
+    let through = container_address();
+    let own = tls_echo((through, 8443).into(), "a1.compute.localhost").await;
+    containers.run("a1", through, &[(port.port(), 8443)]);
+    let stream = Greeting::anyone("127.0.0.1").dial(port).await.unwrap();
+    assert_eq!(leaf(&stream), own);
+
+    let plain = echo(container_address()).await;
+    let other = gateway.port(1);
+    containers.run("a2", plain.ip(), &[(other.port(), plain.port())]);
+    assert!(Greeting::anyone("127.0.0.1").dial(other).await.is_err());
+}
+
+#[tokio::test]
+async fn raw_bytes_go_nowhere_when_several_containers_could_take_them() {
+    let (_gateway, mut containers, port) = gateway().await;
+    let (one, two) = (
+        echo(container_address()).await,
+        echo(container_address()).await,
+    );
+    containers.run("a1", one.ip(), &[(port.port(), one.port())]);
+    containers.run("a2", two.ip(), &[(port.port(), two.port())]);
+    assert_eq!(say(port, &[&noise(10)]).await.unwrap(), b"");
+    containers.stop("a2");
+    let mut stream = dial(port).await;
+    stream.write_all(&noise(10)).await.unwrap();
+    let mut back = [0; 10];
+    stream.read_exact(&mut back).await.unwrap();
+    assert_eq!(back, noise(10)[..]);
+}
+
+#[tokio::test]
+async fn a_stop_ends_its_own_raw_connections_and_no_others() {
+    let (gateway, mut containers, port) = gateway().await;
+    let other = gateway.port(1);
+    let (one, two) = (
+        echo(container_address()).await,
+        echo(container_address()).await,
+    );
+    containers.run("a1", one.ip(), &[(port.port(), one.port())]);
+    containers.run("a2", two.ip(), &[(other.port(), two.port())]);
+    let (mut first, mut second) = (dial(port).await, dial(other).await);
+    for stream in [&mut first, &mut second] {
+        stream.write_all(b"\0").await.unwrap();
+        stream.read_u8().await.unwrap();
+    }
+    let begun = Instant::now();
+    containers.stop("a1");
+    // A reset: what was heard so far may not be all.
+    let end = hear(&mut first).await.unwrap_err();
+    assert_eq!(end.kind(), ErrorKind::ConnectionReset);
+    assert!(begun.elapsed() < Duration::from_secs(1));
+    second.write_all(b"\0").await.unwrap();
+    second.read_u8().await.unwrap();
+    eventually("the connection is over", || async { gateway.shared.gate.open() == 1 }).await;
+}
+
+#[tokio::test]
+async fn a_container_that_does_not_answer_is_a_reset() {
+    let (_gateway, mut containers, port) = gateway().await;
+    containers.run("a1", container_address(), &[(port.port(), 9)]);
+    let end = say(port, &[&noise(10)]).await.unwrap_err();
+    assert_eq!(end.kind(), ErrorKind::ConnectionReset);
+}
+
+#[tokio::test]
+async fn an_address_that_leads_back_to_us_is_refused() {
+    let (gateway, mut containers, port) = gateway().await;
+    let own = gateway.addresses.http;
+    containers.run("a1", own.ip(), &[(port.port(), own.port())]);
+    let end = say(port, &[&noise(10)]).await.unwrap_err();
+    assert_eq!(end.kind(), ErrorKind::ConnectionReset);
+}
