@@ -8,6 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::support::client::{Greeting, SHORT, dial, hear, request, say, send, singly};
 use crate::support::containers::{Containers, container_address, echo};
+use crate::support::process::Process;
 use crate::support::{Gateway, Options, eventually};
 
 async fn gateway() -> Gateway {
@@ -16,7 +17,10 @@ async fn gateway() -> Gateway {
 
 /// It still serves, and holds nothing of those that went wrong.
 async fn still_serves(gateway: &Gateway) {
-    eventually("nothing is held", || async { gateway.shared.gate.open() == 0 }).await;
+    eventually("nothing is held", || async {
+        gateway.shared.gate.open() == 0
+    })
+    .await;
     let answer = request(&mut dial(gateway.addresses.http).await, "nobody.example").await;
     assert!(answer.starts_with("HTTP/1.1 404 "), "{answer}");
     let mut stream = Greeting::anyone("nobody.example")
@@ -24,7 +28,10 @@ async fn still_serves(gateway: &Gateway) {
         .await
         .unwrap();
     let answer = request(&mut stream, "nobody.example").await;
-    assert!(answer.contains(" 404 ") || answer.contains(" 421 "), "{answer}");
+    assert!(
+        answer.contains(" 404 ") || answer.contains(" 421 "),
+        "{answer}"
+    );
 }
 
 fn oversized() -> Vec<Vec<u8>> {
@@ -112,7 +119,11 @@ async fn no_first_bytes_hurt_any_listener() {
             // Ends in time, whatever the answer, even if that is a reset.
             let ((), _heard) = tokio::join!(talk, hear(&mut read));
             let begin = &bytes[..bytes.len().min(20)];
-            assert!(gateway.shared.gate.open() <= 40, "{name} {}", begin.escape_ascii());
+            assert!(
+                gateway.shared.gate.open() <= 40,
+                "{name} {}",
+                begin.escape_ascii()
+            );
         }
     }
     containers.stop("a1");
@@ -150,11 +161,19 @@ async fn whoever_says_nothing_or_half_is_sent_away_at_the_deadline() {
 async fn the_http_port_says_what_is_wrong() {
     let gateway = gateway().await;
     let http = gateway.addresses.http;
-    for bytes in [&b"\0\0\0"[..], b"HELLO\r\n", &[22, 3, 1, 0, 0], b"SSH-2.0-x\r\n"] {
+    for bytes in [
+        &b"\0\0\0"[..],
+        b"HELLO\r\n",
+        &[22, 3, 1, 0, 0],
+        b"SSH-2.0-x\r\n",
+    ] {
         for pieces in [vec![bytes], singly(bytes)] {
             let answer = String::from_utf8(say(http, &pieces).await.unwrap()).unwrap();
             assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
-            assert!(answer.to_lowercase().contains("\r\nx-request-id: "), "{answer}");
+            assert!(
+                answer.to_lowercase().contains("\r\nx-request-id: "),
+                "{answer}"
+            );
         }
     }
     let begun = Instant::now();
@@ -212,7 +231,11 @@ async fn at_the_cap_new_ones_are_refused_and_live_ones_live() {
         stream.read_u8().await.unwrap();
         live.push(stream);
     }
-    for addr in [gateway.addresses.http, gateway.addresses.https, gateway.port(0)] {
+    for addr in [
+        gateway.addresses.http,
+        gateway.addresses.https,
+        gateway.port(0),
+    ] {
         match say(addr, &[b"\0"]).await {
             Ok(heard) => assert_eq!(heard, b""),
             Err(error) => assert_eq!(error.kind(), ErrorKind::ConnectionReset),
@@ -223,7 +246,10 @@ async fn at_the_cap_new_ones_are_refused_and_live_ones_live() {
         stream.read_u8().await.unwrap();
     }
     live.clear();
-    eventually("there is room again", || async { gateway.shared.gate.open() == 0 }).await;
+    eventually("there is room again", || async {
+        gateway.shared.gate.open() == 0
+    })
+    .await;
     let answer = request(&mut dial(gateway.addresses.http).await, "nobody.example").await;
     assert!(answer.starts_with("HTTP/1.1 404 "), "{answer}");
     drop(containers);
@@ -238,7 +264,7 @@ async fn an_address_cannot_take_all_the_room() {
     eventually("both are in", || async { gateway.shared.gate.open() == 2 }).await;
     let refused = request(&mut dial(http).await, "nobody.example").await;
     assert_eq!(refused, "");
-    let other = std::net::SocketAddr::from(([127, 0, 0, 9], 0));
+    let other = SocketAddr::from(([127, 0, 0, 9], 0));
     let socket = tokio::net::TcpSocket::new_v4().unwrap();
     socket.bind(other).unwrap();
     let mut stream = socket.connect(http).await.unwrap();
@@ -254,7 +280,39 @@ async fn silent_connections_do_not_hold_up_the_drain() {
     eventually("both are in", || async { gateway.shared.gate.open() == 2 }).await;
     let begun = Instant::now();
     gateway.stop().await;
-    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+    assert!(
+        begun.elapsed() < Duration::from_secs(10),
+        "{:?}",
+        begun.elapsed()
+    );
     assert_eq!(hear(&mut silent).await.unwrap(), b"");
     assert_eq!(hear(&mut secret).await.unwrap(), b"");
+}
+
+#[tokio::test]
+async fn accepting_goes_on_after_files_ran_out() {
+    let folder = tempfile::TempDir::new().unwrap();
+    let ports = format!("--ports={}", free_port());
+    let flags = [
+        "--max-connections=10000",
+        "--header-timeout=1m",
+        "--workers=1",
+        &ports,
+    ];
+    let mut process = Process::start(folder.path(), 150, &flags).await;
+    let http = process.addresses["http"];
+    let mut held = Vec::new();
+    for _ in 0..200 {
+        held.push(dial(http).await);
+    }
+    process.line("cannot accept connections").await;
+    held.clear();
+    process.line("accepting connections again").await;
+    let answer = request(&mut dial(http).await, "nobody.example").await;
+    assert!(answer.starts_with("HTTP/1.1 404 "), "{answer}");
+}
+
+fn free_port() -> u16 {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().port()
 }

@@ -1,12 +1,15 @@
 //! The whole gateway, on free ports, with real clients, servers and NATS.
 
 mod cli;
+mod control;
 mod drain_http;
+mod first_bytes;
 mod http;
 mod identity;
-mod control;
+mod ports;
 mod ssh;
 mod stream;
 mod support;
+mod tls;
 mod upgrade;
 mod whole;

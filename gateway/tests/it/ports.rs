@@ -107,7 +107,13 @@ async fn bytes_that_never_become_clear_go_raw_too() {
     let (_gateway, mut containers, port) = gateway().await;
     let upstream = echo(container_address()).await;
     containers.run("a1", upstream.ip(), &[(port.port(), upstream.port())]);
-    for text in [&b"GE"[..], b"SSH", b"PRI * HTTP/2.0\r\n\r\nS", b"get key\r\n", b"\x16"] {
+    for text in [
+        &b"GE"[..],
+        b"SSH",
+        b"PRI * HTTP/2.0\r\n\r\nS",
+        b"get key\r\n",
+        b"\x16",
+    ] {
         let mut stream = dial(port).await;
         stream.write_all(text).await.unwrap();
         let mut back = vec![0; text.len()];
@@ -174,7 +180,11 @@ async fn http_goes_by_host_and_never_raw() {
     })
     .await;
     containers.run("a3", upstream.ip(), &[(port.port(), upstream.port())]);
-    for host in ["other.compute.localhost", "a1.compute.localhost", "nobody.example"] {
+    for host in [
+        "other.compute.localhost",
+        "a1.compute.localhost",
+        "nobody.example",
+    ] {
         let answer = request(&mut dial(port).await, host).await;
         assert!(answer.starts_with("HTTP/1.1 404 "), "{host}: {answer}");
     }
@@ -190,7 +200,10 @@ async fn tls_goes_by_name_through_or_is_terminated_here() {
     containers.run("a1", through, &[(port.port(), 8443)]);
     containers.run("a2", plain.ip(), &[(port.port(), plain.port())]);
 
-    let mut stream = Greeting::anyone("a1.compute.localhost").dial(port).await.unwrap();
+    let mut stream = Greeting::anyone("a1.compute.localhost")
+        .dial(port)
+        .await
+        .unwrap();
     assert_eq!(leaf(&stream), own);
     let sent = noise(100_000);
     let mut back = vec![0; sent.len()];
@@ -208,12 +221,56 @@ async fn tls_goes_by_name_through_or_is_terminated_here() {
     };
     let mut stream = greeting.dial(port).await.unwrap();
     let answer = request(&mut stream, "a2.compute.localhost").await;
-    assert!(answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("plain"), "{answer}");
+    assert!(
+        answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("plain"),
+        "{answer}"
+    );
 
     for name in ["nobody.compute.localhost", "localhost", "127.0.0.1"] {
         let refused = Greeting::anyone(name).dial(port).await.unwrap_err();
-        assert_ne!(refused.kind(), ErrorKind::ConnectionReset, "{name}: {refused}");
+        assert_ne!(
+            refused.kind(),
+            ErrorKind::ConnectionReset,
+            "{name}: {refused}"
+        );
     }
+}
+
+#[tokio::test]
+async fn the_public_port_passes_tls_through_by_name_too() {
+    let (gateway, mut containers, _port) = gateway().await;
+    let https = gateway.addresses.https;
+    let through = container_address();
+    let own = tls_echo((through, 443).into(), "a1.compute.localhost").await;
+    let plain = web(container_address(), "plain").await;
+    containers.run("a1", through, &[(443, 443)]);
+    containers.run("a2", plain.ip(), &[(443, plain.port())]);
+
+    let mut stream = Greeting::anyone("a1.compute.localhost")
+        .dial(https)
+        .await
+        .unwrap();
+    assert_eq!(leaf(&stream), own);
+    stream.write_all(b"echo").await.unwrap();
+    stream.shutdown().await.unwrap();
+    assert_eq!(hear(&mut stream).await.unwrap(), b"echo");
+
+    let mut stream = Greeting::anyone("a2.compute.localhost")
+        .dial(https)
+        .await
+        .unwrap();
+    let answer = request(&mut stream, "a2.compute.localhost").await;
+    assert!(answer.ends_with("plain"), "{answer}");
+
+    // Stopped: the name is nobody's, and the gateway says so in words.
+    containers.stop("a1");
+    let mut stream = Greeting::anyone("a1.compute.localhost")
+        .dial(https)
+        .await
+        .unwrap();
+    assert_ne!(leaf(&stream), own);
+    let answer = request(&mut stream, "a1.compute.localhost").await;
+    assert!(answer.starts_with("HTTP/1.1 404 "), "{answer}");
 }
 
 #[tokio::test]
@@ -272,7 +329,10 @@ async fn a_stop_ends_its_own_raw_connections_and_no_others() {
     assert!(begun.elapsed() < Duration::from_secs(1));
     second.write_all(b"\0").await.unwrap();
     second.read_u8().await.unwrap();
-    eventually("the connection is over", || async { gateway.shared.gate.open() == 1 }).await;
+    eventually("the connection is over", || async {
+        gateway.shared.gate.open() == 1
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -91,7 +91,10 @@ async fn only_bad_pairs_at_start_are_a_mistake_of_the_command_line() {
         panic!("it started");
     };
     let text = format!("{exit:?}");
-    assert!(text.starts_with("Usage") && text.contains("tls.crt"), "{text}");
+    assert!(
+        text.starts_with("Usage") && text.contains("tls.crt"),
+        "{text}"
+    );
 }
 
 #[tokio::test]
@@ -117,7 +120,10 @@ async fn both_versions_of_http_are_offered() {
         alpn: &[b"smtp"],
     };
     let refused = smtp.dial(gateway.addresses.https).await.unwrap_err();
-    assert!(refused.to_string().contains("NoApplicationProtocol"), "{refused}");
+    assert!(
+        refused.to_string().contains("NoApplicationProtocol"),
+        "{refused}"
+    );
 }
 
 #[tokio::test]
@@ -127,7 +133,9 @@ async fn a_new_static_host_is_covered_as_soon_as_it_is_routed() {
     let routes = "routes:\n  - host: fresh.example\n    target: 127.0.0.1:9\n";
     fs::write(gateway.path("routes.yaml"), routes).unwrap();
     gateway
-        .until("the route is there", |table| table.statics().iter().len() == 1)
+        .until("the route is there", |table| {
+            table.statics().iter().len() == 1
+        })
         .await;
     let greeting = Greeting {
         name: "fresh.example",

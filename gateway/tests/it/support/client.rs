@@ -50,12 +50,18 @@ pub(crate) async fn hear(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Ve
     let mut heard = Vec::new();
     match timeout(DEADLINE, stream.read_to_end(&mut heard)).await {
         Ok(end) => end.map(|_| heard),
-        Err(_) => panic!("no end after {DEADLINE:?}, heard {:?}", heard.escape_ascii().to_string()),
+        Err(_) => panic!(
+            "no end after {DEADLINE:?}, heard {:?}",
+            heard.escape_ascii().to_string()
+        ),
     }
 }
 
 /// One request with `Connection: close`, and the whole answer as text.
-pub(crate) async fn request(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), host: &str) -> String {
+pub(crate) async fn request(
+    stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
+    host: &str,
+) -> String {
     let request = format!("GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await.unwrap();
     stream.flush().await.unwrap();

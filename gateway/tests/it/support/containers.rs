@@ -84,7 +84,12 @@ pub(crate) fn container_address() -> IpAddr {
     let process = std::process::id();
     let [_, _, high, low] = process.to_be_bytes();
     // Several test processes may run at once.
-    IpAddr::from([127, 64 | (high & 0x3f), low, u8::try_from(n % 250 + 2).unwrap()])
+    IpAddr::from([
+        127,
+        64 | (high & 0x3f),
+        low,
+        u8::try_from(n % 250 + 2).unwrap(),
+    ])
 }
 
 /// A server on `address` that gives each connection to `serve`.
@@ -105,7 +110,7 @@ where
 
 /// Sends back what it gets, ends when the client ends.
 pub(crate) async fn echo(address: IpAddr) -> SocketAddr {
-    server((address, 0).into(), async |mut stream| {
+    server((address, 0).into(), |mut stream| async move {
         let (mut read, mut write) = stream.split();
         tokio::io::copy(&mut read, &mut write).await?;
         write.shutdown().await
@@ -115,14 +120,15 @@ pub(crate) async fn echo(address: IpAddr) -> SocketAddr {
 
 /// Answers one request for each connection with this body.
 pub(crate) async fn web(address: IpAddr, body: &'static str) -> SocketAddr {
-    server((address, 0).into(), async move |mut stream| {
+    server((address, 0).into(), move |mut stream| async move {
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n") {
             head.push(stream.read_u8().await?);
         }
         let length = body.len();
-        let answer =
-            format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}");
+        let answer = format!(
+            "HTTP/1.1 200 OK\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+        );
         stream.write_all(answer.as_bytes()).await?;
         stream.shutdown().await
     })

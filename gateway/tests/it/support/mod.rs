@@ -3,9 +3,12 @@
 #![allow(dead_code, unused_imports, reason = "each test file uses its part")]
 
 mod bus;
+pub(crate) mod client;
+pub(crate) mod containers;
 mod curl;
 mod gateway;
 mod origin;
+pub(crate) mod process;
 mod table;
 
 use std::future::Future;
