@@ -21,6 +21,7 @@ use super::bind::{DataListeners, DoorListener};
 use super::serve::serve;
 use crate::shared::Shared;
 use crate::ssh::SshServer;
+use crate::telemetry::Metrics;
 use crate::upstream::Pool;
 
 /// What one data-plane thread works with.
@@ -97,12 +98,7 @@ async fn run(
     let take = |accepted: Accepted| {
         let (worker, ssh) = (Rc::clone(&worker), ssh.clone());
         connections.spawn_local(async move {
-            let shared = Arc::clone(&worker.shared);
-            let life = AssertUnwindSafe(serve(accepted, &worker, &ssh));
-            if life.catch_unwind().await.is_err() {
-                shared.metrics.panicked();
-                error!("a connection ended by a bug");
-            }
+            isolated(&worker.shared.metrics, serve(accepted, &worker, &ssh)).await;
         });
     };
     let accepts = listeners
@@ -122,6 +118,14 @@ async fn run(
     }
 }
 
+/// Runs one connection. A panic in it costs this one and is counted.
+async fn isolated(metrics: &Metrics, life: impl Future<Output = ()>) {
+    if AssertUnwindSafe(life).catch_unwind().await.is_err() {
+        metrics.panicked();
+        error!("a connection ended by a bug");
+    }
+}
+
 /// After the deadline of the drain, and a moment in which connections may notice it.
 async fn cut(shared: &Shared) {
     shared.drain.cut().cancelled().await;
@@ -129,3 +133,22 @@ async fn cut(shared: &Shared) {
 }
 
 const CUT_GRACE: Duration = Duration::from_secs(1);
+
+#[cfg(test)]
+mod tests {
+    use prometheus_client::encoding::text::encode;
+    use prometheus_client::registry::Registry;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_panic_costs_one_connection_and_is_counted() {
+        let mut registry = Registry::default();
+        let metrics = Metrics::register(&mut registry);
+        isolated(&metrics, async { panic!("a bug, as this test wants it") }).await;
+        isolated(&metrics, async {}).await;
+        let mut text = String::new();
+        encode(&mut text, &registry).unwrap();
+        assert!(text.contains("panics_total 1\n"), "{text}");
+    }
+}

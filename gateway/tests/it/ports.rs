@@ -57,10 +57,15 @@ async fn tls_echo(addr: SocketAddr, name: &str) -> CertificateDer<'static> {
 #[tokio::test]
 async fn a_port_without_a_rule_closes_at_once_and_without_a_reset() {
     let (_gateway, _containers, port) = gateway().await;
-    let begun = Instant::now();
-    assert_eq!(say(port, &[b"GET / HTTP/1.1\r\n\r\n"]).await.unwrap(), b"");
-    assert_eq!(say(port, &[]).await.unwrap(), b"");
-    assert!(begun.elapsed() < Duration::from_millis(450));
+    let mut quickest = Duration::MAX;
+    for _ in 0..5 {
+        let begun = Instant::now();
+        assert_eq!(say(port, &[]).await.unwrap(), b"");
+        quickest = quickest.min(begun.elapsed());
+        assert_eq!(say(port, &[b"GET / HTTP/1.1\r\n\r\n"]).await.unwrap(), b"");
+    }
+    // Not after the half second that other silent clients get.
+    assert!(quickest < Duration::from_millis(400), "{quickest:?}");
 }
 
 #[tokio::test]
