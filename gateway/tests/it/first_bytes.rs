@@ -9,7 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use crate::support::client::{Greeting, SHORT, dial, hear, request, say, send, singly};
 use crate::support::containers::{Containers, container_address, echo};
 use crate::support::process::Process;
-use crate::support::{Gateway, Options, eventually};
+use crate::support::{Gateway, Options, eventually, free_port};
 
 async fn gateway() -> Gateway {
     Gateway::start(Options::default().flag("--header-timeout", "1s")).await
@@ -310,9 +310,4 @@ async fn accepting_goes_on_after_files_ran_out() {
     process.line("accepting connections again").await;
     let answer = request(&mut dial(http).await, "nobody.example").await;
     assert!(answer.starts_with("HTTP/1.1 404 "), "{answer}");
-}
-
-fn free_port() -> u16 {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().port()
 }

@@ -3,6 +3,7 @@
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use clap::Parser;
@@ -94,15 +95,9 @@ impl Gateway {
         let path = |name: &str| folder.path().join(name).display().to_string();
         std::fs::create_dir_all(path("certs")).expect("a folder");
         std::fs::write(path("routes.yaml"), &options.routes).expect("a file");
-        let free = |count: usize| {
-            let held: Vec<_> = (0..count)
-                .map(|_| TcpListener::bind("127.0.0.1:0").unwrap())
-                .collect();
-            let ports = held
-                .iter()
-                .map(|l| l.local_addr().unwrap().port().to_string());
-            ports.collect::<Vec<_>>().join(",")
-        };
+        let ports: Vec<_> = (0..options.ports.max(1))
+            .map(|_| free_port().to_string())
+            .collect();
         let any = "127.0.0.1:0";
         let mut flags: Vec<String> = [
             ("--routes", path("routes.yaml")),
@@ -113,7 +108,7 @@ impl Gateway {
             ("--https-addr", any.into()),
             ("--ssh-addr", any.into()),
             ("--admin-addr", any.into()),
-            ("--ports", free(options.ports.max(1))),
+            ("--ports", ports.join(",")),
             ("--ports-addr", "127.0.0.1".into()),
             ("--platform-domain", "localhost".into()),
             ("--container-cidrs", "127.64.0.0/16".into()),
@@ -183,6 +178,20 @@ impl Gateway {
 impl Drop for Gateway {
     fn drop(&mut self) {
         self.shutdown.cancel();
+    }
+}
+
+/// A port that is free now and that the system gives to nobody who asks for any.
+pub(crate) fn free_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    // Test processes that run at once begin at different places.
+    let begin = std::process::id() * 97;
+    loop {
+        let step = u32::from(NEXT.fetch_add(1, Ordering::Relaxed));
+        let port = u16::try_from(10_000 + (begin + step) % 20_000).unwrap();
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
     }
 }
 

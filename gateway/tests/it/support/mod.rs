@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 pub(crate) use bus::Bus;
 pub(crate) use curl::Curled;
-pub(crate) use gateway::{Gateway, Options, replace_file};
+pub(crate) use gateway::{Gateway, Options, free_port, replace_file};
 pub(crate) use origin::{Origin, read_head};
 pub(crate) use table::Table;
 
