@@ -137,6 +137,32 @@ fn a_start_without_usable_routes_and_without_a_last_good_table_exits_64() {
 }
 
 #[test]
+fn taken_ports_are_all_named_in_one_line_with_exit_code_1() {
+    let folder = TempDir::new().unwrap();
+    std::fs::write(folder.path().join("routes.yaml"), "routes: []\n").unwrap();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let dynamic = format!("--ports={}", taken.local_addr().unwrap().port());
+    let free = "127.0.0.1:0";
+    let args = [
+        "--http-addr",
+        free,
+        "--https-addr",
+        "127.0.0.2:0",
+        "--ssh-addr",
+        free,
+        "--admin-addr",
+        free,
+        "--ports-addr=127.0.0.1",
+        &dynamic,
+    ];
+    let output = run(folder.path(), &args, &[]);
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    assert_eq!(stderr(&output).lines().count(), 1, "{}", stderr(&output));
+    assert!(stderr(&output).contains(&address), "{}", stderr(&output));
+}
+
+#[test]
 fn check_prints_every_mistake_with_its_place() {
     let folder = TempDir::new().unwrap();
     let file = folder.path().join("routes.yaml");
