@@ -138,8 +138,7 @@ pub async fn start(inputs: Inputs) -> anyhow::Result<Control> {
         metrics: events_metrics.clone(),
     });
     let database = Database {
-        url: config.database_url.clone(),
-        state_dir: config.state_dir.clone(),
+        shared: Arc::clone(&shared),
         relay,
         writer: commands.clone(),
         opened,

@@ -381,7 +381,9 @@ impl<S: GatewayStore> Writer<S> {
             now_ms: now_ms(),
             ..Commit::default()
         };
-        self.publish_loaded(commit).await;
+        // What a lost database starts from is not in its file yet.
+        let seed = session.lost.then(|| (self.state.clone(), self.state.all()));
+        self.publish_loaded(seed, commit).await;
     }
 
     /// Everything that was in the streams is in the state.
@@ -395,7 +397,7 @@ impl<S: GatewayStore> Writer<S> {
                 now_ms: now_ms(),
                 ..Commit::default()
             };
-            self.publish_loaded(commit).await;
+            self.publish_loaded(None, commit).await;
             tracing::info!("rebuilt from the events");
         }
         let open = self.session.is_some();
@@ -408,7 +410,7 @@ impl<S: GatewayStore> Writer<S> {
     }
 
     /// Publishes what was put into the table from the whole state, and stores that.
-    async fn publish_loaded(&mut self, mut commit: Commit<'_>) {
+    async fn publish_loaded(&mut self, change: Option<(State, Effects)>, mut commit: Commit<'_>) {
         let table = self.table.table();
         if self.table.is_changed() {
             let revision = table.revision.max(self.revision_min) + 1;
@@ -418,7 +420,8 @@ impl<S: GatewayStore> Writer<S> {
             commit.outbox.push(refreshed(revision, containers, statics));
         }
         self.publish(commit.revision.unwrap_or_default());
-        let result = self.store_and_publish(None, Plan::default(), commit).await;
+        let plan = Plan::default();
+        let result = self.store_and_publish(change, plan, commit).await;
         if let Err(error) = result {
             self.fail(&error);
         }

@@ -5,7 +5,6 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64};
-use std::time::Duration;
 
 use edd_route::RouteTable;
 use prometheus_client::encoding::EncodeLabelSet;
@@ -60,11 +59,6 @@ struct ReasonLabels {
     reason: &'static str,
 }
 
-#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
-struct SubjectLabels {
-    subject: &'static str,
-}
-
 type Level = Gauge<i64, AtomicI64>;
 
 /// All counters of the gateway; clones share them.
@@ -80,7 +74,6 @@ pub struct Metrics {
     ssh_auth: Family<ResultLabels, Counter>,
     revision: Gauge<u64, AtomicU64>,
     entries: Family<KindLabels, Level>,
-    apply_seconds: Family<SubjectLabels, Histogram>,
     reload_failures: Family<KindLabels, Counter>,
     panics: Counter,
 }
@@ -116,7 +109,6 @@ impl Metrics {
             ssh_auth: Family::default(),
             revision: Gauge::default(),
             entries: Family::default(),
-            apply_seconds: Family::new_with_constructor(|| Histogram::new(APPLY_BUCKETS)),
             reload_failures: Family::default(),
             panics: Counter::default(),
         };
@@ -154,11 +146,6 @@ impl Metrics {
             "route_table_entries",
             "Entries of the table in force",
             m.entries,
-        );
-        registry.register(
-            "event_apply_seconds",
-            "Event published to event in effect",
-            m.apply_seconds,
         );
         registry.register(
             "reload_failures",
@@ -231,14 +218,6 @@ impl Metrics {
         }
     }
 
-    /// Records how long an event took from its publication until it was in effect.
-    pub fn event_applied(&self, subject: &'static str, took: Duration) {
-        let labels = SubjectLabels { subject };
-        self.apply_seconds
-            .get_or_create(&labels)
-            .observe(took.as_secs_f64());
-    }
-
     /// Counts a file that was refused: `routes` or `certificate`.
     pub fn reload_failed(&self, kind: &'static str) {
         self.reload_failures
@@ -254,8 +233,4 @@ impl Metrics {
 
 const REQUEST_BUCKETS: [f64; 14] = [
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0,
-];
-
-const APPLY_BUCKETS: [f64; 12] = [
-    0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0,
 ];

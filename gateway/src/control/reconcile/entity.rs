@@ -15,6 +15,14 @@ pub struct Stamp {
 }
 
 impl Stamp {
+    /// A stamp that only knows the stream's order.
+    pub fn unversioned(sequence: u64) -> Self {
+        Self {
+            version: 0,
+            sequence,
+        }
+    }
+
     /// Whether an event stamped `newer` is newer than this: by version, and by
     /// the stream's order as soon as one of both has no version.
     pub fn is_before(self, newer: Self) -> bool {
@@ -110,7 +118,62 @@ impl Default for ContainerEntity {
     }
 }
 
+/// Where an entry's event stands in its stream.
+pub(super) fn sequence_of(origin: &Origin) -> u64 {
+    match origin {
+        Origin::Event { sequence, .. } => *sequence,
+        Origin::File { .. } => 0,
+    }
+}
+
 impl ContainerEntity {
+    /// What a table tells; its switches are as new as `last`.
+    pub(super) fn of_spec(spec: ContainerSpec, last: u64) -> Self {
+        let flag = |on| Flag {
+            stamp: Stamp::unversioned(last),
+            on,
+        };
+        let rule = |rule: RuleSpec| {
+            let entity = RuleEntity {
+                stamp: Stamp::unversioned(sequence_of(&rule.origin)),
+                target: Some(rule.target_port),
+                origin: rule.origin,
+            };
+            (rule.port, entity)
+        };
+        Self {
+            run: match spec.running {
+                Some(run) => Run {
+                    stamp: Stamp::unversioned(run.start),
+                    running: Some(Running {
+                        address: run.address,
+                        ssh_host_key: run.ssh_host_key,
+                        origin: run.origin,
+                    }),
+                },
+                None => Run {
+                    stamp: Stamp::unversioned(last),
+                    running: None,
+                },
+            },
+            ssh: flag(spec.ssh_enabled),
+            https: flag(spec.https_enabled),
+            rules: spec.rules.into_iter().map(rule).collect(),
+            created: Some(Created {
+                owner: spec.owner,
+                name: spec.name,
+                sequence: sequence_of(&spec.origin),
+                origin: spec.origin,
+            }),
+        }
+    }
+
+    pub(super) fn origins_of(spec: &ContainerSpec) -> impl Iterator<Item = &Origin> {
+        let run = spec.running.iter().map(|run| &run.origin);
+        let rules = spec.rules.iter().map(|rule| &rule.origin);
+        std::iter::once(&spec.origin).chain(run).chain(rules)
+    }
+
     /// Forgets where events stand in their stream, keeps their versions.
     pub fn forget_sequences(&mut self) {
         for stamp in [

@@ -3,11 +3,13 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use edd_route::{ContainerId, ContainerSpec, KeySpec, UserId};
+use edd_route::{ContainerId, ContainerSpec, KeySpec, RouteTable, UserId};
 use imbl::{HashMap, OrdSet};
 
 use super::change::{Change, What};
-use super::entity::{ContainerEntity, Created, KeyEntity, RuleEntity, Running, Stamp, UserEntity};
+use super::entity::{
+    ContainerEntity, Created, KeyEntity, RuleEntity, Running, Stamp, UserEntity, sequence_of,
+};
 
 /// The entities. Cloning is cheap: a batch works on a clone, which replaces the
 /// original once it is stored.
@@ -219,6 +221,39 @@ impl State {
         self.dead_users.retain(|_, at| *at >= before_ms);
     }
 
+    /// The state as far as a table tells it, and the highest sequence in it.
+    ///
+    /// For a database that is lost when the streams may not reach back far
+    /// enough. Versions are not in a table, so the stream's order decides what
+    /// is newer; what has no sequence of its own is as new as the table.
+    pub fn of_table(table: &RouteTable) -> (Self, u64) {
+        let specs: Vec<_> = table.containers().map(|found| found.to_spec()).collect();
+        let keys = table.key_owners().flat_map(|(_, keys)| keys);
+        let origins = specs
+            .iter()
+            .flat_map(ContainerEntity::origins_of)
+            .chain(keys.map(|key| &key.spec.origin));
+        let last = origins.map(sequence_of).max().unwrap_or_default();
+        let mut state = Self::default();
+        for spec in specs {
+            let id = spec.id.clone();
+            state.restore_container(id, ContainerEntity::of_spec(spec, last));
+        }
+        for (user, keys) in table.key_owners() {
+            for key in keys {
+                let spec = key.spec.clone();
+                let entity = KeyEntity {
+                    stamp: Stamp::unversioned(sequence_of(&spec.origin)),
+                    user,
+                    fingerprint: spec.fingerprint,
+                    origin: spec.origin,
+                };
+                state.restore_key(spec.id, entity);
+            }
+        }
+        (state, last)
+    }
+
     /// Forgets where events stand in their stream, keeps their versions.
     pub fn forget_sequences(&mut self) {
         let containers: Vec<_> = self.containers.keys().cloned().collect();
@@ -356,12 +391,17 @@ impl State {
         effects: &mut Effects,
     ) -> Outcome {
         let mut before = None;
+        let mut overtook = false;
         let outcome = self.on_container(id, effects, |container| {
             if let Some(known) = container.rules.get(&port) {
                 if !known.stamp.is_before(change.stamp) {
                     return Outcome::Stale;
                 }
                 before = known.target;
+                // A deletion in between was overtaken: who asked again waits
+                // for an answer to this version.
+                let version = known.stamp.version;
+                overtook = version > 0 && change.stamp.version > version + 1;
             }
             let rule = RuleEntity {
                 stamp: change.stamp,
@@ -373,7 +413,7 @@ impl State {
         });
         if outcome == Outcome::Applied {
             effects.rules.insert((id.clone(), port));
-            if before != target {
+            if before != target || (overtook && target.is_some()) {
                 effects.announcements.push(Announcement {
                     container: id.clone(),
                     port,

@@ -254,6 +254,60 @@ fn rules_are_announced_when_they_change_and_when_their_container_ends() {
 }
 
 #[test]
+fn a_request_that_overtook_a_deletion_is_answered() {
+    let (_, told) = run(&[
+        change(1, 1, created("a", 1)),
+        change(2, 2, rule("a", 8000, 80)),
+        change(4, 4, rule("a", 8000, 80)),
+        change(3, 3, no_rule("a", 8000)),
+        change(5, 5, rule("a", 8000, 80)),
+    ]);
+    assert_eq!(told, vec![(8000, Some(80), 2), (8000, Some(80), 4)]);
+}
+
+#[test]
+fn a_state_made_from_a_table_takes_the_replay_as_known() {
+    let on = What::SshToggled {
+        id: id("a"),
+        on: true,
+    };
+    let off = What::SshToggled {
+        id: id("a"),
+        on: false,
+    };
+    let log = [
+        change(1, 1, created("a", 1)),
+        change(2, 2, started("a", "10.0.0.1")),
+        change(3, 3, on),
+        change(1, 4, rule("a", 8000, 80)),
+        change(2, 5, rule("a", 8000, 81)),
+        change(1, 6, key(7, 1)),
+        change(1, 7, created("b", 1)),
+    ];
+    let (before, _) = run(&log);
+    let empty = RouteTable::empty(Settings::new("example.com", vec![443]));
+    let mut writer = TableWriter::new(empty);
+    writer.replace_dynamic(before.container_specs(), before.all_key_specs());
+    let (seeded, last) = State::of_table(writer.table());
+    assert_eq!(last, 7);
+    assert_eq!(table(&seeded), table(&before));
+    // All of it, a part of it, or nothing is replayed; then comes something new.
+    for from in [0, 3, log.len()] {
+        let mut state = seeded.clone();
+        let mut effects = Effects::default();
+        for change in &log[from..] {
+            state.apply(change, NOW, &mut effects);
+        }
+        assert_eq!(table(&state), table(&before), "replayed from {from}");
+        assert_eq!(effects.announcements, vec![], "replayed from {from}");
+        state.apply(&change(4, 8, off.clone()), NOW, &mut effects);
+        state.apply(&change(5, 9, stopped("a")), NOW, &mut effects);
+        let spec = state.container_spec(&id("a")).unwrap();
+        assert!(!spec.ssh_enabled && spec.running.is_none());
+    }
+}
+
+#[test]
 fn a_rule_deleted_before_it_is_requested_stays_deleted() {
     let (state, told) = run(&[
         change(1, 1, created("a", 1)),

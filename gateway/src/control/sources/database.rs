@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::error::Error;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::jetstream::Context;
@@ -14,8 +15,10 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::control::reconcile::State;
 use crate::control::store::{GatewayStore as _, SqliteStore, StoreError, Stored};
 use crate::control::writer::{Command, Session};
+use crate::shared::Shared;
 
 /// First and longest pause between attempts.
 const RETRY_FIRST: Duration = Duration::from_millis(200);
@@ -51,10 +54,8 @@ pub struct RelayParts {
 /// Keeps a database open.
 #[derive(Debug)]
 pub struct Database {
-    /// Where it is.
-    pub url: DatabaseUrl,
-    /// Where the marker is.
-    pub state_dir: PathBuf,
+    /// The process: where the database is, and what serves when it is lost.
+    pub shared: Arc<Shared>,
     /// None: events are off.
     pub relay: Option<RelayParts>,
     /// Who works with it.
@@ -71,11 +72,18 @@ impl Database {
         let mut number = 0;
         let mut last_error = String::new();
         let mut last_file = None;
+        let url = &self.shared.config.database_url;
         loop {
-            let opening = open(&self.url, &self.state_dir);
+            let opening = open(url, &self.shared.config.state_dir);
             match shutdown.run_until_cancelled(opening).await {
                 None => return,
-                Some(Ok((store, stored, lost))) => {
+                Some(Ok((store, mut stored, lost))) => {
+                    if lost {
+                        // The streams may not reach back to what serves now.
+                        let (state, last) = State::of_table(&self.shared.table());
+                        stored.state = state;
+                        stored.positions = BTreeMap::from([(COMPUTE.name.to_owned(), last)]);
+                    }
                     last_error.clear();
                     number += 1;
                     let began = Instant::now();
@@ -98,7 +106,7 @@ impl Database {
                     let error = chain(&error);
                     if last_error != error {
                         tracing::error!(
-                            database = %self.url, error,
+                            database = %url, error,
                             "the database cannot be used; events wait, the last good table serves"
                         );
                         last_error = error;

@@ -193,6 +193,58 @@ async fn a_lost_database_is_rebuilt_from_the_events_while_the_table_serves() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_lost_database_keeps_what_the_stream_no_longer_tells() {
+    let bus = Bus::start().await;
+    let folder = stopped_with_container(&bus).await;
+    replace_database(folder.path(), None);
+    let stream = bus.js.get_stream("COMPUTE").await.expect("a stream");
+    stream.purge().await.expect("expired");
+    bus.container("c2", 2, "127.64.0.2", &[]).await;
+    let options = Options {
+        folder: Some(folder),
+        ..Options::default()
+    };
+    let gateway = Gateway::start(options.bus(&bus)).await;
+    until_ready(&gateway).await;
+    let table = gateway.table();
+    assert!(runs_at(&table, "c1", "127.64.0.1") && runs_at(&table, "c2", "127.64.0.2"));
+    bus.stopped("c1").await;
+    gateway
+        .until("the stop", |table| {
+            table.container("c1").is_some_and(|c| c.running.is_none())
+        })
+        .await;
+    assert_eq!(announced(&bus).await.len(), 1, "nothing is said twice");
+    let options = again(&gateway).bus(&bus);
+    gateway.stop().await;
+    let gateway = Gateway::start(options).await;
+    until_ready(&gateway).await;
+    assert!(gateway.table().container("c1").is_some());
+    gateway.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_made_anew_is_followed_from_its_start() {
+    let bus = Bus::start().await;
+    let folder = stopped_with_container(&bus).await;
+    bus.js.delete_stream("COMPUTE").await.expect("deleted");
+    let options = Options {
+        folder: Some(folder),
+        ..Options::default()
+    };
+    let gateway = Gateway::start(options.bus(&bus)).await;
+    until_ready(&gateway).await;
+    assert!(runs_at(&gateway.table(), "c1", "127.64.0.1"));
+    bus.stopped("c1").await;
+    gateway
+        .until("the stop", |table| {
+            table.container("c1").is_some_and(|c| c.running.is_none())
+        })
+        .await;
+    gateway.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_database_lost_while_running_is_rebuilt_too() {
     let bus = Bus::start().await;
     let gateway = Gateway::start(Options::default().bus(&bus)).await;
