@@ -22,7 +22,7 @@ use crate::listener::{self, Gate, Workers};
 use crate::shared::Shared;
 use crate::ssh::SshServer;
 use crate::telemetry::Metrics;
-use crate::tls::CertStore;
+use crate::tls::{CertError, CertStore};
 
 pub use crate::listener::Addresses;
 
@@ -62,8 +62,6 @@ pub async fn start(config: Config, shutdown: CancellationToken) -> Result<Runnin
         lines.extend(error.mistakes);
         Exit::Usage(lines)
     })?;
-    let certs = CertStore::open(&config, metrics.clone())
-        .map_err(|error| Exit::Usage(vec![error.to_string()]))?;
     let bound = listener::bind(&config).map_err(|error| Exit::Failure(error.into()))?;
     let admin_listener = TcpListener::bind(config.admin_addr)
         .await
@@ -72,6 +70,10 @@ pub async fn start(config: Config, shutdown: CancellationToken) -> Result<Runnin
         .local_addr()
         .context("the admin listener has no address")?;
 
+    let certs = CertStore::open(&config, metrics.clone()).map_err(|error| match error {
+        CertError::OnlyBadPairs(_) => Exit::Usage(vec![error.to_string()]),
+        CertError::DevCa(_) | CertError::Library(_) => Exit::Failure(error.into()),
+    })?;
     let table = boot.table();
     certs.cover(table.static_specs().map(|route| route.host.clone()));
     let gate = Gate::new(config.max_connections, config.max_connections_per_ip);
@@ -138,7 +140,7 @@ impl Running {
         self.shutdown.cancelled().await;
         let drain = &self.shared.drain;
         let timeout = self.shared.config.timeouts.drain;
-        info!(connections = drain.connections(), ?timeout, "draining");
+        info!(connections = self.shared.gate.open(), ?timeout, "draining");
         match drain.run(timeout).await {
             0 => info!("drained"),
             cut => warn!(cut, "the drain's time is over, connections cut"),

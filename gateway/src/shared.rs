@@ -35,14 +35,7 @@ impl Shared {
     }
 
     /// Puts a new table in force, then ends what it no longer admits.
-    ///
-    /// New static hosts get their place in the development certificate first.
     pub fn swap(&self, published: Published) {
-        let statics = published.table.statics();
-        if !std::ptr::eq(self.table.load().statics(), statics) {
-            let hosts = statics.iter().map(|route| route.spec.host.clone());
-            self.certs.cover(hosts);
-        }
         self.metrics.table_published(&published.table);
         self.table.store(Arc::clone(&published.table));
         published.revoke();
