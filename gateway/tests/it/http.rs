@@ -233,6 +233,28 @@ async fn a_dead_reused_connection_costs_a_safe_request_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn garbage_on_a_reused_connection_is_not_asked_for_again() {
+    let origin = Origin::raw("127.64.0.2", async |_, mut stream: TcpStream| {
+        for answer in [
+            "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n",
+            "what?\r\n\r\n",
+        ] {
+            read_head(&mut stream).await;
+            stream.write_all(answer.as_bytes()).await.unwrap();
+        }
+    })
+    .await;
+    let options = Options::default().flag("--workers", "1");
+    let gateway = Gateway::start(options).await;
+    Table::of(&gateway).run("c1", 80, origin.address);
+    let host = "c1.compute.localhost";
+    assert_eq!(gateway.http(host, "/", &[]).await.status, 200);
+    assert_eq!(gateway.http(host, "/", &[]).await.status, 502);
+    assert_eq!(origin.connections.load(Ordering::SeqCst), 1);
+    gateway.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn upstream_connections_are_reused_while_the_container_runs_and_never_after() {
     let origin = Origin::raw("127.64.0.2", async |number, mut stream: TcpStream| {
         while !read_head(&mut stream).await.is_empty() {

@@ -177,6 +177,8 @@ impl Job<'_> {
                 Err(Attempt::Unsent(unsent, _)) if reused => *unsent,
                 Err(Attempt::Unsent(_, error) | Attempt::Failed(Failure::Broke(error))) => {
                     self.check()?;
+                    // Garbage is an answer of a kind: asking again would not be the first time.
+                    let spare = spare.filter(|_| !error.is_parse());
                     spare.ok_or(Failure::Broke(error))?
                 }
                 Err(Attempt::Failed(failure)) => return Err(failure),
