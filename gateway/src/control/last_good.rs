@@ -16,7 +16,10 @@ use crate::shared::Shared;
 /// Changes within this time go into one write.
 const COALESCE: Duration = Duration::from_millis(250);
 
-/// Pause after a failed write.
+/// A write is followed by a pause of at least so many times its duration.
+const WRITE_SHARE: u32 = 8;
+
+/// Pause after a failed write, and the longest of all.
 const RETRY: Duration = Duration::from_secs(5);
 
 /// The file's name in `--state-dir`.
@@ -90,6 +93,7 @@ fn tempfile_in(state_dir: &Path) -> io::Result<(std::fs::File, PathBuf)> {
 pub async fn keep(shared: Arc<Shared>, mut revision: RevisionWatch, shutdown: CancellationToken) {
     let mut written = None;
     loop {
+        let begun = tokio::time::Instant::now();
         let mut pause = COALESCE;
         let current = *revision.borrow_and_update();
         if written != Some(current) {
@@ -110,6 +114,8 @@ pub async fn keep(shared: Arc<Shared>, mut revision: RevisionWatch, shutdown: Ca
                 }
             }
         }
+        // A large table costs time to write: never more than a part of one core.
+        pause = pause.max(begun.elapsed() * WRITE_SHARE).min(RETRY);
         if shutdown.is_cancelled() {
             return;
         }
