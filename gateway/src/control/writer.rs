@@ -514,9 +514,10 @@ impl<S: GatewayStore> Writer<S> {
             return;
         };
         tracing::error!(%error, "the database fails; events wait, the table in use goes on");
-        session.failed.cancel();
+        // The status first: nobody may take the next opening for this one.
         self.board
             .update(|status| status.database = DatabaseStatus::Unavailable);
+        session.failed.cancel();
     }
 }
 

@@ -23,6 +23,19 @@ fn replace_database(folder: &Path, content: Option<&[u8]>) {
     }
 }
 
+/// Whether the file is a database with this container in it.
+async fn has_container(file: std::path::PathBuf, id: &str) -> bool {
+    use sqlx::ConnectOptions as _;
+    let options = sqlx::sqlite::SqliteConnectOptions::new()
+        .filename(file)
+        .read_only(true);
+    let Ok(mut connection) = options.connect().await else {
+        return false;
+    };
+    let found = sqlx::query("SELECT id FROM containers WHERE id = ?").bind(id);
+    matches!(found.fetch_optional(&mut connection).await, Ok(Some(_)))
+}
+
 async fn until_ready(gateway: &Gateway) {
     eventually("ready", || async {
         ready(gateway.admin).await.1 == "ready"
@@ -253,10 +266,13 @@ async fn a_database_lost_while_running_is_rebuilt_too() {
         .until("c1", |table| runs_at(table, "c1", "127.64.0.1"))
         .await;
     replace_database(gateway.folder.path(), None);
-    eventually("a new file", || async {
-        gateway.path("gateway.db").exists() && ready(gateway.admin).await.1 == "ready"
+    // The file alone says nothing: an idle connection may make an empty one
+    // before the loss is noticed.
+    eventually("a new file with c1", || {
+        has_container(gateway.path("gateway.db"), "c1")
     })
     .await;
+    until_ready(&gateway).await;
     let options = again(&gateway);
     gateway.stop().await;
     // Without last good table and without NATS: it is all in the new file.
