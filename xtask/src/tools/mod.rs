@@ -92,6 +92,14 @@ impl Tools {
         path.with_context(|| format!("{} was not looked for", program.name()))
     }
 
+    /// The helper that an unpacked sshd of OpenSSH 9.8 or later does not find by itself.
+    pub(crate) fn sshd_session(&self) -> Option<PathBuf> {
+        let root = workspace::tools_dir().join(Program::Sshd.package());
+        let unpacked = self.paths.get(&Program::Sshd)?.starts_with(&root);
+        let session = root.join("usr/lib/openssh/sshd-session");
+        (unpacked && session.exists()).then_some(session)
+    }
+
     /// Tells a child process where the programs are: the two variables that our tests and
     /// services read, and a `PATH` that ends with the folders of all of them.
     pub(crate) fn set_environment(&self, command: &mut Command) -> Result<()> {

@@ -15,7 +15,7 @@ use crate::up::stack::{self, STOP_GRACE};
 
 /// A line is added to the copy of routes.yaml, in place, as an editor would.
 pub(super) fn new_route(tour: &mut Tour) -> Result<String> {
-    tour.curl.https("new.localhost", "/", &[])?.expect(404)?;
+    tour.curl.unnamed("new.localhost", "/")?.expect(404)?;
     let path = tour.stack.plan.routes();
     let mut text = fs::read_to_string(&path).context("cannot read the copy of routes.yaml")?;
     text.push_str(&format!(
@@ -67,7 +67,7 @@ pub(super) fn broken_routes(tour: &mut Tour) -> Result<String> {
     })?;
     tour.curl.https("new.localhost", "/", &[])?.expect(200)?;
     tour.curl.https("localhost", "/", &[])?.expect(200)?;
-    tour.curl.https("newer.localhost", "/", &[])?.expect(404)?;
+    tour.curl.unnamed("newer.localhost", "/")?.expect(404)?;
     write_whole(&path, good.as_bytes())?;
     Ok(format!(
         "routes.yaml:{}:{}",

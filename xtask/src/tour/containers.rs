@@ -8,11 +8,12 @@ use anyhow::{Context as _, Result, bail};
 use serde_json::json;
 
 use super::clients::{Live, Ssh, raw_echo, until};
-use super::{Guest, Tour};
+use super::{Guest, Tour, Tourist};
 use crate::child;
 use crate::report::seconds;
 use crate::up::random_hex;
 use crate::up::rest::{self, GUEST_ECHO_PORT, GUEST_HTTP_PORT, User};
+use crate::up::stack::loopback;
 
 /// What travels by sftp.
 const FILE_LENGTH: usize = 3 * 1024 * 1024 + 17;
@@ -31,26 +32,49 @@ pub(super) fn register(tour: &mut Tour) -> Result<String> {
     let (auth, compute) = (tour.stack.auth_api(), tour.stack.compute_api());
     let user = User::log_in(&auth, &compute, "tourist", &password)?
         .context("the user that was just registered cannot log in")?;
-    let plan = &tour.stack.plan;
-    let key = plan.data.join("tourist_ed25519");
+    let key = tour.stack.plan.data.join("tourist_ed25519");
     let public_key = rest::ensure_key_pair(&key, &tour.tools)?;
-    // compute learns of the user by event, or from the token: either way he is known soon.
-    until("key stored", || user.ensure_key("tour", &public_key))?;
-    let container = user.create_container("tour")?;
-    let ssh = Ssh::new(plan, &tour.tools, &key, rest::ssh_name(&container.id)?)?;
-    let raw_port = *plan.ports.range.start() + 7;
-    tour.guest = Some(Guest {
+    user.ensure_key("tour", &public_key)?;
+    tour.user = Some(Tourist {
         user,
         password,
-        container,
-        ssh,
-        raw_port,
+        key,
     });
     Ok(String::new())
 }
 
-/// The container runs; its SSH is off until it is switched on.
+/// From the event's publication to the first good answer, polled over a kept connection.
 pub(super) fn create(tour: &mut Tour) -> Result<String> {
+    let plan = &tour.stack.plan;
+    let tourist = tour.tourist()?;
+    let container = tourist.user.create_container("tour")?;
+    let (id, host) = (&container.id, &container.hostname);
+    let mut bench = Command::new(tour.binaries.path("edd-bench")?);
+    bench.args([
+        "first-answer",
+        "--https",
+        &loopback(plan.ports.https).to_string(),
+    ]);
+    bench.args(["--host", host, "--nats-url", &plan.nats_url()]);
+    bench.arg("--ca").arg(plan.ca());
+    let subjects = format!("compute.container.{id}.started,compute.ingress.{id}.requested");
+    bench.args(["--subjects", &subjects]);
+    let mut poller = Live::start(bench, "edd-bench first-answer")?;
+    container.ensure_rule(443, GUEST_HTTP_PORT)?;
+    container.wait_until_running()?;
+    let note = poller.wait_for_line(|line| line.contains(" after "))?;
+    let ssh = Ssh::new(plan, &tour.tools, &tourist.key, rest::ssh_name(id)?)?;
+    let raw_port = *plan.ports.range.start() + 7;
+    tour.guest = Some(Guest {
+        container,
+        ssh,
+        raw_port,
+    });
+    Ok(note)
+}
+
+/// Its owner's key is no use until SSH is switched on.
+pub(super) fn switch_ssh_on(tour: &mut Tour) -> Result<String> {
     let guest = tour.guest()?;
     let (code, _, said) = guest.ssh.run("true")?;
     if code == 0 {
@@ -60,27 +84,11 @@ pub(super) fn create(tour: &mut Tour) -> Result<String> {
         bail!("expected a refused log-in, saw {said}");
     }
     guest.container.set_ssh(true)?;
-    Ok(guest.container.id.clone())
-}
-
-/// From the event's publication to the first good answer, polled over a kept connection.
-pub(super) fn first_answer(tour: &mut Tour) -> Result<String> {
-    let guest = tour.guest()?;
-    let (id, host) = (&guest.container.id, &guest.container.hostname);
-    let mut bench = Command::new(tour.binaries.path("edd-bench")?);
-    bench.args([
-        "first-answer",
-        "--https",
-        &format!("127.0.0.1:{}", tour.stack.plan.ports.https),
-    ]);
-    bench.args(["--host", host, "--nats-url", &tour.stack.plan.nats_url()]);
-    bench.arg("--ca").arg(tour.stack.plan.ca());
-    let subjects = format!("compute.container.{id}.started,compute.ingress.{id}.requested");
-    bench.args(["--subjects", &subjects]);
-    let mut poller = Live::start(bench, "edd-bench first-answer")?;
-    poller.wait_for_line(|line| line.starts_with("polling"))?;
-    guest.container.ensure_rule(443, GUEST_HTTP_PORT)?;
-    poller.wait_for_line(|line| line.contains(" after "))
+    until("log-in", || match guest.ssh.run("true")? {
+        (0, ..) => Ok(()),
+        (code, _, said) => bail!("expected to be let in, saw {code}: {said}"),
+    })?;
+    Ok(String::new())
 }
 
 /// A message there and back.

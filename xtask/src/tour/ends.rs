@@ -48,12 +48,12 @@ pub(super) fn start_again(tour: &mut Tour) -> Result<String> {
 
 /// The user is deleted: his sessions, containers, ports, keys and live connections go with him.
 pub(super) fn delete_user(tour: &mut Tour) -> Result<String> {
-    let guest = tour.guest()?;
+    let (tourist, guest) = (tour.tourist()?, tour.guest()?);
     let mut session = guest.ssh.session()?;
-    guest
+    tourist
         .user
         .auth
-        .call("DELETE", &format!("/api/users/{}", guest.user.id), None)?;
+        .call("DELETE", &format!("/api/users/{}", tourist.user.id), None)?;
     let ended = session.wait_for_end(REVOKED_WITHIN)?;
     tour.curl.https_until(&guest.container.hostname, "/", 404)?;
     closed(guest.raw_port)?;
@@ -61,11 +61,14 @@ pub(super) fn delete_user(tour: &mut Tour) -> Result<String> {
         bail!("expected SSH for a deleted user to be refused, saw a session");
     }
     let (auth, compute) = (tour.stack.auth_api(), tour.stack.compute_api());
-    if User::log_in(&auth, &compute, &guest.user.name, &guest.password)?.is_some() {
+    if User::log_in(&auth, &compute, &tourist.user.name, &tourist.password)?.is_some() {
         bail!("expected the deleted user to be unable to log in, saw a session");
     }
     until("end of his token", || {
-        let answer = guest.user.compute.ask("GET", "/compute/containers", None)?;
+        let answer = tourist
+            .user
+            .compute
+            .ask("GET", "/compute/containers", None)?;
         if answer.status == 401 {
             Ok(())
         } else {

@@ -4,7 +4,7 @@
 //! time. The first failure ends the tour and shows the ends of the daemons' logs.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
@@ -35,14 +35,22 @@ struct Tour {
     binaries: Binaries,
     tools: Tools,
     curl: Curl,
-    /// From the step that makes them on.
+    /// From the step that registers him on.
+    user: Option<Tourist>,
+    /// From the step that makes it on.
     guest: Option<Guest>,
 }
 
-/// The tour's user and container.
-struct Guest {
+/// The tour's user.
+struct Tourist {
     user: User,
     password: String,
+    /// His SSH key.
+    key: PathBuf,
+}
+
+/// His container.
+struct Guest {
     container: Container,
     ssh: Ssh,
     /// The dynamic port that leads to its echo.
@@ -50,6 +58,10 @@ struct Guest {
 }
 
 impl Tour {
+    fn tourist(&self) -> Result<&Tourist> {
+        self.user.as_ref().context("no user was registered yet")
+    }
+
     fn guest(&self) -> Result<&Guest> {
         self.guest.as_ref().context("no container was made yet")
     }
@@ -72,10 +84,13 @@ const STEPS: [Step; 23] = [
         containers::register,
     ),
     (
-        "create a container by REST, switch SSH on",
+        "create a container by REST: its URL answers",
         containers::create,
     ),
-    ("its URL answers", containers::first_answer),
+    (
+        "switch SSH on: refused before, let in after",
+        containers::switch_ssh_on,
+    ),
     ("WebSocket echo", containers::web_socket),
     ("a server-sent event", containers::server_sent_event),
     (
@@ -139,6 +154,7 @@ pub(crate) fn run(options: Options) -> Result<()> {
         binaries,
         tools,
         curl,
+        user: None,
         guest: None,
     };
     println!("== the tour");

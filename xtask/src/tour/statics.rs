@@ -98,7 +98,7 @@ pub(super) fn redirect(tour: &mut Tour) -> Result<String> {
 
 /// Neither a route nor a container.
 pub(super) fn unknown_host(tour: &mut Tour) -> Result<String> {
-    tour.curl.https("nobody.localhost", "/", &[])?.expect(404)?;
+    tour.curl.unnamed("nobody.localhost", "/")?.expect(404)?;
     tour.curl
         .https("nobody.compute.localhost", "/", &[])?
         .expect(404)?;

@@ -50,6 +50,7 @@ pub(crate) fn ensure(stack: &Stack, tools: &Tools) -> Result<Demo> {
         Some(container) => container,
         None => user.create_container(CONTAINER)?,
     };
+    container.wait_until_running()?;
     container.set_ssh(true)?;
     let raw_port = *plan.ports.range.start();
     container.ensure_rule(443, GUEST_HTTP_PORT)?;

@@ -82,16 +82,16 @@ impl User {
         Ok(())
     }
 
-    /// Creates a container and waits until it runs.
+    /// Creates a container; it is on its way to run.
     pub(crate) fn create_container(&self, name: &str) -> Result<Container> {
         let body = json!({"name": name});
         let made = self
             .compute
             .call("POST", "/compute/containers", Some(&body))?;
-        Container::running(self.compute.clone(), text(&made, "id")?)
+        Container::of(self.compute.clone(), &made)
     }
 
-    /// The user's container of this name, running; started when it is not.
+    /// The user's container of this name; started when it does not run.
     pub(crate) fn find_container(&self, name: &str) -> Result<Option<Container>> {
         let all = self.compute.call("GET", "/compute/containers", None)?;
         let Some(found) = items(&all, "containers")
@@ -100,13 +100,13 @@ impl User {
         else {
             return Ok(None);
         };
-        let id = text(found, "id")?;
+        let container = Container::of(self.compute.clone(), found)?;
         if found["status"] != "running" {
             // Refused while it is starting already: what counts is that it comes to run.
-            self.compute
-                .ask("POST", &format!("/compute/containers/{id}/start"), None)?;
+            let path = format!("/compute/containers/{}/start", container.id);
+            self.compute.ask("POST", &path, None)?;
         }
-        Container::running(self.compute.clone(), id).map(Some)
+        Ok(Some(container))
     }
 }
 
@@ -119,18 +119,19 @@ pub(crate) struct Container {
 }
 
 impl Container {
-    fn running(api: Api, id: &str) -> Result<Self> {
-        let path = format!("/compute/containers/{id}");
+    fn of(api: Api, shown: &Value) -> Result<Self> {
+        let [id, hostname] = [text(shown, "id")?, text(shown, "hostname")?].map(str::to_owned);
+        Ok(Self { id, hostname, api })
+    }
+
+    /// Waits until it runs.
+    pub(crate) fn wait_until_running(&self) -> Result<()> {
+        let (id, path) = (&self.id, format!("/compute/containers/{}", self.id));
         let started = Instant::now();
         loop {
-            let seen = api.call("GET", &path, None)?;
+            let seen = self.api.call("GET", &path, None)?;
             if seen["status"] == "running" {
-                let hostname = text(&seen, "hostname")?.to_owned();
-                return Ok(Self {
-                    id: id.to_owned(),
-                    hostname,
-                    api,
-                });
+                return Ok(());
             }
             if seen["status"] == "failed" {
                 bail!("container {id} failed to start: {seen}");

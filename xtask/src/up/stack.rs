@@ -190,7 +190,7 @@ fn start_auth(plan: &Plan, binaries: &Binaries, tools: &Tools) -> Result<Daemon>
 
 fn start_compute(plan: &Plan, binaries: &Binaries, tools: &Tools) -> Result<Daemon> {
     let ports = &plan.ports;
-    let flags = [
+    let mut flags = vec![
         ("--addr", loopback(ports.compute).to_string()),
         ("--admin-addr", loopback(ports.compute_admin).to_string()),
         ("--database-url", plan.database_url("compute")),
@@ -203,7 +203,15 @@ fn start_compute(plan: &Plan, binaries: &Binaries, tools: &Tools) -> Result<Daem
             "--state-dir",
             plan.data.join("compute").display().to_string(),
         ),
+        (
+            "--ports",
+            format!("{}-{}", ports.range.start(), ports.range.end()),
+        ),
+        ("--sshd", tools.path(Program::Sshd)?.display().to_string()),
     ];
+    if let Some(session) = tools.sshd_session() {
+        flags.push(("--sshd-session", session.display().to_string()));
+    }
     start("edd-compute", &flags, plan, binaries, tools)
 }
 
