@@ -24,9 +24,8 @@ pub struct Arguments {
     #[command(subcommand)]
     pub(crate) command: Option<Command>,
 
-    /// The daemon's flags.
     #[command(flatten)]
-    pub(crate) serve: ServeArguments,
+    serve: ServeArguments,
 }
 
 #[derive(Debug, Subcommand)]
@@ -38,7 +37,7 @@ pub(crate) enum Command {
 
 /// The daemon's flags.
 #[derive(Debug, Args)]
-pub struct ServeArguments {
+struct ServeArguments {
     /// Where the REST API listens; port 0 takes any free port.
     #[arg(long, env = "EDD_COMPUTE_ADDR", default_value = "127.0.0.1:9102")]
     addr: String,
@@ -186,7 +185,8 @@ impl Config {
     ///
     /// # Errors
     /// All mistakes together, each naming its flag and variable.
-    pub fn check(arguments: ServeArguments) -> Result<Self, Invalid> {
+    pub fn check(arguments: Arguments) -> Result<Self, Invalid> {
+        let arguments = arguments.serve;
         let mut problems = Problems::of::<Arguments>();
         let addr = problems.check("--addr", parse_addr(&arguments.addr));
         let admin_addr = problems.check("--admin-addr", parse_addr(&arguments.admin_addr));
@@ -377,7 +377,7 @@ mod tests {
     fn check(flags: &[&str]) -> Result<Config, Invalid> {
         let arguments = ["edd-compute"].iter().chain(flags);
         let arguments = Arguments::try_parse_from(arguments).expect("flags known to clap");
-        Config::check(arguments.serve)
+        Config::check(arguments)
     }
 
     #[test]

@@ -47,7 +47,7 @@ pub fn run(arguments: Arguments) -> Result<(), Exit> {
     if let Some(Command::Guest(arguments)) = arguments.command {
         return runtime::guest::run(arguments);
     }
-    let config = Config::check(arguments.serve)?;
+    let config = Config::check(arguments)?;
     let _logs = telemetry::init(&config.log, config.log_format).context("cannot start the logs")?;
     let runtime = tokio::runtime::Runtime::new().context("cannot start the runtime")?;
     runtime.block_on(async {

@@ -116,16 +116,6 @@ impl Store {
         ))
     }
 
-    /// A user's name as auth last told it.
-    pub async fn cached_username(&self, user_id: i64) -> sqlx::Result<Option<String>> {
-        sqlx::query_scalar(
-            "SELECT username FROM user_cache WHERE user_id = ? AND deleted_at IS NULL",
-        )
-        .bind(user_id)
-        .fetch_optional(&self.pool)
-        .await
-    }
-
     /// Forgets event ids that no stream delivers any more; returns how many.
     pub async fn purge_inbox(&self) -> sqlx::Result<u64> {
         sqlx::query("DELETE FROM inbox WHERE handled_at < ?")

@@ -1,0 +1,180 @@
+//! NATS away and back, events switched off, and what the admin endpoint says.
+
+use edd_events::testing::NatsServer;
+use edd_proto::compute;
+use futures_util::StreamExt as _;
+use serde_json::json;
+
+use crate::support::{
+    ALICE, Events, Service, auth_over_http, eventually, gateway_key, id_of, ip_of, make_key,
+    publish, ssh,
+};
+
+#[tokio::test]
+async fn without_nats_the_api_works_and_events_wait() {
+    let (url, _auth) = auth_over_http().await;
+    let mut nats = NatsServer::start().await;
+    let nats_url = nats.url();
+    nats.stop();
+    let service = Service::start_with(&["--nats-url", &nats_url, "--auth-url", &url]).await;
+    let running = service.create_running(&json!({ "name": "a" })).await;
+    let id = id_of(&running);
+    let waiting = [
+        format!("compute.container.{id}.created"),
+        format!("compute.ingress.{id}.requested"),
+        format!("compute.container.{id}.started"),
+    ];
+    assert_eq!(service.outbox().await, waiting);
+    let ready = service.admin.get("/readyz", None).await;
+    assert_eq!(
+        (ready.status, &ready.body["status"]),
+        (200, &"degraded".into()),
+        "{ready:?}"
+    );
+    assert_eq!(
+        (&ready.body["nats"], &ready.body["outbox_pending"]),
+        (&"disconnected".into(), &3.into())
+    );
+
+    nats.resume().await;
+    let mut events = Events::of_compute(&nats).await;
+    events
+        .expect::<compute::ContainerCreated>(&waiting[0])
+        .await;
+    events
+        .expect::<compute::IngressRuleRequested>(&waiting[1])
+        .await;
+    events
+        .expect::<compute::ContainerStarted>(&waiting[2])
+        .await;
+    eventually("an empty outbox", async || {
+        service.outbox().await.is_empty().then_some(())
+    })
+    .await;
+    let ready = service.admin.get("/readyz", None).await;
+    assert_eq!(ready.body["status"], "ready", "{ready:?}");
+
+    // And down again, with consumers at work.
+    nats.stop();
+    let path = format!("/compute/containers/{id}/stop");
+    assert_eq!(service.api.post(&path, ALICE, &json!({})).await.status, 200);
+    nats.resume().await;
+    events = Events::of_compute(&nats).await;
+    let stopped = format!("compute.container.{id}.stopped");
+    while events.next().await.subject.as_str() != stopped {}
+    let rule = edd_proto::gateway::IngressRuleCreated {
+        container_id: id.to_owned(),
+        port: 443,
+        target_port: 8080,
+        ..Default::default()
+    };
+    publish(&nats, id, 2, rule, 1).await;
+    eventually("an active rule", async || {
+        let seen = service
+            .api
+            .get(&format!("/compute/containers/{id}"), ALICE)
+            .await
+            .body;
+        (seen["ingress"][0]["status"] == "active").then_some(())
+    })
+    .await;
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn with_events_off_nothing_is_written_for_others() {
+    let (url, _auth) = auth_over_http().await;
+    let nats = NatsServer::start().await;
+    let nats_url = nats.url();
+    let flags = [
+        "--nats-url",
+        &nats_url,
+        "--auth-url",
+        &url,
+        "--events",
+        "off",
+    ];
+    let service = Service::start_with(&flags).await;
+    let running = service
+        .create_running(&json!({ "name": "a", "ssh_enabled": true }))
+        .await;
+    let own = format!("/compute/containers/{}", id_of(&running));
+    assert_eq!(service.api.delete(&own, ALICE).await.status, 204);
+    assert!(service.outbox().await.is_empty());
+    let ready = service.admin.get("/readyz", None).await;
+    assert_eq!(ready.body["events"], "off", "{ready:?}");
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn the_gateway_is_asked_for_its_key() {
+    let nats = NatsServer::start().await;
+    let (url, _auth) = auth_over_http().await;
+    let folder = tempfile::tempdir().unwrap();
+    let line = make_key(&gateway_key(folder.path()));
+    let nats_url = nats.url();
+    let service = Service::start_in(
+        folder,
+        &["--nats-url", &nats_url, "--auth-url", &url],
+        |config| {
+            config.gateway_ssh_key = None;
+        },
+    )
+    .await;
+    let running = service.create_running(&json!({ "name": "a" })).await;
+    let log_in = async || {
+        let mut ssh = ssh(&service.gateway_key(), ip_of(&running), None, "exit 7");
+        ssh.output().await.unwrap().status.code()
+    };
+    assert_eq!(
+        log_in().await,
+        Some(255),
+        "nobody said which key is the gateway's"
+    );
+
+    // The gateway comes later, behind a stream that also answers its requests.
+    let js = nats.jetstream().await;
+    js.create_stream(async_nats::jetstream::stream::Config {
+        name: "WIDE".to_owned(),
+        subjects: vec!["gateway.ssh.>".to_owned()],
+        ..Default::default()
+    })
+    .await
+    .unwrap();
+    let client = nats.client().await;
+    let mut requests = client
+        .subscribe("gateway.ssh.public_key.request")
+        .await
+        .unwrap();
+    let gateway = tokio::spawn(async move {
+        while let Some(request) = requests.next().await {
+            let answer = format!("{line} edd-gateway\n").into_bytes();
+            client
+                .publish(request.reply.unwrap(), answer.into())
+                .await
+                .unwrap();
+        }
+    });
+    eventually("a pass", async || (log_in().await == Some(7)).then_some(())).await;
+    gateway.abort();
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn health_and_metrics_are_on_the_admin_endpoint() {
+    let (url, _auth) = auth_over_http().await;
+    let service = Service::start_with(&["--auth-url", &url]).await;
+    service.create(&json!({ "name": "a" })).await;
+    assert_eq!(service.admin.get("/healthz", None).await.status, 200);
+    let ready = service.admin.get("/readyz", None).await;
+    assert_eq!(
+        (ready.status, &ready.body["nats"]),
+        (200, &"off".into()),
+        "{ready:?}"
+    );
+    let metrics = service.admin.get("/metrics", None).await.text;
+    let line = r#"edd_compute_http_requests_total{route="/compute/containers",method="POST",status="201"} 1"#;
+    assert!(metrics.contains(line), "{metrics}");
+    assert!(metrics.contains("edd_compute_outbox_pending"), "{metrics}");
+    service.stop().await;
+}

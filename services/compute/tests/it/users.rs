@@ -1,0 +1,148 @@
+//! What auth tells about users, and what follows from it.
+
+use edd_events::testing::NatsServer;
+use edd_proto::{auth, compute};
+use prost::Message as _;
+use serde_json::json;
+
+use crate::support::{
+    ALICE, BOB, Events, Service, auth_on, eventually, gone, id_of, make_key, processes_with,
+    publish,
+};
+
+fn created(user_id: i64, username: &str) -> auth::UserCreated {
+    auth::UserCreated {
+        user_id,
+        username: username.to_owned(),
+        display_name: username.to_owned(),
+        ..Default::default()
+    }
+}
+
+fn updated(user_id: i64, username: &str) -> auth::UserUpdated {
+    auth::UserUpdated {
+        user_id,
+        username: username.to_owned(),
+        ..Default::default()
+    }
+}
+
+fn deleted(user_id: i64) -> auth::UserDeleted {
+    auth::UserDeleted {
+        user_id,
+        username: "alice".to_owned(),
+        ..Default::default()
+    }
+}
+
+/// Name and whether there is a tombstone.
+async fn cached(service: &Service, user_id: i64) -> Option<(String, bool)> {
+    sqlx::query_as("SELECT username, deleted_at IS NOT NULL FROM user_cache WHERE user_id = ?")
+        .bind(user_id)
+        .fetch_optional(&service.database().await)
+        .await
+        .unwrap()
+}
+
+#[tokio::test]
+async fn users_are_cached_in_the_order_of_their_versions() {
+    let nats = NatsServer::start().await;
+    let service = Service::start(&nats).await;
+    // Names are not unique here: the first Sam may be gone before we hear of it.
+    publish(&nats, "1", 1, created(1, "sam"), 2).await;
+    publish(&nats, "2", 1, created(2, "sam"), 1).await;
+    publish(&nats, "1", 3, updated(1, "samuel"), 1).await;
+    publish(&nats, "1", 2, updated(1, "old news"), 1).await;
+    publish(&nats, "3", 1, created(3, "last"), 1).await;
+    eventually("the last user", async || cached(&service, 3).await).await;
+    assert_eq!(
+        cached(&service, 1).await,
+        Some(("samuel".to_owned(), false))
+    );
+    assert_eq!(cached(&service, 2).await, Some(("sam".to_owned(), false)));
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_deleted_user_leaves_nothing_and_never_comes_back() {
+    let nats = NatsServer::start().await;
+    let _auth = auth_on(&nats).await;
+    let service = Service::start(&nats).await;
+    let api = service.api;
+    publish(&nats, "1", 1, created(1, "alice"), 1).await;
+    let first = service.create_running(&json!({ "name": "a" })).await;
+    let second = service.create_running(&json!({ "name": "b" })).await;
+    let others = api
+        .post("/compute/containers", BOB, &json!({ "name": "c" }))
+        .await
+        .body;
+    let key = make_key(&service.folder.path().join("some"));
+    let body = json!({ "name": "k", "public_key": key });
+    let key_id = api.post("/compute/ssh-keys", ALICE, &body).await.body["id"].clone();
+    let bobs_key = api.post("/compute/ssh-keys", BOB, &body).await.body["id"].clone();
+    assert!(!processes_with(id_of(&first)).is_empty());
+
+    publish(&nats, "1", 2, deleted(1), 2).await;
+    // The token is still good for auth here, as a remembered answer would be.
+    eventually("the end of her token", async || {
+        let answer = api.get("/compute/containers", ALICE).await;
+        (answer.status == 401).then_some(())
+    })
+    .await;
+    for container in [&first, &second] {
+        gone(id_of(container)).await;
+    }
+    // Whatever comes later about her is too late.
+    publish(&nats, "1", 9, updated(1, "zombie"), 1).await;
+    publish(&nats, "1", 0, created(1, "zombie"), 1).await;
+    publish(&nats, "3", 1, created(3, "last"), 1).await;
+    eventually("the last user", async || cached(&service, 3).await).await;
+    assert_eq!(cached(&service, 1).await, Some(("alice".to_owned(), true)));
+    let again = api
+        .post("/compute/containers", ALICE, &json!({ "name": "z" }))
+        .await;
+    again.assert_error(401, "unauthorized");
+
+    let mut events = Events::of_compute(&nats).await;
+    let mut ends = Vec::new();
+    while ends.len() < 3 {
+        let message = events.next().await;
+        let subject = message.subject.to_string();
+        if subject.ends_with(".deleted") {
+            let headers = message.headers.as_ref().unwrap();
+            assert!(headers.get("Edd-Causation-Id").is_some(), "{headers:?}");
+            if subject.contains(".container.") {
+                let event = compute::ContainerDeleted::decode(message.payload.clone()).unwrap();
+                assert_eq!(event.user_id, 1);
+            }
+            ends.push(subject);
+        }
+    }
+    ends.sort();
+    let mut expected = [
+        format!("compute.container.{}.deleted", id_of(&first)),
+        format!("compute.container.{}.deleted", id_of(&second)),
+        format!("compute.sshkey.{key_id}.deleted"),
+    ];
+    expected.sort();
+    assert_eq!(ends, expected);
+
+    // Bob has all that was his.
+    let path = format!("/compute/containers/{}", id_of(&others));
+    assert_eq!(api.get(&path, BOB).await.status, 200);
+    let keys = api.get("/compute/ssh-keys", BOB).await.body;
+    assert_eq!(keys["ssh_keys"][0]["id"], bobs_key);
+    let left: i64 = sqlx::query_scalar(
+        "SELECT (SELECT COUNT(*) FROM containers WHERE user_id = 1) \
+         + (SELECT COUNT(*) FROM ssh_keys WHERE user_id = 1) \
+         + (SELECT COUNT(*) FROM ingress_requests WHERE container_id NOT IN \
+            (SELECT id FROM containers)) \
+         + (SELECT COUNT(*) FROM local_addresses WHERE container_id NOT IN \
+            (SELECT id FROM containers))",
+    )
+    .fetch_one(&service.database().await)
+    .await
+    .unwrap();
+    assert_eq!(left, 0);
+    service.stop().await;
+}
