@@ -17,12 +17,7 @@ pub(crate) fn propagation(args: &[&str]) -> Result<()> {
     let tools = Tools::ensure()?;
     let binaries = Binaries::build(stack::PROFILE)?;
     let data = workspace::root().join("data/bench");
-    match fs::remove_dir_all(&data) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            return Err(error).with_context(|| format!("cannot empty {}", data.display()));
-        }
-        _ => {}
-    }
+    let _lock = crate::tour::wipe(&data)?;
     let plan = Plan::scratch(data)?;
     for folder in [plan.logs(), plan.data.join("certs")] {
         fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;

@@ -92,6 +92,18 @@ impl Tools {
         path.with_context(|| format!("{} was not looked for", program.name()))
     }
 
+    /// A program as a command typed in a shell names it: by its path where PATH has it not.
+    pub(crate) fn as_typed(&self, program: Program) -> Result<String> {
+        let path = self.path(program)?;
+        let search = std::env::var_os("PATH").unwrap_or_default();
+        let found = std::env::split_paths(&search).any(|folder| Some(&*folder) == path.parent());
+        Ok(if found {
+            program.name().to_owned()
+        } else {
+            path.display().to_string()
+        })
+    }
+
     /// The helper that an unpacked sshd of OpenSSH 9.8 or later does not find by itself.
     pub(crate) fn sshd_session(&self) -> Option<PathBuf> {
         let root = workspace::tools_dir().join(Program::Sshd.package());

@@ -1,5 +1,6 @@
 //! Steps in which things end: a container, a user, the daemons.
 
+use std::net::{IpAddr, TcpStream};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
@@ -7,7 +8,7 @@ use anyhow::{Context as _, Result, bail};
 use super::Tour;
 use super::clients::{raw_echo, until};
 use crate::report::seconds;
-use crate::up::rest::User;
+use crate::up::rest::{GUEST_HTTP_PORT, User};
 use crate::up::stack::STOP_GRACE;
 
 /// A live connection ends within 1 s of its reason; a loaded machine gets some more.
@@ -49,6 +50,8 @@ pub(super) fn start_again(tour: &mut Tour) -> Result<String> {
 /// The user is deleted: his sessions, containers, ports, keys and live connections go with him.
 pub(super) fn delete_user(tour: &mut Tour) -> Result<String> {
     let (tourist, guest) = (tour.tourist()?, tour.guest()?);
+    let address = address(tour, &guest.container.id)?;
+    TcpStream::connect((address, GUEST_HTTP_PORT)).context("the container's own web server")?;
     let mut session = guest.ssh.session()?;
     tourist
         .user
@@ -90,10 +93,32 @@ pub(super) fn delete_user(tour: &mut Tour) -> Result<String> {
             )
         }
     })?;
+    until(
+        "end of the container's processes",
+        || match TcpStream::connect((address, GUEST_HTTP_PORT)) {
+            Ok(_) => bail!("{address}:{GUEST_HTTP_PORT} still accepts connections"),
+            Err(_) => Ok(()),
+        },
+    )?;
     Ok(format!(
         "the session ended {} after the answer to the deletion",
         seconds(ended)
     ))
+}
+
+/// The container's own address, as the gateway knows it.
+fn address(tour: &Tour, id: &str) -> Result<IpAddr> {
+    let all = tour
+        .stack
+        .admin_api()
+        .call("GET", "/api/v1/containers", None)?;
+    all["containers"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .find(|container| container["id"] == id)
+        .and_then(|container| container["address"].as_str()?.parse().ok())
+        .with_context(|| format!("the gateway knows no address of {id}: {all}"))
 }
 
 /// The gateway's own numbers: nothing was given up.

@@ -15,7 +15,7 @@ use crate::tools::Tools;
 use crate::up::Options;
 use crate::up::plan::Plan;
 use crate::up::rest::{Container, User};
-use crate::up::stack::{Binaries, Stack};
+use crate::up::stack::{Binaries, Lock, Stack};
 use crate::workspace;
 
 mod changes;
@@ -144,9 +144,9 @@ pub(crate) fn run(options: Options) -> Result<()> {
     let binaries = parts.run("build (minutes the first time)", || {
         Binaries::build(&options.profile)
     })?;
-    wipe(&data)?;
+    let lock = wipe(&data)?;
     let stack = parts.run("start nats-server, auth, compute, gateway", || {
-        Stack::start(Plan::scratch(data)?, &binaries, &tools)
+        Stack::start(Plan::scratch(data)?, lock, &binaries, &tools)
     })?;
     let curl = Curl::new(&stack.plan, &tools)?;
     let mut tour = Tour {
@@ -202,14 +202,24 @@ fn check_wipeable(data: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Empties the folder and marks it as ours.
-fn wipe(data: &Path) -> Result<()> {
-    match fs::remove_dir_all(data) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            return Err(error).with_context(|| format!("cannot empty {}", data.display()));
+/// Empties the folder, unless another tour walks in it.
+pub(crate) fn wipe(data: &Path) -> Result<Lock> {
+    let lock = Lock::take(data)?;
+    fs::write(data.join(MARK), "").context("cannot write to the data folder")?;
+    for entry in fs::read_dir(data)
+        .context("cannot list the data folder")?
+        .flatten()
+    {
+        let path = entry.path();
+        if [MARK, "lock"].iter().any(|kept| entry.file_name() == *kept) {
+            continue;
         }
-        _ => {}
+        let removed = if path.is_dir() {
+            fs::remove_dir_all(&path)
+        } else {
+            fs::remove_file(&path)
+        };
+        removed.with_context(|| format!("cannot remove {}", path.display()))?;
     }
-    fs::create_dir_all(data).with_context(|| format!("cannot make {}", data.display()))?;
-    fs::write(data.join(MARK), "").context("cannot write to the data folder")
+    Ok(lock)
 }

@@ -97,22 +97,26 @@ impl Demo {
     }
 
     /// Prints what to try.
-    pub(crate) fn print(&self, plan: &Plan) -> Result<()> {
+    pub(crate) fn print(&self, plan: &Plan, tools: &Tools) -> Result<()> {
+        let [curl, ssh] = [
+            tools.as_typed(Program::Curl)?,
+            tools.as_typed(Program::Ssh)?,
+        ];
         let https = plan.ports.https;
         let (data, ca) = (shown(&plan.data), shown(&plan.ca()));
         let name = rest::ssh_name(&self.container.id)?;
         println!("\nEverything runs. Try, in another terminal:\n");
         println!(
-            "  a static route      curl --cacert {} https://localhost:{https}/",
+            "  a static route      {curl} --cacert {} https://localhost:{https}/",
             ca
         );
         println!(
-            "  the demo container  curl --cacert {} {}",
+            "  the demo container  {curl} --cacert {} {}",
             ca,
             self.url(plan)
         );
         println!(
-            "  a shell in it       ssh -p {} -i {data}/id_ed25519 \
+            "  a shell in it       {ssh} -p {} -i {data}/id_ed25519 \
              -o UserKnownHostsFile={data}/known_hosts -o StrictHostKeyChecking=accept-new \
              {name}@localhost",
             plan.ports.ssh

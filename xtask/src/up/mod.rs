@@ -20,7 +20,7 @@ pub(crate) mod stack;
 
 pub(crate) use demo::random_hex;
 use plan::Plan;
-use stack::{Binaries, STOP_GRACE, Stack};
+use stack::{Binaries, Lock, STOP_GRACE, Stack};
 
 /// How often a running stack is looked after.
 const WATCH: Duration = Duration::from_millis(100);
@@ -58,13 +58,14 @@ pub(crate) fn run(options: Options) -> Result<()> {
         Binaries::build(&options.profile)
     })?;
     let mut stack = parts.run("start nats-server, auth, compute, gateway", || {
-        Stack::start(Plan::preferred(data)?, &binaries, &tools)
+        let lock = Lock::take(&data)?;
+        Stack::start(Plan::preferred(data)?, lock, &binaries, &tools)
     })?;
     let filled = parts.run("demo user, key and container", || {
         demo::ensure(&stack, &tools)
     });
     let demo = filled.inspect_err(|_| eprint!("{}", stack.tails()))?;
-    demo.print(&stack.plan)?;
+    demo.print(&stack.plan, &tools)?;
     println!("(ready after {})", seconds(started.elapsed()));
     let ended = loop {
         if let Err(error) = stack.check_running().and_then(|()| child::pause(WATCH)) {

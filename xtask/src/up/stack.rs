@@ -68,14 +68,18 @@ pub(crate) struct Stack {
     pub(crate) compute: Daemon,
     pub(crate) auth: Daemon,
     pub(crate) nats: Daemon,
-    /// Held as long as the data folder is ours.
-    _lock: File,
+    /// After the daemons, so that the folder is ours until the last has ended.
+    _lock: Lock,
 }
 
 impl Stack {
     /// Starts all daemons on the plan's data folder and waits until each is ready.
-    pub(crate) fn start(plan: Plan, binaries: &Binaries, tools: &Tools) -> Result<Self> {
-        let lock = lock(&plan.data)?;
+    pub(crate) fn start(
+        plan: Plan,
+        lock: Lock,
+        binaries: &Binaries,
+        tools: &Tools,
+    ) -> Result<Self> {
         let logs = plan.logs();
         for folder in [&logs, &plan.data.join("nats"), &plan.data.join("certs")] {
             fs::create_dir_all(folder)
@@ -148,18 +152,24 @@ pub(crate) fn loopback(port: u16) -> SocketAddr {
     SocketAddr::from((Ipv4Addr::LOCALHOST, port))
 }
 
-/// One run per data folder.
-fn lock(data: &Path) -> Result<File> {
-    fs::create_dir_all(data).with_context(|| format!("cannot make {}", data.display()))?;
-    let path = data.join("lock");
-    let lock = File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
-    if lock.try_lock().is_err() {
-        bail!(
-            "{} is in use by another run: stop that one, or choose another folder with --data",
-            data.display()
-        );
+/// One run per data folder: held as long as the folder is ours.
+pub(crate) struct Lock(#[expect(dead_code, reason = "held, not read")] File);
+
+impl Lock {
+    /// Takes the folder, which is made if it is missing.
+    pub(crate) fn take(data: &Path) -> Result<Self> {
+        fs::create_dir_all(data).with_context(|| format!("cannot make {}", data.display()))?;
+        let path = data.join("lock");
+        let lock =
+            File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
+        if lock.try_lock().is_err() {
+            bail!(
+                "{} is in use by another run: stop that one, or choose another folder with --data",
+                data.display()
+            );
+        }
+        Ok(Self(lock))
     }
-    Ok(lock)
 }
 
 /// Starts nats-server on the plan's store; also again, after it was stopped.
