@@ -102,17 +102,35 @@ impl FromStr for DatabaseUrl {
 
 /// Opens the database, creating its folder and file (mode 0600) when absent.
 ///
-/// One connection is made at once, so that a broken file shows here.
+/// One connection is made at once, so that a broken file shows here. A power
+/// loss may take the last commits back (`synchronous = NORMAL`): for those who
+/// notice it and read them again from the streams.
 ///
 /// # Errors
 /// The folder or file cannot be made, or SQLite refuses it.
 pub async fn open(url: &DatabaseUrl) -> Result<SqlitePool, OpenError> {
+    open_with(url, SqliteSynchronous::Normal).await
+}
+
+/// Like [`open`], but what is committed survives a power loss (`synchronous =
+/// FULL`): for those whose rows are the only record there is.
+///
+/// # Errors
+/// As [`open`].
+pub async fn open_durable(url: &DatabaseUrl) -> Result<SqlitePool, OpenError> {
+    open_with(url, SqliteSynchronous::Full).await
+}
+
+async fn open_with(
+    url: &DatabaseUrl,
+    synchronous: SqliteSynchronous,
+) -> Result<SqlitePool, OpenError> {
     create(&url.path)?;
     let options = SqliteConnectOptions::new()
         .filename(&url.path)
         .create_if_missing(true)
         .journal_mode(SqliteJournalMode::Wal)
-        .synchronous(SqliteSynchronous::Normal)
+        .synchronous(synchronous)
         .busy_timeout(BUSY_TIMEOUT)
         .foreign_keys(true)
         .disable_statement_logging();

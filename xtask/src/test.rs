@@ -3,16 +3,15 @@
 //!
 //! Plain `cargo test`, so that a machine with nothing but Rust can run it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
-use serde_json::Value;
 
 use crate::child;
 use crate::report::Parts;
 use crate::tools::Tools;
-use crate::workspace::{self, cargo};
+use crate::workspace::cargo;
 
 /// Crates that must not be in the tree: one crypto provider (aws-lc-rs), one TLS library (rustls).
 /// `deny.toml` says the same to cargo-deny; this holds where cargo-deny is not installed.
@@ -57,23 +56,29 @@ pub(crate) fn run() -> Result<()> {
     Ok(())
 }
 
+/// `cargo tree` resolves features as the build does; `cargo metadata` would also
+/// list what only other platforms switch on.
 fn no_banned_crates() -> Result<()> {
     let host = host()?;
-    let metadata = workspace::metadata(&["--filter-platform", &host])?;
-    let found = banned(&metadata)?;
+    let mut tree = cargo();
+    tree.args([
+        "tree",
+        "--workspace",
+        "--locked",
+        "--edges",
+        "all",
+        "--prefix",
+        "none",
+    ])
+    .args(["--format", "{p}", "--target", &host]);
+    let output = child::output(&mut tree, "cargo tree")?;
+    let tree = String::from_utf8_lossy(&output.stdout);
+    let found = banned(&tree);
     if found.is_empty() {
         return Ok(());
     }
-    let found: Vec<String> = found
-        .into_iter()
-        .map(|(name, users)| {
-            format!(
-                "{name} (needed by {})",
-                users.into_iter().collect::<Vec<_>>().join(", ")
-            )
-        })
-        .collect();
-    bail!("banned crates in the tree for {host}: {}", found.join("; "))
+    let found = found.into_iter().collect::<Vec<_>>().join(", ");
+    bail!("banned crates in the tree for {host}: {found} (`cargo tree -i NAME` says who needs it)")
 }
 
 /// The platform that is built for.
@@ -87,59 +92,22 @@ fn host() -> Result<String> {
         .context("rustc -vV names no host")
 }
 
-/// The banned crates of a resolved tree, each with the packages that need it.
-fn banned(metadata: &Value) -> Result<BTreeMap<&str, BTreeSet<&str>>> {
-    let names: BTreeMap<&str, &str> = metadata["packages"]
-        .as_array()
-        .context("cargo metadata lists no packages")?
-        .iter()
-        .filter_map(|package| Some((package["id"].as_str()?, package["name"].as_str()?)))
-        .collect();
-    let nodes = metadata["resolve"]["nodes"]
-        .as_array()
-        .context("cargo metadata resolved nothing")?;
-    let mut found: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
-    for node in nodes {
-        let user = node["id"]
-            .as_str()
-            .and_then(|id| names.get(id))
-            .copied()
-            .unwrap_or("?");
-        for dependency in node["dependencies"].as_array().into_iter().flatten() {
-            let name = dependency.as_str().and_then(|id| names.get(id)).copied();
-            if let Some(name) = name.filter(|name| BANNED.contains(name)) {
-                found.entry(name).or_default().insert(user);
-            }
-        }
-    }
-    Ok(found)
+/// The banned crates among the lines `NAME VERSION …` of `cargo tree`.
+fn banned(tree: &str) -> BTreeSet<&str> {
+    tree.lines()
+        .filter_map(|line| line.split_whitespace().next())
+        .filter(|name| BANNED.contains(name))
+        .collect()
 }
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     #[test]
-    fn names_a_banned_crate_and_who_needs_it() {
-        let metadata = json!({
-            "packages": [{"id": "a 1", "name": "a"}, {"id": "r 1", "name": "ring"}],
-            "resolve": {"nodes": [
-                {"id": "a 1", "dependencies": ["r 1"]},
-                {"id": "r 1", "dependencies": []},
-            ]},
-        });
-        let found = banned(&metadata).expect("resolved");
-        assert_eq!(found, BTreeMap::from([("ring", BTreeSet::from(["a"]))]));
-    }
-
-    #[test]
-    fn a_crate_that_is_only_in_the_lock_file_is_no_fault() {
-        let metadata = json!({
-            "packages": [{"id": "a 1", "name": "a"}, {"id": "r 1", "name": "ring"}],
-            "resolve": {"nodes": [{"id": "a 1", "dependencies": []}]},
-        });
-        assert!(banned(&metadata).expect("resolved").is_empty());
+    fn names_the_banned_crates_and_no_others() {
+        let tree = "a v1.0.0 (/src/a)\nring v0.17.14\nring-like v1.0.0\nring v0.17.14 (*)\n\n";
+        assert_eq!(banned(tree), BTreeSet::from(["ring"]));
+        assert!(banned("rustls v0.23.46\nstring v1.0.0\n").is_empty());
     }
 }

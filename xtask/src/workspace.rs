@@ -1,15 +1,10 @@
 //! Where things are: the root of the repository, the folder of builds, the folder of data.
 //!
-//! Data in: the environment that `cargo run` sets, and `cargo metadata`. Committed files are never
+//! Data in: the environment that `cargo run` sets. Committed files are never
 //! written: all that xtask makes lies under `data/` and cargo's target folder.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
-
-use anyhow::{Context as _, Result};
-use serde_json::Value;
-
-use crate::child;
 
 /// The root of the repository.
 pub(crate) fn root() -> PathBuf {
@@ -39,15 +34,4 @@ pub(crate) fn cargo() -> Command {
         }
     }
     command
-}
-
-/// `cargo metadata` with these arguments.
-pub(crate) fn metadata(args: &[&str]) -> Result<Value> {
-    let output = child::output(
-        cargo()
-            .args(["metadata", "--format-version", "1", "--locked"])
-            .args(args),
-        "cargo metadata",
-    )?;
-    serde_json::from_slice(&output.stdout).context("cargo metadata answered no JSON")
 }

@@ -54,7 +54,7 @@ impl Store {
     /// # Errors
     /// The file cannot be opened or migrated.
     pub async fn open(url: &DatabaseUrl, events: bool) -> Result<Self, StoreError> {
-        let pool = edd_daemon::store::open(url).await?;
+        let pool = edd_daemon::store::open_durable(url).await?;
         migrate(&pool, SCHEMA)
             .await
             .map_err(|source| StoreError::Migrate {
