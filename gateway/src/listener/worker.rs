@@ -57,6 +57,8 @@ pub fn spawn(shared: Arc<Shared>, listeners: DataListeners, ssh: SshServer) -> i
                 Ok(runtime) => {
                     let _ = report.send(Ok(()));
                     runtime.block_on(run(shared, listeners, ssh, accepting));
+                    // A resolver that hangs must not keep the process.
+                    runtime.shutdown_background();
                 }
                 Err(error) => {
                     let _ = report.send(Err(error));

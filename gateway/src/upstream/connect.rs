@@ -96,9 +96,9 @@ pub(crate) async fn connect_any(
             let stream = connect_by(*address, deadline, shared).await?;
             return Ok((stream, *address));
         }
-        Address::Name(name) => timeout_at(deadline, names.resolve(name))
+        Address::Name(name) => names
+            .resolve(name, deadline)
             .await
-            .map_err(|_| ConnectError::TimedOut)?
             .map_err(ConnectError::Unresolved)?,
     };
     let mut failure = ConnectError::TimedOut;
