@@ -389,3 +389,51 @@ async fn a_client_that_leaves_takes_its_request_along() {
     assert_eq!(next().await, Some("gone"));
     gateway.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_raw_utf8_path_is_redirected_as_it_is() {
+    let origin = Origin::friendly("127.0.0.1").await;
+    let target = origin.address;
+    let gateway = Gateway::start(Options::routes(format!(
+        "routes:\n- {{host: a.test, target: '{target}'}}\n"
+    )))
+    .await;
+    let answer = raw(
+        &gateway,
+        "GET /\u{fc}?q=\u{fc} HTTP/1.1\r\nHost: a.test\r\nConnection: close\r\n\r\n",
+    )
+    .await;
+    assert!(answer.starts_with("HTTP/1.1 308 "), "{answer:?}");
+    let location = answer.lines().find(|l| l.starts_with("location: https://"));
+    let location = location.expect("a location");
+    assert!(location.ends_with("/\u{fc}?q=\u{fc}"), "{location:?}");
+    gateway.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_container_that_stops_while_it_is_connected_to_is_a_502_at_once() {
+    // Its queue of connections is full, so the next SYN is dropped.
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind("127.64.0.2:0".parse().unwrap()).unwrap();
+    let listener = socket.listen(0).unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut queued = Vec::new();
+    let patience = Duration::from_millis(200);
+    while let Ok(stream) = tokio::time::timeout(patience, TcpStream::connect(address)).await {
+        queued.push(stream.unwrap());
+    }
+    let options = Options::default().flag("--connect-timeout", "15s");
+    let gateway = Gateway::start(options).await;
+    let mut table = Table::of(&gateway);
+    table.run("c1", 80, address);
+    let mut stream = TcpStream::connect(gateway.addresses.http).await.unwrap();
+    let ask = "GET / HTTP/1.1\r\nHost: c1.compute.localhost\r\n\r\n";
+    stream.write_all(ask.as_bytes()).await.unwrap();
+    let answer = tokio::time::timeout(patience, stream.read_u8()).await;
+    assert!(answer.is_err(), "it is still connecting");
+    table.remove("c1");
+    let head = tokio::time::timeout(Duration::from_secs(1), read_head(&mut stream)).await;
+    let head = head.expect("within a second");
+    assert!(head.starts_with("HTTP/1.1 502 "), "{head:?}");
+    gateway.stop().await;
+}

@@ -240,7 +240,12 @@ impl Job<'_> {
                 let shared = &worker.shared;
                 let timeout = shared.config.timeouts.connect;
                 let names = &worker.pool.names;
-                let (stream, peer) = connect_any(address, timeout, shared, names).await?;
+                let (stream, peer) = tokio::select! {
+                    biased;
+                    // Its address may be another's by the time it answers.
+                    () = admission.revoked() => return Err(Failure::Revoked),
+                    connected = connect_any(address, timeout, shared, names) => connected?,
+                };
                 let opened = UpstreamConnection::open(stream, peer, admission.clone(), shared);
                 let connection = opened.await.map_err(Failure::Broke)?;
                 Loan::new(connection, worker, key.clone())

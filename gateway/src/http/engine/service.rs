@@ -232,7 +232,8 @@ impl Reply {
             headers.insert(fields::X_REQUEST_ID, id);
         }
         if let Some(location) = &answer.location
-            && let Ok(location) = HeaderValue::from_str(location)
+            // Targets may hold raw UTF-8, which `from_str` refuses.
+            && let Ok(location) = HeaderValue::from_bytes(location.as_bytes())
         {
             headers.insert(header::LOCATION, location);
         }
