@@ -76,7 +76,11 @@ pub async fn start(config: Config, shutdown: CancellationToken) -> Result<Runnin
     })?;
     let table = boot.table();
     certs.cover(table.static_specs().map(|route| route.host.clone()));
-    let gate = Gate::new(config.max_connections, config.max_connections_per_ip);
+    let gate = Gate::new(
+        config.max_connections,
+        config.max_connections_per_ip,
+        config.max_upstream_connections,
+    );
     let mut own = bound.addresses().all();
     own.push(admin_addr);
     gate.listening_on(own);

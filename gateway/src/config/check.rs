@@ -4,6 +4,7 @@ use edd_daemon::cli::{Invalid, Problems, parse_addr, parse_duration};
 use edd_daemon::store::DatabaseUrl;
 use edd_daemon::telemetry::{LogFormat, parse_filter};
 
+use super::files::{self, Caps};
 use super::parse::{parse_domain, parse_ip, parse_net, parse_number, parse_port};
 use super::{Config, NatsConfig, Ports, ServeArgs, Timeouts};
 
@@ -128,6 +129,14 @@ impl ServeArgs {
             return Err(problems.into_invalid());
         };
         problems.finish()?;
+        let workers = match workers {
+            0 => std::thread::available_parallelism().map_or(1, usize::from),
+            workers => workers,
+        };
+        // Each worker has its own socket of each port and of HTTP and HTTPS.
+        let listeners = workers.saturating_mul(ports.iter().count() + 2);
+        let asked = Some(max_connections).filter(|max| *max > 0);
+        let caps = Caps::within(files::limit(), listeners, asked);
         Ok(Config {
             routes: self.routes,
             certs_dir: self.certs_dir,
@@ -154,27 +163,12 @@ impl ServeArgs {
             container_ssh_port,
             trusted_proxies,
             timeouts,
-            max_connections: match max_connections {
-                0 => connections_by_file_limit(),
-                max => max,
-            },
+            max_connections: caps.clients,
+            max_upstream_connections: caps.upstreams,
             max_connections_per_ip: Some(per_ip).filter(|max| *max > 0),
-            workers: match workers {
-                0 => std::thread::available_parallelism().map_or(1, usize::from),
-                workers => workers,
-            },
+            workers,
             log: self.log,
             log_format,
         })
     }
-}
-
-/// Every proxied connection takes two descriptors, and the rest of the process needs some.
-fn connections_by_file_limit() -> usize {
-    const RESERVE: u64 = 512;
-    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
-    let files = limit.current.unwrap_or(1 << 20);
-    usize::try_from(files.saturating_sub(RESERVE) / 2)
-        .unwrap_or(usize::MAX)
-        .max(64)
 }

@@ -2,6 +2,7 @@
 
 mod args;
 mod check;
+mod files;
 mod parse;
 mod ports;
 
@@ -61,6 +62,8 @@ pub struct Config {
     pub timeouts: Timeouts,
     /// Client connections in all.
     pub max_connections: usize,
+    /// Connections to upstreams in all.
+    pub max_upstream_connections: usize,
     /// Client connections per address; none: no limit.
     pub max_connections_per_ip: Option<usize>,
     /// Data-plane threads.

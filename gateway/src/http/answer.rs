@@ -107,6 +107,11 @@ impl Answer {
         }
     }
 
+    /// 503: there are as many connections as there may be.
+    pub(crate) fn overloaded() -> Self {
+        Self::new(503, "overloaded", "the gateway has too much to do")
+    }
+
     /// 504: the upstream took too long.
     pub(crate) fn gateway_timeout() -> Self {
         Self::new(

@@ -1,7 +1,8 @@
 //! Who may connect: caps in all and per address, and no loops.
 //!
-//! One gate for all listeners, the SSH one too. At a cap the new connection is
-//! refused; those that live, live.
+//! One gate for all listeners, the SSH one too, and for all connections to
+//! upstreams, which have a cap of their own: one client may need many. At a cap
+//! the new connection is refused; those that live, live.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -21,6 +22,9 @@ pub enum Refused {
     /// It comes from one of our own listeners.
     #[error("the peer is a listener of this gateway")]
     Loop,
+    /// There are as many connections to upstreams as there may be.
+    #[error("too many connections to upstreams")]
+    UpstreamLimit,
 }
 
 impl Refused {
@@ -30,6 +34,7 @@ impl Refused {
             Self::AddressLimit => "address_limit",
             Self::Limit => "limit",
             Self::Loop => "loop",
+            Self::UpstreamLimit => "upstream_limit",
         }
     }
 }
@@ -41,6 +46,8 @@ pub struct Gate(Arc<State>);
 struct State {
     max: usize,
     open: AtomicUsize,
+    max_upstreams: usize,
+    upstreams: AtomicUsize,
     per_address: Option<PerAddress>,
     listeners: OnceLock<Vec<SocketAddr>>,
 }
@@ -52,11 +59,14 @@ struct PerAddress {
 }
 
 impl Gate {
-    /// A gate for at most `max` connections, and `max_per_address` from each address.
-    pub fn new(max: usize, max_per_address: Option<usize>) -> Self {
+    /// A gate for at most `max` client connections, `max_per_address` of them from each address,
+    /// and `max_upstreams` connections to upstreams.
+    pub fn new(max: usize, max_per_address: Option<usize>, max_upstreams: usize) -> Self {
         Self(Arc::new(State {
             max,
             open: AtomicUsize::new(0),
+            max_upstreams,
+            upstreams: AtomicUsize::new(0),
             per_address: max_per_address.map(|max| PerAddress {
                 max,
                 open: Mutex::default(),
@@ -99,7 +109,22 @@ impl Gate {
         Ok(permit)
     }
 
-    /// Connections that are open.
+    /// Lets us connect to an upstream, or says that we may not. Hold the permit while it lives.
+    pub fn admit_upstream(&self) -> Result<UpstreamPermit, Refused> {
+        let before = self.0.upstreams.fetch_add(1, Ordering::Relaxed);
+        let permit = UpstreamPermit(self.clone());
+        if before >= self.0.max_upstreams {
+            return Err(Refused::UpstreamLimit);
+        }
+        Ok(permit)
+    }
+
+    /// Connections to upstreams that are open or being made.
+    pub fn upstreams(&self) -> usize {
+        self.0.upstreams.load(Ordering::Relaxed)
+    }
+
+    /// Client connections that are open.
     pub fn open(&self) -> usize {
         self.0.open.load(Ordering::Relaxed)
     }
@@ -128,11 +153,13 @@ impl fmt::Debug for State {
         f.debug_struct("Gate")
             .field("max", &self.max)
             .field("open", &self.open)
+            .field("max_upstreams", &self.max_upstreams)
+            .field("upstreams", &self.upstreams)
             .finish_non_exhaustive()
     }
 }
 
-/// One open connection.
+/// One open client connection.
 #[derive(Debug)]
 pub struct Permit {
     gate: Gate,
@@ -156,6 +183,16 @@ impl Drop for Permit {
                 open.remove(&address);
             }
         }
+    }
+}
+
+/// One connection to an upstream, from before it is made.
+#[derive(Debug)]
+pub struct UpstreamPermit(Gate);
+
+impl Drop for UpstreamPermit {
+    fn drop(&mut self) {
+        self.0.0.upstreams.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -189,7 +226,7 @@ mod tests {
 
     #[test]
     fn at_the_cap_new_ones_are_refused_until_one_ends() {
-        let gate = Gate::new(2, None);
+        let gate = Gate::new(2, None, 1);
         let first = gate.admit(addr("192.0.2.1:1")).unwrap();
         let _second = gate.admit(addr("192.0.2.1:2")).unwrap();
         let third = gate.admit(addr("192.0.2.2:3")).unwrap_err();
@@ -201,7 +238,7 @@ mod tests {
 
     #[test]
     fn an_address_has_a_cap_of_its_own() {
-        let gate = Gate::new(10, Some(1));
+        let gate = Gate::new(10, Some(1), 1);
         let first = gate.admit(addr("192.0.2.1:1")).unwrap();
         let again = gate.admit(addr("[::ffff:192.0.2.1]:2")).unwrap_err();
         assert_eq!(again, Refused::AddressLimit);
@@ -212,8 +249,20 @@ mod tests {
     }
 
     #[test]
+    fn upstreams_have_a_cap_of_their_own() {
+        let gate = Gate::new(1, None, 2);
+        let _client = gate.admit(addr("192.0.2.1:1")).unwrap();
+        let first = gate.admit_upstream().unwrap();
+        let _second = gate.admit_upstream().unwrap();
+        assert_eq!(gate.admit_upstream().unwrap_err(), Refused::UpstreamLimit);
+        assert_eq!((gate.open(), gate.upstreams()), (1, 2));
+        drop(first);
+        assert!(gate.admit_upstream().is_ok());
+    }
+
+    #[test]
     fn own_listeners_are_known_by_any_of_their_addresses() {
-        let gate = Gate::new(1, None);
+        let gate = Gate::new(1, None, 1);
         gate.listening_on(vec![
             addr("127.0.0.5:80"),
             addr("0.0.0.0:8000"),

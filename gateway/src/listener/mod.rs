@@ -22,6 +22,6 @@ mod serve;
 mod worker;
 
 pub use bind::{Addresses, BindError, BindFailure, Bound, DataListeners, bind};
-pub use gate::{Gate, Permit, Refused};
+pub use gate::{Gate, Permit, Refused, UpstreamPermit};
 pub use prefixed::Prefixed;
 pub use worker::{Worker, Workers, spawn};

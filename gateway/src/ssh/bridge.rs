@@ -22,6 +22,7 @@ use super::connection::Connection;
 use super::counting_panics;
 use super::flow::{Excess, Item, Request, Uplink};
 use super::upstream::{DialError, OpenError, Purpose, Upstream};
+use crate::upstream::ConnectError;
 
 /// A client that has closed its channel: how long what it sent before may take to arrive.
 const LINGER: Duration = Duration::from_secs(10);
@@ -102,6 +103,10 @@ async fn reach(
 ) -> Result<(Upstream, Channel<client::Msg>), ChannelOpenFailure> {
     let inner = &connection.inner;
     let not_reached = |error: DialError| {
+        if let DialError::Connect(ConnectError::Limit(_)) = error {
+            debug!(container = %target.id, %error, "container not reached by ssh");
+            return ChannelOpenFailure::ResourceShortage;
+        }
         warn!(container = %target.id, address = %target.address, user = target.unix_user,
             error = format!("{:#}", anyhow::Error::from(error)), "container not reached by ssh");
         ChannelOpenFailure::ConnectFailed

@@ -6,7 +6,6 @@
 //! once per container and one that is dropped is tried again.
 
 use std::collections::HashMap;
-use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -17,7 +16,6 @@ use russh::client::{self, AuthResult, ChannelOpenHandle, Handle, Msg, Session};
 use russh::keys::ssh_key::public::KeyData;
 use russh::keys::{PrivateKey, PrivateKeyWithHashAlg, PublicKeyOrCertificate};
 use russh::{Channel, ChannelOpenFailure};
-use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -28,6 +26,7 @@ use super::settings;
 use super::wire::{BannerSeen, Wire};
 use crate::shared::Shared;
 use crate::telemetry::ConnectionGauge;
+use crate::upstream::{ConnectError, connect};
 
 /// Log-ins at once per container.
 const HANDSHAKES_MAX: usize = 8;
@@ -54,8 +53,8 @@ pub enum DialError {
     #[error("closed before its banner")]
     ClosedEarly,
     /// No TCP connection.
-    #[error("cannot connect")]
-    Connect(#[source] io::Error),
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
     /// It shows a host key that it may not have.
     #[error(transparent)]
     HostKey(#[from] HostKeyError),
@@ -65,9 +64,6 @@ pub enum DialError {
     /// The protocol failed.
     #[error("ssh failed")]
     Protocol(#[from] russh::Error),
-    /// The address leads back to this gateway.
-    #[error("the address is a listener of this gateway")]
-    Own,
     /// A deadline passed.
     #[error("{0} took too long")]
     Timeout(&'static str),
@@ -127,18 +123,8 @@ impl Dialer {
             .host_keys
             .expected(&target.id, target.start, announced)?;
         let address = SocketAddr::new(target.address, self.shared.config.container_ssh_port);
-        if self.shared.gate.is_own(address) {
-            self.shared.metrics.connection_refused("loop");
-            return Err(DialError::Own);
-        }
-        let socket = timeout(
-            self.shared.config.timeouts.connect,
-            TcpStream::connect(address),
-        )
-        .await
-        .map_err(|_| DialError::Timeout("connecting to the container"))?
-        .map_err(DialError::Connect)?;
-        let _ = socket.set_nodelay(true);
+        let limit = self.shared.config.timeouts.connect;
+        let socket = connect(address, limit, &self.shared).await?;
 
         let cut = CancellationToken::new();
         // Also ends what is under way when this future is dropped.

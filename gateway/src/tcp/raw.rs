@@ -5,13 +5,13 @@ use std::net::SocketAddr;
 use edd_route::decide::ContainerMatch;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
-use tracing::warn;
+use tracing::debug;
 
 use super::{End, Relayed, relay};
 use crate::listener::Prefixed;
 use crate::shared::Shared;
 use crate::telemetry::access::RawRecord;
-use crate::upstream::connect;
+use crate::upstream::{ConnectError, connect};
 
 /// What the bytes are.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -42,22 +42,37 @@ pub async fn raw(
 ) {
     let begun = Instant::now();
     let timeouts = &shared.config.timeouts;
-    let (relayed, note) = match connect(to.upstream, timeouts.connect, shared).await {
-        Ok(mut up) => {
+    let cut = shared.drain.cut();
+    let connected = tokio::select! {
+        biased;
+        () = to.admission.revoked() => Err(End::Revoked),
+        () = cut.cancelled() => Err(End::Drained),
+        connected = connect(to.upstream, timeouts.connect, shared) => Ok(connected),
+    };
+    let (relayed, note) = match connected {
+        Ok(Ok(mut up)) => {
             let _active = shared.metrics.upstream_connection("active");
-            let cut = shared.drain.cut();
             let relayed = relay(&mut down, &mut up, &to.admission, timeouts.stream_idle, cut).await;
             if relayed.end != End::Closed {
                 // Neither side may take what it got for the whole.
-                reset(&up);
+                reset(up.get_ref());
                 reset(down.get_ref());
             }
             (relayed, relayed.end.note())
         }
-        Err(error) => {
-            warn!(container = %to.id, upstream = %to.upstream, %error, "no connection to the container");
+        Ok(Err(error)) => {
+            // What any client can cause at will; the record says it too.
+            debug!(container = %to.id, upstream = %to.upstream, %error, "no connection to the container");
             reset(down.get_ref());
-            (NOTHING, Some("no upstream"))
+            let note = match error {
+                ConnectError::Limit(_) => "too many upstream connections",
+                _ => "no upstream",
+            };
+            (NOTHING, Some(note))
+        }
+        Err(end) => {
+            reset(down.get_ref());
+            (NOTHING, end.note())
         }
     };
     let record = RawRecord {

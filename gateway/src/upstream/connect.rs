@@ -9,7 +9,8 @@ use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 
-use super::Names;
+use super::{Names, Socket};
+use crate::listener::Refused;
 use crate::shared::Shared;
 
 /// How to reach an upstream.
@@ -36,6 +37,9 @@ pub enum ConnectError {
     /// The address leads back to one of our own listeners.
     #[error("{0} is one of the gateway's own listeners")]
     Loop(SocketAddr),
+    /// There are as many connections to upstreams as there may be.
+    #[error(transparent)]
+    Limit(Refused),
     /// Refused, unreachable, out of sockets.
     #[error("connecting to {address}")]
     Refused {
@@ -59,7 +63,7 @@ pub async fn connect(
     address: SocketAddr,
     timeout: Duration,
     shared: &Shared,
-) -> Result<TcpStream, ConnectError> {
+) -> Result<Socket, ConnectError> {
     connect_by(address, Instant::now() + timeout, shared).await
 }
 
@@ -67,18 +71,22 @@ async fn connect_by(
     address: SocketAddr,
     deadline: Instant,
     shared: &Shared,
-) -> Result<TcpStream, ConnectError> {
+) -> Result<Socket, ConnectError> {
     if shared.gate.is_own(address) {
         shared.metrics.connection_refused("loop");
         return Err(ConnectError::Loop(address));
     }
+    let permit = shared.gate.admit_upstream().map_err(|refused| {
+        shared.metrics.connection_refused(refused.label());
+        ConnectError::Limit(refused)
+    })?;
     let refused = |source| ConnectError::Refused { address, source };
     let stream = timeout_at(deadline, TcpStream::connect(address))
         .await
         .map_err(|_| ConnectError::TimedOut)?
         .map_err(refused)?;
     stream.set_nodelay(true).map_err(refused)?;
-    Ok(stream)
+    Ok(Socket::new(stream, permit))
 }
 
 /// Connects to whatever `address` stands for within `timeout`; of several addresses the first that answers.
@@ -89,7 +97,7 @@ pub(crate) async fn connect_any(
     timeout: Duration,
     shared: &Shared,
     names: &Names,
-) -> Result<(TcpStream, SocketAddr), ConnectError> {
+) -> Result<(Socket, SocketAddr), ConnectError> {
     let deadline = Instant::now() + timeout;
     let addresses = match address {
         Address::Socket(address) => {
@@ -108,6 +116,8 @@ pub(crate) async fn connect_any(
         let share = deadline.saturating_duration_since(now) / left.max(1);
         match connect_by(address, now + share, shared).await {
             Ok(stream) => return Ok((stream, address)),
+            // The others would be refused too.
+            Err(error @ ConnectError::Limit(_)) => return Err(error),
             Err(error) => failure = error,
         }
         left -= 1;

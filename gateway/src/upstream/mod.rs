@@ -12,11 +12,13 @@ use edd_route::ContainerId;
 mod connect;
 mod pool;
 mod resolve;
+mod socket;
 
 pub(crate) use connect::connect_any;
 pub use connect::{Address, ConnectError, connect};
 pub use pool::{Idle, IdlePool, Reusable};
 pub(crate) use resolve::Names;
+pub use socket::Socket;
 
 /// Whose connections are interchangeable.
 ///

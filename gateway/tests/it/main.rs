@@ -1,5 +1,6 @@
 //! The whole gateway, on free ports, with real clients, servers and NATS.
 
+mod caps;
 mod cli;
 mod control;
 mod drain_http;

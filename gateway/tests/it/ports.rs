@@ -356,3 +356,34 @@ async fn an_address_that_leads_back_to_us_is_refused() {
     let end = say(port, &[&noise(10)]).await.unwrap_err();
     assert_eq!(end.kind(), ErrorKind::ConnectionReset);
 }
+
+#[tokio::test]
+async fn a_stop_ends_a_connection_whose_container_is_still_being_reached() {
+    let (gateway, mut containers, port) = gateway().await;
+    // A listener with no room left: connecting to it takes as long as one is patient.
+    let address = SocketAddr::new(container_address(), 0);
+    let socket = socket2::Socket::new(
+        socket2::Domain::IPV4,
+        socket2::Type::STREAM.nonblocking(),
+        None,
+    );
+    let socket = socket.unwrap();
+    socket.bind(&address.into()).unwrap();
+    socket.listen(0).unwrap();
+    let full = socket.local_addr().unwrap().as_socket().unwrap();
+    let filling = std::net::TcpStream::connect(full).unwrap();
+    containers.run("a1", full.ip(), &[(port.port(), full.port())]);
+    let mut stream = dial(port).await;
+    stream.write_all(&noise(10)).await.unwrap();
+    eventually("it is being reached", || async {
+        gateway.shared.gate.upstreams() == 1
+    })
+    .await;
+    let begun = Instant::now();
+    containers.stop("a1");
+    let end = hear(&mut stream).await.unwrap_err();
+    assert_eq!(end.kind(), ErrorKind::ConnectionReset);
+    assert!(begun.elapsed() < Duration::from_secs(1));
+    assert_eq!(gateway.shared.gate.upstreams(), 0);
+    drop(filling);
+}

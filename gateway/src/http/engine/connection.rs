@@ -6,14 +6,13 @@ use std::rc::Rc;
 use edd_route::Admission;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
 use tracing::debug;
 
 use super::body::RequestBody;
 use crate::listener::Worker;
 use crate::shared::Shared;
 use crate::telemetry::ConnectionGauge;
-use crate::upstream::{Reusable, UpstreamKey};
+use crate::upstream::{Reusable, Socket, UpstreamKey};
 
 /// An HTTP/1.1 connection to an upstream, as the pool keeps it.
 #[derive(Debug)]
@@ -30,7 +29,7 @@ pub struct UpstreamConnection {
 impl UpstreamConnection {
     /// Speaks HTTP on `stream`. Its task ends with the connection, with the admission or with the drain.
     pub(super) async fn open(
-        stream: TcpStream,
+        stream: Socket,
         peer: SocketAddr,
         admission: Admission,
         shared: &Shared,

@@ -76,6 +76,7 @@ impl Failure {
             | Self::SwitchedUnasked => Answer::bad_gateway(),
             Self::ClientBroke | Self::Head(_) => Answer::bad_request(self),
             Self::ClientStalled => Answer::request_timeout(),
+            Self::Connect(ConnectError::Limit(_)) => Answer::overloaded(),
             Self::Drained => Answer::draining(),
             Self::Connect(ConnectError::TimedOut) | Self::TimedOut => Answer::gateway_timeout(),
         }

@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 use tokio::net::TcpStream;
 use tokio::process::{Child, ChildStdout};
 
+use edd_gateway::ssh::Limits;
+
 use super::fake::{Fake, Vice};
 use super::rig::{OWNER, Rig, exit_code, free_address, output, stdout, until_text};
 use crate::support::eventually;
@@ -187,4 +189,31 @@ async fn a_lost_container_ends_its_channel_with_a_word() {
         text.contains("the connection to the container was lost"),
         "{text}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn at_the_cap_of_upstreams_a_channel_is_refused_until_another_ends() {
+    let rig = Rig::start_tuned(Limits::default(), &[], |config| {
+        config.max_upstream_connections = 1;
+    })
+    .await;
+    let _c = rig.container("c1").await;
+    let (mut ssh, pipe) = live(&rig, "c1").await;
+    let verbose = ["-o", "LogLevel=INFO"];
+    let mut ssh_again = rig.ssh_as(&rig.login("c1"), "owner", &verbose);
+    let refused = output(ssh_again.arg("echo in")).await;
+    assert_eq!(refused.status.code(), Some(255));
+    let text = String::from_utf8_lossy(&refused.stderr);
+    assert!(text.contains("resource shortage"), "{text}");
+    let counted = "connections_refused_total{reason=\"upstream_limit\"}";
+    assert!(rig.metrics().contains(counted), "{}", rig.metrics());
+    assert!(ssh.try_wait().unwrap().is_none(), "those that live, live");
+
+    drop(pipe);
+    ssh.kill().await.unwrap();
+    eventually("the place is free", || async {
+        rig.shared.gate.upstreams() == 0
+    })
+    .await;
+    assert_eq!(stdout(rig.ssh("c1").arg("echo in")).await, "in\n");
 }

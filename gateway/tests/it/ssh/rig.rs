@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use clap::Parser;
-use edd_gateway::config::ServeArgs;
+use edd_gateway::config::{Config, ServeArgs};
 use edd_gateway::drain::Drain;
 use edd_gateway::listener::Gate;
 use edd_gateway::shared::Shared;
@@ -58,6 +58,15 @@ impl Rig {
 
     /// A server with other limits and more flags; the owner has the key of [`Rig::key`].
     pub(crate) async fn start_with(limits: Limits, flags: &[&str]) -> Self {
+        Self::start_tuned(limits, flags, |_| {}).await
+    }
+
+    /// [`Self::start_with`], changing what no flag can.
+    pub(crate) async fn start_tuned(
+        limits: Limits,
+        flags: &[&str],
+        tune: impl FnOnce(&mut Config),
+    ) -> Self {
         let folder = TempDir::new().expect("a folder");
         let state = folder.path().join("state").display().to_string();
         let ssh_port = free_port();
@@ -77,13 +86,18 @@ impl Rig {
             &state,
         ];
         let args = Flags::parse_from(usual.iter().chain(flags));
-        let config = args.serve.check().expect("good flags");
+        let mut config = args.serve.check().expect("good flags");
+        tune(&mut config);
         let table = RouteTable::empty(Settings::new("localhost", vec![]));
         let mut registry = Registry::default();
         let metrics = Metrics::register(&mut registry);
         let shared = Arc::new(Shared {
             certs: Arc::new(CertStore::open(&config, metrics.clone()).expect("certificates")),
-            gate: Gate::new(config.max_connections, config.max_connections_per_ip),
+            gate: Gate::new(
+                config.max_connections,
+                config.max_connections_per_ip,
+                config.max_upstream_connections,
+            ),
             config,
             table: ArcSwap::from_pointee(table.clone()),
             metrics,

@@ -9,7 +9,7 @@ use std::time::Duration;
 use clap::Parser;
 use edd_daemon::cli::Exit;
 use edd_gateway::app::{self, Addresses};
-use edd_gateway::config::ServeArgs;
+use edd_gateway::config::{Config, ServeArgs};
 use edd_gateway::shared::Shared;
 use edd_route::RouteTable;
 use tempfile::TempDir;
@@ -30,6 +30,8 @@ pub(crate) struct Options {
     pub(crate) folder: Option<Arc<TempDir>>,
     /// More flags.
     pub(crate) flags: Vec<String>,
+    /// Changes what no flag can.
+    pub(crate) tune: fn(&mut Config),
 }
 
 impl Default for Options {
@@ -40,6 +42,7 @@ impl Default for Options {
             ports: 3,
             folder: None,
             flags: Vec::new(),
+            tune: |_| {},
         }
     }
 }
@@ -126,7 +129,9 @@ impl Gateway {
         flags.extend(options.flags);
         let args = Flags::parse_from(std::iter::once("edd-gateway".to_owned()).chain(flags));
         let shutdown = CancellationToken::new();
-        let running = app::start(args.serve.check()?, shutdown.clone()).await?;
+        let mut config = args.serve.check()?;
+        (options.tune)(&mut config);
+        let running = app::start(config, shutdown.clone()).await?;
         Ok(Self {
             addresses: running.addresses.clone(),
             admin: running.admin,
