@@ -101,18 +101,27 @@ pub(crate) async fn run(
     let handler = ClientHandler::new(Arc::clone(&connection), ticket, logged_in);
     let wire = Wire::downstream(stream, &prefix, flow, cut.clone());
     let deadline = begin + connection.inner.limits.login;
-    let Some(session) = identify(&connection, wire, handler).await else {
+    // Nothing is under way before the login, so the drain does not wait for it.
+    let draining = connection.inner.shared.drain.token().cancelled();
+    let mut draining = pin!(draining);
+    let session = tokio::select! {
+        session = identify(&connection, wire, handler) => session,
+        () = &mut draining => return,
+    };
+    let Some(session) = session else {
         return;
     };
     let mut session = pin!(session);
     let login = tokio::select! {
+        // A login that is complete counts.
+        biased;
         login = timeout_at(deadline, login) => login,
         result = &mut session => {
             ended(&connection, result);
             log_refused(&connection);
             return;
         }
-        () = connection.inner.shared.drain.cut().cancelled() => return,
+        () = draining => return,
     };
     let login = match login {
         Ok(Ok(login)) => login,

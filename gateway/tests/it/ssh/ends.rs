@@ -3,6 +3,7 @@
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 use tokio::process::{Child, ChildStdout};
 
@@ -188,6 +189,31 @@ async fn a_lost_container_ends_its_channel_with_a_word() {
     assert!(
         text.contains("the connection to the container was lost"),
         "{text}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_drain_does_not_wait_for_clients_that_have_not_logged_in() {
+    let rig = Rig::start().await;
+    let _silent = TcpStream::connect(rig.address).await.unwrap();
+    let mut named = TcpStream::connect(rig.address).await.unwrap();
+    named.write_all(b"SSH-2.0-test\r\n").await.unwrap();
+    // Its banner and more: it waits for the client's key exchange now.
+    let mut banner = [0; 64];
+    tokio::io::AsyncReadExt::read_exact(&mut named, &mut banner)
+        .await
+        .unwrap();
+    eventually("both are there", || async {
+        rig.shared.drain.connections() == 2
+    })
+    .await;
+    let begin = Instant::now();
+    let cut = rig.shared.drain.run(Duration::from_secs(5)).await;
+    assert_eq!(cut, 0);
+    assert!(
+        begin.elapsed() < Duration::from_secs(1),
+        "{:?}",
+        begin.elapsed()
     );
 }
 
