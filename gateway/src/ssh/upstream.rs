@@ -163,7 +163,7 @@ impl Dialer {
         Ok(Upstream {
             handle,
             _cut: guard,
-            _gauge: self.shared.metrics.upstream_connection("active"),
+            _gauge: self.shared.metrics.upstream_active(),
         })
     }
 }

@@ -51,7 +51,7 @@ pub async fn raw(
     };
     let (relayed, note) = match connected {
         Ok(Ok(mut up)) => {
-            let _active = shared.metrics.upstream_connection("active");
+            let _active = shared.metrics.upstream_active();
             let relayed = relay(&mut down, &mut up, &to.admission, timeouts.stream_idle, cut).await;
             if relayed.end != End::Closed {
                 // Neither side may take what it got for the whole.

@@ -3,7 +3,6 @@
 //! Label values come from fixed lists or from the operator's own routes, never
 //! from clients.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64};
 
 use edd_route::RouteTable;
@@ -11,22 +10,10 @@ use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
 use super::access::HttpRecord;
-
-#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
-struct RequestLabels {
-    route: Arc<str>,
-    method: &'static str,
-    status: u16,
-}
-
-#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
-struct RouteLabels {
-    route: Arc<str>,
-}
+use super::requests::Requests;
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
 struct ListenerLabels {
@@ -64,12 +51,12 @@ type Level = Gauge<i64, AtomicI64>;
 /// All counters of the gateway; clones share them.
 #[derive(Clone, Debug)]
 pub struct Metrics {
-    requests: Family<RequestLabels, Counter>,
-    request_seconds: Family<RouteLabels, Histogram>,
+    requests: Requests,
     connections: Family<ListenerLabels, Level>,
     refused: Family<ReasonLabels, Counter>,
     handshakes: Family<HandshakeLabels, Counter>,
-    upstream: Family<StateLabels, Level>,
+    upstream_active: Level,
+    upstream_idle: Level,
     ssh_sessions: Level,
     ssh_auth: Family<ResultLabels, Counter>,
     revision: Gauge<u64, AtomicU64>,
@@ -98,13 +85,16 @@ impl Drop for ConnectionGauge {
 impl Metrics {
     /// Families with nothing counted, registered under their names.
     pub fn register(registry: &mut Registry) -> Self {
+        // Series that requests change are found here, once.
+        let upstream = Family::<StateLabels, Level>::default();
+        let upstream_in = |state| upstream.get_or_create_owned(&StateLabels { state });
         let metrics = Self {
-            requests: Family::default(),
-            request_seconds: Family::new_with_constructor(|| Histogram::new(REQUEST_BUCKETS)),
+            requests: Requests::register(registry),
             connections: Family::default(),
             refused: Family::default(),
             handshakes: Family::default(),
-            upstream: Family::default(),
+            upstream_active: upstream_in("active"),
+            upstream_idle: upstream_in("idle"),
             ssh_sessions: Level::default(),
             ssh_auth: Family::default(),
             revision: Gauge::default(),
@@ -113,12 +103,6 @@ impl Metrics {
             panics: Counter::default(),
         };
         let m = metrics.clone();
-        registry.register("http_requests", "Requests answered", m.requests);
-        registry.register(
-            "http_request_duration_seconds",
-            "Head to end of answer",
-            m.request_seconds,
-        );
         registry.register("connections", "Open client connections", m.connections);
         registry.register(
             "connections_refused",
@@ -126,11 +110,7 @@ impl Metrics {
             m.refused,
         );
         registry.register("tls_handshakes", "TLS handshakes", m.handshakes);
-        registry.register(
-            "upstream_connections",
-            "Connections to upstreams",
-            m.upstream,
-        );
+        registry.register("upstream_connections", "Connections to upstreams", upstream);
         registry.register(
             "ssh_sessions",
             "SSH client connections logged in",
@@ -158,18 +138,7 @@ impl Metrics {
 
     /// Counts an answered request.
     pub fn request_done(&self, record: &HttpRecord) {
-        let labels = RequestLabels {
-            route: Arc::clone(&record.route),
-            method: record.method,
-            status: record.status,
-        };
-        self.requests.get_or_create(&labels).inc();
-        let labels = RouteLabels {
-            route: Arc::clone(&record.route),
-        };
-        self.request_seconds
-            .get_or_create(&labels)
-            .observe(record.duration.as_secs_f64());
+        self.requests.done(record);
     }
 
     /// Counts a client connection of a listener (`http`, `https`, `ssh`, `dynamic`) while it is held.
@@ -189,9 +158,14 @@ impl Metrics {
             .inc();
     }
 
-    /// Counts an upstream connection in a state (`active`, `idle`) while it is held.
-    pub fn upstream_connection(&self, state: &'static str) -> ConnectionGauge {
-        ConnectionGauge::new(&self.upstream.get_or_create(&StateLabels { state }))
+    /// Counts an upstream connection that is in use while it is held.
+    pub fn upstream_active(&self) -> ConnectionGauge {
+        ConnectionGauge::new(&self.upstream_active)
+    }
+
+    /// Counts an upstream connection that is kept for reuse while it is held.
+    pub fn upstream_idle(&self) -> ConnectionGauge {
+        ConnectionGauge::new(&self.upstream_idle)
     }
 
     /// Counts an SSH session while it is held.
@@ -230,7 +204,3 @@ impl Metrics {
         self.panics.inc();
     }
 }
-
-const REQUEST_BUCKETS: [f64; 14] = [
-    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0,
-];

@@ -2,6 +2,8 @@
 //! session or raw connection for people.
 
 pub mod access;
+mod durations;
 mod metrics;
+mod requests;
 
 pub use metrics::{ConnectionGauge, Metrics};

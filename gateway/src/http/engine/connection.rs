@@ -55,7 +55,7 @@ impl UpstreamConnection {
             sender,
             peer,
             admission,
-            counted: shared.metrics.upstream_connection(ACTIVE),
+            counted: shared.metrics.upstream_active(),
         })
     }
 }
@@ -96,7 +96,7 @@ impl Loan {
     ) -> Option<Self> {
         let fits = |kept: &UpstreamConnection| kept.admission.is(admission);
         let mut connection = worker.pool.idle.take(key, fits)?;
-        connection.counted = worker.shared.metrics.upstream_connection(ACTIVE);
+        connection.counted = worker.shared.metrics.upstream_active();
         Some(Self::new(connection, worker, key.clone()))
     }
 
@@ -119,15 +119,10 @@ impl Loan {
             worker,
             key,
         } = self;
-        connection.counted = worker.shared.metrics.upstream_connection(IDLE);
+        connection.counted = worker.shared.metrics.upstream_idle();
         worker.pool.idle.put(key, connection);
     }
 }
-
-/// States of `upstream_connections`.
-const ACTIVE: &str = "active";
-
-const IDLE: &str = "idle";
 
 /// Largest response head, and the read and write buffer of a connection.
 const BUFFER_MAX: usize = 128 * 1024;
