@@ -11,6 +11,7 @@
 
 pub mod boot;
 pub mod last_good;
+pub mod plan;
 pub mod reconcile;
 pub mod sources;
 pub mod status;
@@ -41,7 +42,7 @@ use crate::shared::Shared;
 /// Commands that wait for the writer; whoever sends more waits.
 const COMMANDS_MAX: usize = 16;
 
-/// Without NATS or database, starting is over after this.
+/// Without NATS, its streams or the database, starting is over after this.
 const STARTING_MAX: Duration = Duration::from_secs(2);
 
 /// How long the tasks may take to end.
@@ -151,6 +152,7 @@ pub async fn start(inputs: Inputs) -> anyhow::Result<Control> {
             replicas,
             metrics: events_metrics,
             checks: Arc::new(checks(&shared)),
+            board: board.clone(),
             writer: commands,
             opened: sessions,
         };
@@ -222,10 +224,11 @@ async fn end_of_start(board: StatusBoard, shutdown: CancellationToken) {
     {
         return;
     }
-    // With both there, only the catch-up ends it.
+    // With all of it there, only the catch-up ends it.
     let waiting = |status: &Status| {
         !status.starting
             || status.nats == NatsStatus::Disconnected
+            || !status.consuming
             || status.database == DatabaseStatus::Unavailable
     };
     let mut status = board.watch();

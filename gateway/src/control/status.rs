@@ -32,13 +32,17 @@ pub enum NatsStatus {
 /// One look at the control path.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Status {
-    /// Until the first full catch-up, or two seconds without NATS or database.
+    /// Until the first full catch-up, or two seconds without NATS, its streams or
+    /// the database.
     pub starting: bool,
     /// NATS.
     pub nats: NatsStatus,
     /// The database.
     pub database: DatabaseStatus,
-    /// Whether everything that was in the streams at first is in effect.
+    /// Whether the streams are there and are consumed.
+    pub consuming: bool,
+    /// Whether everything that was in the streams when NATS was last connected
+    /// is in effect.
     pub caught_up: bool,
     /// Since when the table may be behind the events.
     pub stale_since: Option<SystemTime>,
@@ -55,6 +59,7 @@ impl Status {
                 NatsStatus::Off
             },
             database: DatabaseStatus::Unavailable,
+            consuming: !events,
             caught_up: !events,
             stale_since: Some(SystemTime::now()),
         }

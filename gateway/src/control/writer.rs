@@ -14,12 +14,13 @@ use edd_events::envelope::{Cause, seal};
 use edd_events::outbox::{OutboxEntry, Waker};
 use edd_events::subject::EntityId;
 use edd_proto::gateway;
-use edd_route::{ContainerId, ContainerSpec, KeySpec, StaticRouteSpec, TableWriter, UserId};
+use edd_route::{StaticRouteSpec, TableWriter};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::last_good::now_ms;
+use super::plan::Plan;
 use super::reconcile::{Announcement, Change, Effects, Outcome, State};
 use super::status::{DatabaseStatus, NatsStatus, StatusBoard};
 use super::store::{Commit, GatewayStore, KEPT_MS, StoreError, Stored, rule_id};
@@ -99,6 +100,8 @@ pub struct Writer<S> {
     last_good_revision: u64,
     /// No table gets a revision below or at this: the database has seen it.
     revision_min: u64,
+    /// The revision that the database knows.
+    stored_revision: u64,
     /// Static routes in force that the database does not have yet.
     statics_unsaved: bool,
     board: StatusBoard,
@@ -110,22 +113,6 @@ struct OpenSession<S> {
     waker: Option<Waker>,
     failed: CancellationToken,
     used: Instant,
-}
-
-/// What a batch changes in the table.
-#[derive(Default)]
-struct Plan {
-    containers: Vec<(ContainerId, Option<ContainerSpec>)>,
-    keys: Vec<(UserId, Vec<KeySpec>)>,
-    statics: Option<Vec<StaticRouteSpec>>,
-    /// Containers in the table that follows.
-    container_count: i64,
-}
-
-impl Plan {
-    fn is_empty(&self) -> bool {
-        self.containers.is_empty() && self.keys.is_empty() && self.statics.is_none()
-    }
 }
 
 impl<S: GatewayStore> Writer<S> {
@@ -145,6 +132,7 @@ impl<S: GatewayStore> Writer<S> {
             withheld: false,
             last_good_revision,
             revision_min: 0,
+            stored_revision: 0,
             statics_unsaved: true,
             board,
             revision,
@@ -207,6 +195,7 @@ impl<S: GatewayStore> Writer<S> {
         let mut handled = HashSet::new();
         let mut verdicts = Vec::with_capacity(batch.len());
         let mut positions = BTreeMap::new();
+        let mut plan = Plan::default();
         for event in batch {
             let position = positions.entry(event.stream.clone()).or_insert(0);
             *position = event.sequence.max(*position);
@@ -215,9 +204,14 @@ impl<S: GatewayStore> Writer<S> {
                 Ok(_) if seen.contains(&event.event_id) => Verdict::Stale,
                 Ok(_) if !handled.insert(event.event_id.as_str()) => Verdict::Stale,
                 Ok(change) => {
-                    let outcome = next.apply(change, now_ms, &mut effects);
-                    let told = effects.announcements.drain(..);
+                    let mut touched = Effects::default();
+                    let outcome = next.apply(change, now_ms, &mut touched);
+                    let told = touched.announcements.drain(..);
                     outbox.extend(told.filter_map(|told| announce(&told, &event.cause)));
+                    if !self.withheld {
+                        plan.step(self.table.table(), &next, &touched);
+                    }
+                    effects.add(touched);
                     match outcome {
                         Outcome::Applied => Verdict::Applied,
                         Outcome::Stale => Verdict::Stale,
@@ -225,11 +219,6 @@ impl<S: GatewayStore> Writer<S> {
                 }
             });
         }
-        let plan = if self.withheld {
-            Plan::default()
-        } else {
-            self.plan(&next, &effects)
-        };
         let commit = Commit {
             event_ids: handled.into_iter().collect(),
             positions,
@@ -240,32 +229,6 @@ impl<S: GatewayStore> Writer<S> {
         self.store_and_publish(Some((next, effects)), plan, commit)
             .await?;
         Ok(verdicts)
-    }
-
-    /// What the touched entities change in the table.
-    fn plan(&self, next: &State, effects: &Effects) -> Plan {
-        let table = self.table.table();
-        let count = i64::try_from(table.containers().len()).unwrap_or(i64::MAX);
-        let mut plan = Plan {
-            container_count: count,
-            ..Plan::default()
-        };
-        for id in &effects.containers {
-            let wanted = next.container_spec(id);
-            let found = table.container(id.as_str()).map(|found| found.to_spec());
-            if wanted != found {
-                plan.container_count += i64::from(wanted.is_some()) - i64::from(found.is_some());
-                plan.containers.push((id.clone(), wanted));
-            }
-        }
-        for user in &effects.key_owners {
-            let wanted = next.key_specs(*user);
-            let found = table.keys(*user).iter().map(|key| &key.spec);
-            if !found.eq(wanted.iter()) {
-                plan.keys.push((*user, wanted));
-            }
-        }
-        plan
     }
 
     /// Stores, then puts in force. On an error nothing has changed here, and the
@@ -279,14 +242,13 @@ impl<S: GatewayStore> Writer<S> {
         let session = self.session.as_mut().ok_or(WriteError::Closed)?;
         if !plan.is_empty() {
             let revision = self.table.table().revision.max(self.revision_min) + 1;
+            let containers = plan.container_count(self.table.table());
             let statics = match &plan.statics {
                 Some(specs) => specs.len(),
                 None => self.table.table().statics().iter().len(),
             };
             commit.revision = Some(revision);
-            commit
-                .outbox
-                .push(refreshed(revision, plan.container_count, statics));
+            commit.outbox.push(refreshed(revision, containers, statics));
         }
         if self.statics_unsaved || plan.statics.is_some() {
             let in_force = || self.table.table().static_specs().cloned().collect();
@@ -297,6 +259,7 @@ impl<S: GatewayStore> Writer<S> {
         session.store.commit(&commit).await?;
         session.used = Instant::now();
         let revision = commit.revision;
+        self.stored_revision = revision.unwrap_or(self.stored_revision);
         if wakes && let Some(waker) = &session.waker {
             waker.wake();
         }
@@ -309,18 +272,7 @@ impl<S: GatewayStore> Writer<S> {
     }
 
     fn put_in_force(&mut self, plan: Plan, revision: Option<u64>) {
-        for (id, spec) in plan.containers {
-            match spec {
-                Some(spec) => self.table.put_container(spec),
-                None => self.table.remove_container(&id),
-            }
-        }
-        for (user, specs) in plan.keys {
-            self.table.put_keys(user, specs);
-        }
-        if let Some(specs) = plan.statics {
-            self.table.set_statics(specs);
-        }
+        plan.take(&mut self.table);
         self.publish(revision.unwrap_or_default());
     }
 
@@ -339,6 +291,7 @@ impl<S: GatewayStore> Writer<S> {
         let stored = session.stored;
         self.statics_unsaved = true;
         self.revision_min = self.revision_min.max(stored.revision);
+        self.stored_revision = stored.revision;
         self.state = stored.state;
         self.session = Some(OpenSession {
             store: session.store,
@@ -355,15 +308,17 @@ impl<S: GatewayStore> Writer<S> {
         };
         let events = self.board.now().nats != NatsStatus::Off;
         let older = served > stored.revision;
-        let rebuilding = session.lost || stored.rebuilding;
-        self.withheld = rebuilding || (older && events);
+        // Without events nothing would ever end the wait.
+        let rebuilding = events && (session.lost || stored.rebuilding);
+        // Until caught up: another opening meanwhile knows less, not more.
+        self.withheld = events && (self.withheld || rebuilding || older);
         self.board.update(|status| {
             status.database = if rebuilding {
                 DatabaseStatus::Lost
             } else {
                 DatabaseStatus::Ok
             };
-            if events && (rebuilding || session.replaced) {
+            if rebuilding || (events && session.replaced) {
                 status.caught_up = false;
             }
         });
@@ -377,13 +332,18 @@ impl<S: GatewayStore> Writer<S> {
                 .replace_dynamic(self.state.container_specs(), self.state.all_key_specs());
         }
         let commit = Commit {
-            rebuilding: rebuilding.then_some(true),
+            birth: !stored.born,
+            rebuilding: self.withheld.then_some(true),
             now_ms: now_ms(),
             ..Commit::default()
         };
         // What a lost database starts from is not in its file yet.
         let seed = session.lost.then(|| (self.state.clone(), self.state.all()));
         self.publish_loaded(seed, commit).await;
+        if self.withheld && self.board.now().caught_up {
+            // The streams were through while no database was open.
+            self.caught_up().await;
+        }
     }
 
     /// Everything that was in the streams is in the state.
@@ -412,8 +372,12 @@ impl<S: GatewayStore> Writer<S> {
     /// Publishes what was put into the table from the whole state, and stores that.
     async fn publish_loaded(&mut self, change: Option<(State, Effects)>, mut commit: Commit<'_>) {
         let table = self.table.table();
-        if self.table.is_changed() {
-            let revision = table.revision.max(self.revision_min) + 1;
+        let revision = if self.table.is_changed() {
+            table.revision.max(self.revision_min) + 1
+        } else {
+            table.revision
+        };
+        if revision > self.stored_revision {
             let containers = i64::try_from(table.containers().len()).unwrap_or(i64::MAX);
             let statics = table.statics().iter().len();
             commit.revision = Some(revision);
@@ -434,21 +398,15 @@ impl<S: GatewayStore> Writer<S> {
         }
         let routes = specs.len();
         self.cover(&specs).await;
-        let plan = || Plan {
-            statics: Some(specs.clone()),
-            container_count: i64::try_from(self.table.table().containers().len())
-                .unwrap_or(i64::MAX),
-            ..Plan::default()
-        };
-        let (first, second) = (plan(), plan());
+        let plan = Plan::of_statics(specs.clone());
         let commit = Commit {
             now_ms: now_ms(),
             ..Commit::default()
         };
-        if let Err(error) = self.store_and_publish(None, first, commit).await {
+        if let Err(error) = self.store_and_publish(None, plan, commit).await {
             self.fail(&error);
             self.statics_unsaved = true;
-            self.put_in_force(second, None);
+            self.put_in_force(Plan::of_statics(specs), None);
         }
         let revision = self.table.table().revision;
         tracing::info!(routes, revision, "static routes in force");

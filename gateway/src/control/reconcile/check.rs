@@ -81,9 +81,10 @@ impl Checks {
                 port: self.public_port(m.port)?,
                 target: target_port(m.target_port)?,
             },
+            // A rule of any port may end, also of one that is no longer ours.
             Payload::IngressRuleDeleteRequested(m) => What::RuleDeleted {
                 id: container_id(&m.container_id)?,
-                port: self.public_port(m.port)?,
+                port: port(m.port).ok_or_else(|| format!("port {}", m.port))?,
             },
             Payload::SshKeyCreated(m) => What::KeyCreated {
                 id: key_id(m.key_id)?,
@@ -119,11 +120,10 @@ impl Checks {
             .map_err(|error| format!("{text} {error}"))
     }
 
-    fn public_port(&self, port: i32) -> Result<u16, String> {
-        u16::try_from(port)
-            .ok()
+    fn public_port(&self, number: i32) -> Result<u16, String> {
+        port(number)
             .filter(|port| matches!(port, 80 | 443) || self.ports.contains(*port))
-            .ok_or_else(|| format!("port {port} is not 80, 443 or in --ports"))
+            .ok_or_else(|| format!("port {number} is not 80, 443 or in --ports"))
     }
 }
 
@@ -138,11 +138,12 @@ fn key_id(id: i64) -> Result<i64, String> {
     Ok(id)
 }
 
-fn target_port(port: i32) -> Result<u16, String> {
-    u16::try_from(port)
-        .ok()
-        .filter(|port| *port > 0)
-        .ok_or_else(|| format!("target port {port}"))
+fn target_port(number: i32) -> Result<u16, String> {
+    port(number).ok_or_else(|| format!("target port {number}"))
+}
+
+fn port(number: i32) -> Option<u16> {
+    u16::try_from(number).ok().filter(|port| *port > 0)
 }
 
 /// OpenSSH's form: 32 bytes in base64 without padding, the last two bits zero.

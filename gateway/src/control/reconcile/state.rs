@@ -53,6 +53,18 @@ pub struct Effects {
     pub announcements: Vec<Announcement>,
 }
 
+impl Effects {
+    /// Adds what later changes touched.
+    pub fn add(&mut self, later: Self) {
+        self.containers.extend(later.containers);
+        self.rules.extend(later.rules);
+        self.keys.extend(later.keys);
+        self.key_owners.extend(later.key_owners);
+        self.users.extend(later.users);
+        self.announcements.extend(later.announcements);
+    }
+}
+
 /// A rule that came into force or ended.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Announcement {

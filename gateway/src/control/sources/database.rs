@@ -170,7 +170,8 @@ async fn open(
         }
     };
     let marker = state_dir.join(MARKER);
-    let lost = store.is_new() && marker.exists();
+    // The schema alone proves nothing: the process may have died right after it.
+    let lost = !stored.born && marker.exists();
     let note = format!("{url}\n");
     let noted = std::fs::create_dir_all(state_dir).and_then(|()| std::fs::write(&marker, note));
     if let Err(error) = noted {
@@ -181,7 +182,7 @@ async fn open(
     }
     if lost {
         tracing::error!(database = %url, "the database is lost; it is rebuilt from the events");
-    } else if store.is_new() {
+    } else if !stored.born {
         tracing::info!(database = %url, "database created");
     }
     Ok((store, stored, lost))

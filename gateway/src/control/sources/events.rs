@@ -23,6 +23,7 @@ use tokio_util::task::TaskTracker;
 
 use super::database::Opened;
 use crate::control::reconcile::Checks;
+use crate::control::status::StatusBoard;
 use crate::control::store::SqliteStore;
 use crate::control::writer::{Command, Incoming};
 
@@ -64,6 +65,8 @@ pub struct Events {
     pub metrics: edd_events::Metrics,
     /// What an event must be like.
     pub checks: Arc<Checks>,
+    /// Where it says how far it is.
+    pub board: StatusBoard,
     /// Where changes go.
     pub writer: mpsc::Sender<Command<SqliteStore>>,
     /// The database, once there is one.
@@ -115,6 +118,7 @@ impl Events {
             };
             tasks.spawn(consumer.run(handler, round.clone()));
         }
+        self.board.update(|status| status.consuming = true);
         for mut caught_up in caught_up {
             if caught_up.wait_for(|caught_up| *caught_up).await.is_err() {
                 return;

@@ -108,6 +108,7 @@ pub(super) async fn load(pool: &SqlitePool) -> Result<Stored, StoreError> {
     }
     for (key, value) in meta {
         match key.as_str() {
+            "born" => stored.born = true,
             "revision" => stored.revision = number(value),
             "rebuilding" => stored.rebuilding = value != 0,
             key => {

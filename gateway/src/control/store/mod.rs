@@ -56,6 +56,9 @@ pub enum StoreError {
 pub struct Stored {
     /// The entities.
     pub state: State,
+    /// Whether it has had its first commit: before that it is no database yet,
+    /// whatever tables it has.
+    pub born: bool,
     /// The last revision that was given to a table.
     pub revision: u64,
     /// Whether a rebuild by replay has begun and not ended.
@@ -77,6 +80,8 @@ pub struct Commit<'a> {
     pub revision: Option<u64>,
     /// The highest sequence handled, by stream.
     pub positions: BTreeMap<String, u64>,
+    /// Whether this is the first commit.
+    pub birth: bool,
     /// Whether a rebuild goes on, if that changes.
     pub rebuilding: Option<bool>,
     /// All static routes in force, if they change.

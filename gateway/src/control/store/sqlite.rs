@@ -38,8 +38,6 @@ pub struct SqliteStore {
     path: PathBuf,
     /// Which file it is.
     file: FileId,
-    /// Whether the file had no schema when it was opened.
-    is_new: bool,
 }
 
 /// Device and number: a path can get another file while the old one is open.
@@ -54,12 +52,11 @@ impl SqliteStore {
     pub async fn open(url: &DatabaseUrl) -> Result<Self, StoreError> {
         let pool = open(url).await?;
         let opened = Self::prepare(&pool).await;
-        match opened.and_then(|is_new| Ok((is_new, file_id(url.path())?))) {
-            Ok((is_new, file)) => Ok(Self {
+        match opened.and_then(|()| file_id(url.path())) {
+            Ok(file) => Ok(Self {
                 pool,
                 path: url.path().to_owned(),
                 file,
-                is_new,
             }),
             Err(error) => {
                 pool.close().await;
@@ -68,21 +65,9 @@ impl SqliteStore {
         }
     }
 
-    async fn prepare(pool: &SqlitePool) -> Result<bool, StoreError> {
-        let tables: i64 = bounded(
-            TIMEOUT,
-            sqlx::query_scalar("SELECT COUNT(*) FROM sqlite_schema WHERE name = 'containers'")
-                .fetch_one(pool),
-        )
-        .await?;
+    async fn prepare(pool: &SqlitePool) -> Result<(), StoreError> {
         within(LOAD_TIMEOUT, async { Ok(migrate(pool, SCHEMA).await?) }).await?;
-        probe(pool).await?;
-        Ok(tables == 0)
-    }
-
-    /// Whether the file had no schema when it was opened.
-    pub fn is_new(&self) -> bool {
-        self.is_new
+        probe(pool).await
     }
 
     /// Which file it is.
@@ -404,6 +389,9 @@ async fn write_meta(conn: &mut SqliteConnection, commit: &Commit<'_>) -> Result<
         .collect();
     if let Some(revision) = commit.revision {
         values.insert("revision".into(), int(revision));
+    }
+    if commit.birth {
+        values.insert("born".into(), 1);
     }
     if let Some(rebuilding) = commit.rebuilding {
         values.insert("rebuilding".into(), i64::from(rebuilding));

@@ -63,6 +63,29 @@ async fn readiness_is_withheld_while_starting() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn starting_ends_without_usable_streams_too() {
+    let bus = Bus::start().await;
+    bus.js.delete_stream("COMPUTE").await.expect("deleted");
+    let in_its_way = async_nats::jetstream::stream::Config {
+        name: "OTHER".into(),
+        subjects: vec!["compute.>".into()],
+        ..Default::default()
+    };
+    bus.js.create_stream(in_its_way).await.expect("created");
+    let gateway = Gateway::start(Options::routes(ROUTES).bus(&bus)).await;
+    eventually("degraded", || async {
+        ready(gateway.admin).await == (200, "degraded".into(), "connected".into(), "ok".into())
+    })
+    .await;
+    bus.js.delete_stream("OTHER").await.expect("deleted");
+    eventually("ready", || async {
+        ready(gateway.admin).await == (200, "ready".into(), "connected".into(), "ok".into())
+    })
+    .await;
+    gateway.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn readiness_is_withdrawn_while_draining() {
     let bus = Bus::start().await;
     let gateway = Gateway::start(Options::default().bus(&bus)).await;

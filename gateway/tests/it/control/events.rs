@@ -221,6 +221,39 @@ async fn bad_events_go_to_the_dead_letters_and_disturb_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_rule_ends_even_if_its_port_is_no_longer_ours() {
+    let bus = Bus::start().await;
+    let gateway = Gateway::start(Options::default().bus(&bus)).await;
+    let port = gateway.port(0).port();
+    bus.container("c1", 1, "127.64.0.1", &[(port, 9000)]).await;
+    gateway
+        .until("the rule", |table| table.decide_raw(port).is_ok())
+        .await;
+    let folder = gateway.folder.clone();
+    gateway.stop().await;
+    let options = Options {
+        folder: Some(folder),
+        ..Options::default()
+    };
+    // Other dynamic ports.
+    let gateway = Gateway::start(options.bus(&bus)).await;
+    assert!(!gateway.shared.config.ports.contains(port));
+    bus.rule_deleted("c1", port).await;
+    gateway
+        .until("its end", |table| {
+            table
+                .container("c1")
+                .is_some_and(|c| c.rule(port).is_none())
+        })
+        .await;
+    eventually("the announcement", || async {
+        announced(&bus).await.last() == Some(&("c1".to_owned(), port.into(), None))
+    })
+    .await;
+    gateway.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_deleted_user_takes_everything_along_whatever_the_order() {
     let bus = Bus::start().await;
     let gateway = Gateway::start(Options::default().bus(&bus)).await;

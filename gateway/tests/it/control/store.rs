@@ -2,7 +2,10 @@
 
 use std::path::Path;
 
-use super::{announced, ready, runs_at};
+use edd_proto::gateway;
+use prost::Message as _;
+
+use super::{announced, messages, ready, runs_at};
 use crate::support::{Bus, Gateway, Options, eventually};
 
 /// The same folder again.
@@ -319,5 +322,142 @@ async fn a_database_older_than_what_was_acknowledged_gets_the_events_again() {
     let table = gateway.table();
     assert!(runs_at(&table, "c2", "127.64.0.2"));
     assert!(table.container("c1").is_some_and(|c| c.running.is_none()));
+    gateway.stop().await;
+}
+
+/// Statements on a database that nobody has open.
+async fn execute(file: std::path::PathBuf, statements: &'static str) {
+    use sqlx::{ConnectOptions as _, Connection as _, Executor as _};
+    let options = sqlx::sqlite::SqliteConnectOptions::new().filename(file);
+    let mut connection = options.connect().await.expect("opened");
+    connection.execute(statements).await.expect("executed");
+    connection.close().await.expect("closed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_died_before_its_first_commit_is_lost_too() {
+    let bus = Bus::start().await;
+    let folder = stopped_with_container(&bus).await;
+    // What is there when the process ends right after the schema.
+    execute(
+        folder.path().join("gateway.db"),
+        "DELETE FROM containers; DELETE FROM ingress_rules; DELETE FROM inbox; \
+         DELETE FROM static_routes; DELETE FROM meta",
+    )
+    .await;
+    let stream = bus.js.get_stream("COMPUTE").await.expect("a stream");
+    stream.purge().await.expect("expired");
+    let options = Options {
+        folder: Some(folder),
+        ..Options::default()
+    };
+    let gateway = Gateway::start(options.bus(&bus)).await;
+    let c1 = gateway.table().container("c1").cloned().expect("last good");
+    until_ready(&gateway).await;
+    assert!(runs_at(&gateway.table(), "c1", "127.64.0.1"));
+    assert!(!c1.running.as_ref().expect("it ran").fact.is_revoked());
+    gateway.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_database_without_events_keeps_the_last_good_table() {
+    let bus = Bus::start().await;
+    let folder = stopped_with_container(&bus).await;
+    replace_database(folder.path(), None);
+    for _ in 0..2 {
+        let options = Options {
+            folder: Some(folder.clone()),
+            ..Options::default()
+        };
+        let gateway = Gateway::start(options).await;
+        until_ready(&gateway).await;
+        assert!(runs_at(&gateway.table(), "c1", "127.64.0.1"));
+        gateway.stop().await;
+        assert!(has_container(folder.path().join("gateway.db"), "c1").await);
+    }
+    // With events again it goes on from there.
+    let options = Options {
+        folder: Some(folder),
+        ..Options::default()
+    };
+    let gateway = Gateway::start(options.bus(&bus)).await;
+    until_ready(&gateway).await;
+    bus.stopped("c1").await;
+    gateway
+        .until("the stop", |table| {
+            table.container("c1").is_some_and(|c| c.running.is_none())
+        })
+        .await;
+    gateway.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_older_database_that_fails_before_the_replay_unroutes_nothing() {
+    let mut bus = Bus::start().await;
+    let folder = stopped_with_container(&bus).await;
+    let backup = std::fs::read(folder.path().join("gateway.db")).expect("a file");
+    let options = || Options {
+        folder: Some(folder.clone()),
+        ..Options::default()
+    };
+    let gateway = Gateway::start(options().bus(&bus)).await;
+    bus.container("c2", 2, "127.64.0.2", &[]).await;
+    gateway
+        .until("c2", |table| runs_at(table, "c2", "127.64.0.2"))
+        .await;
+    gateway.stop().await;
+    replace_database(folder.path(), Some(&backup));
+    bus.server.stop();
+
+    let gateway = Gateway::start(options().bus(&bus)).await;
+    let database = |wanted: &'static str| {
+        let admin = gateway.admin;
+        eventually(
+            wanted,
+            move || async move { ready(admin).await.3 == wanted },
+        )
+    };
+    // Behind the table that serves, so it waits for the events.
+    eventually("an open database", || async {
+        ready(gateway.admin).await.3 != "unavailable"
+    })
+    .await;
+    let (file, away) = (gateway.path("gateway.db"), gateway.path("away.db"));
+    std::fs::rename(&file, &away).expect("moved");
+    std::fs::create_dir(&file).expect("in its place");
+    database("unavailable").await;
+    std::fs::remove_dir(&file).expect("removed");
+    std::fs::rename(&away, &file).expect("moved back");
+    database("lost").await;
+    assert!(
+        runs_at(&gateway.table(), "c2", "127.64.0.2"),
+        "it serves on"
+    );
+    bus.server.resume().await;
+    until_ready(&gateway).await;
+    assert!(runs_at(&gateway.table(), "c2", "127.64.0.2"));
+    assert!(runs_at(&gateway.table(), "c1", "127.64.0.1"));
+    gateway.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_from_the_file_is_announced_with_its_revision() {
+    let bus = Bus::start().await;
+    let folder = stopped_with_container(&bus).await;
+    let options = Options {
+        folder: Some(folder),
+        ..Options::routes("routes:\n- host: new.localhost\n  target: 127.0.0.1:9\n")
+    };
+    let gateway = Gateway::start(options.bus(&bus)).await;
+    until_ready(&gateway).await;
+    let revision = i64::try_from(gateway.table().revision).expect("small");
+    eventually("the announcement", || async {
+        messages(&bus, "GATEWAY").await.iter().any(|(_, payload)| {
+            gateway::RouterRefreshed::decode(&**payload).is_ok_and(|message| {
+                message.route_count == 1 && message.metadata.is_some_and(|m| m.version == revision)
+            })
+        })
+    })
+    .await;
     gateway.stop().await;
 }
