@@ -43,14 +43,9 @@ pub struct NatsOptions {
 /// Options that cannot be used; an unreachable server is not among them.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
-    /// The URL does not parse.
-    #[error("NATS URL {url:?}: {source}")]
-    Url {
-        /// What was given.
-        url: String,
-        /// Why it does not parse.
-        source: io::Error,
-    },
+    /// The URL does not parse. It is not repeated: it may hold a password.
+    #[error("NATS URL: {0}")]
+    Url(#[source] io::Error),
     /// The credentials file cannot be read or holds no credentials.
     #[error("NATS credentials {}: {source}", path.display())]
     Creds {
@@ -145,21 +140,15 @@ fn parse_urls(urls: &str) -> Result<Vec<ServerAddr>, ConnectError> {
 }
 
 fn parse_url(url: &str) -> Result<ServerAddr, ConnectError> {
-    let failed = |source| ConnectError::Url {
-        url: url.to_owned(),
-        source,
-    };
-    let address: ServerAddr = url.parse().map_err(failed)?;
+    let address: ServerAddr = url.parse().map_err(ConnectError::Url)?;
     if address
         .clone()
         .into_inner()
         .host_str()
         .is_none_or(str::is_empty)
     {
-        return Err(failed(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            "no host",
-        )));
+        let error = io::Error::new(io::ErrorKind::InvalidInput, "no host");
+        return Err(ConnectError::Url(error));
     }
     Ok(address)
 }
@@ -190,6 +179,17 @@ mod tests {
         assert_eq!(count("nats://a:4222, tls://b:4223"), Some(2));
         assert_eq!(count("nats://a:notaport"), None);
         assert_eq!(count(""), None);
+    }
+
+    #[test]
+    fn secrets_of_a_url_are_not_repeated() {
+        for url in ["nats://user:hunter2@h:x", "nats://user:hunter2@"] {
+            let error = check_url(url).unwrap_err();
+            assert!(
+                !format!("{error} {error:?}").contains("hunter2"),
+                "{error:?}"
+            );
+        }
     }
 
     #[test]

@@ -21,7 +21,10 @@ use async_nats::jetstream::{
 use async_nats::{HeaderMap, HeaderValue};
 use futures_util::FutureExt as _;
 use sqlx::{SqliteConnection, SqlitePool};
-use tokio::{sync::Notify, time::timeout};
+use tokio::{
+    sync::Notify,
+    time::{Instant, timeout, timeout_at},
+};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
@@ -48,7 +51,8 @@ pub const TABLE: &str = "CREATE TABLE outbox (
 
 /// Rows published in one go.
 const BATCH_MAX: usize = 256;
-/// The stream acknowledges within this or the event is published again.
+/// The stream acknowledges a whole pass within this, or what is missing is
+/// published again.
 const ACK_TIMEOUT: Duration = Duration::from_secs(5);
 /// Looks for rows that nobody announced (a wake lost with its process).
 const POLL_INTERVAL: Duration = Duration::from_secs(3);
@@ -299,15 +303,16 @@ impl Relay {
         let lost = lost(&client, connects).shared();
         // All are sent before the first acknowledgement is awaited: one round
         // trip for the batch. The connection keeps their order.
+        let deadline = Instant::now() + ACK_TIMEOUT;
         let mut sent = Vec::with_capacity(rows.len());
         for row in rows {
-            let future = self.send(&row).await;
+            let future = self.send(&row, deadline).await;
             sent.push((row, future));
         }
         let mut done = Vec::with_capacity(sent.len());
         let mut failure = None;
         for (row, future) in sent {
-            match await_ack(future, lost.clone()).await {
+            match await_ack(future, deadline, lost.clone()).await {
                 Ok(duplicate) => {
                     let result = if duplicate { "duplicate" } else { "ok" };
                     self.metrics.published(&row.subject, result);
@@ -357,7 +362,7 @@ impl Relay {
         Ok(())
     }
 
-    async fn send(&self, row: &Row) -> Result<PublishAckFuture, PublishError> {
+    async fn send(&self, row: &Row, deadline: Instant) -> Result<PublishAckFuture, PublishError> {
         let mut headers = HeaderMap::new();
         let cause = Cause {
             correlation_id: row.correlation_id.clone(),
@@ -373,12 +378,9 @@ impl Relay {
         let message = PublishMessage::build()
             .payload(row.payload.clone().into())
             .headers(headers);
-        timeout(
-            ACK_TIMEOUT,
-            self.js.send_publish(row.subject.clone(), message),
-        )
-        .await
-        .unwrap_or_else(|_| Err(PublishError::new(PublishErrorKind::TimedOut)))
+        timeout_at(deadline, self.js.send_publish(row.subject.clone(), message))
+            .await
+            .unwrap_or_else(|_| Err(PublishError::new(PublishErrorKind::TimedOut)))
     }
 
     fn note_failure(&mut self, row: &Row, error: &PublishError) {
@@ -427,9 +429,10 @@ enum Pause {
 /// Whether the stream had it already. Ends with the connection.
 async fn await_ack(
     sent: Result<PublishAckFuture, PublishError>,
+    deadline: Instant,
     lost: impl Future<Output = ()>,
 ) -> Result<bool, PublishError> {
-    let ack = timeout(ACK_TIMEOUT, sent?);
+    let ack = timeout_at(deadline, sent?);
     let ack = tokio::select! {
         biased;
         ack = ack => ack.unwrap_or_else(|_| Err(PublishError::new(PublishErrorKind::TimedOut)))?,

@@ -273,3 +273,28 @@ async fn a_full_stream_is_caught_up_with_in_seconds() {
     assert!(took < Duration::from_secs(20), "{took:?}");
     consumer.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_subject_that_never_acknowledges_does_not_hold_up_the_others() {
+    let (_server, js) = server().await;
+    // Somebody listens and keeps silent.
+    let _mute = js.client().subscribe("mute.>").await.unwrap();
+    let mut entries: Vec<_> = (0..8).map(created).collect();
+    for entry in entries.iter_mut().take(7) {
+        entry.subject = "mute.event".into();
+    }
+    let service = Service::start(js.clone(), Metrics::default()).await;
+    let begun = Instant::now();
+    service.write(&entries).await;
+    eventually("the last is published", || async {
+        outbox::pending(&service.pool).await.unwrap() == 7
+    })
+    .await;
+    // One time limit, not one for each.
+    assert!(
+        begun.elapsed() < Duration::from_secs(15),
+        "{:?}",
+        begun.elapsed()
+    );
+    service.stop().await;
+}
