@@ -7,6 +7,7 @@ mod drain_http;
 mod first_bytes;
 mod http;
 mod identity;
+mod logs;
 mod ports;
 mod ssh;
 mod stream;

@@ -1,0 +1,71 @@
+//! What clients without an account can have written to the log, and how often.
+
+use std::fmt::{Debug, Write as _};
+use std::sync::Mutex;
+
+use tracing::field::{Field, Visit};
+use tracing::span::{Attributes, Id, Record};
+use tracing::{Event, Level, Metadata, Subscriber};
+
+use crate::support::client::say;
+use crate::support::containers::{Containers, container_address};
+use crate::support::{Gateway, Options, eventually};
+
+/// The container of this file; the other tests of this process have others.
+const CONTAINER: &str = "logged1";
+
+static LINES: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+/// Keeps what the default filter lets through and names [`CONTAINER`].
+struct Log;
+
+impl Subscriber for Log {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        metadata.is_event() && *metadata.level() <= Level::INFO
+    }
+
+    fn event(&self, event: &Event<'_>) {
+        let metadata = event.metadata();
+        let mut line = Line(format!("{} {}", metadata.level(), metadata.target()));
+        event.record(&mut line);
+        if line.0.contains(CONTAINER) {
+            LINES.lock().unwrap().push(line.0);
+        }
+    }
+
+    fn new_span(&self, _: &Attributes<'_>) -> Id {
+        Id::from_u64(1)
+    }
+
+    fn record(&self, _: &Id, _: &Record<'_>) {}
+    fn record_follows_from(&self, _: &Id, _: &Id) {}
+    fn enter(&self, _: &Id) {}
+    fn exit(&self, _: &Id) {}
+}
+
+struct Line(String);
+
+impl Visit for Line {
+    fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
+        write!(self.0, " {field}={value:?}").unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_raw_connection_to_a_closed_port_is_one_record_and_no_warning() {
+    tracing::subscriber::set_global_default(Log).expect("the only one");
+    let gateway = Gateway::start(Options::default()).await;
+    let mut containers = Containers::of(&gateway);
+    let port = gateway.port(0);
+    containers.run(CONTAINER, container_address(), &[(port.port(), 9)]);
+    for _ in 0..3 {
+        say(port, &[b"\0"]).await.expect_err("a reset");
+    }
+    eventually("all are over", || async { gateway.shared.gate.open() == 0 }).await;
+    let lines = LINES.lock().unwrap();
+    assert_eq!(lines.len(), 3, "{lines:#?}");
+    for line in lines.iter() {
+        assert!(line.starts_with("INFO access "), "{line}");
+        assert!(line.contains("note=\"no upstream\""), "{line}");
+    }
+}
