@@ -22,7 +22,8 @@ pub(crate) struct Exchange {
     shared: Arc<Shared>,
     started: Instant,
     peer: SocketAddr,
-    version: Version,
+    /// What the client speaks.
+    pub(crate) version: Version,
     method: &'static str,
     /// `X-Request-ID` of request and answer.
     pub(crate) request_id: String,

@@ -7,6 +7,7 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tracing::debug;
 
+use super::fuse::reset;
 use super::{End, Relayed, relay};
 use crate::listener::Prefixed;
 use crate::shared::Shared;
@@ -88,12 +89,6 @@ pub async fn raw(
         note,
     };
     record.log();
-}
-
-/// Makes the coming close a reset instead of an end of the data.
-fn reset(stream: &TcpStream) {
-    // A socket that is gone already needs none.
-    let _ = stream.set_zero_linger();
 }
 
 const NOTHING: Relayed = Relayed {

@@ -3,6 +3,7 @@
 mod caps;
 mod cli;
 mod control;
+mod cut;
 mod drain_http;
 mod first_bytes;
 mod http;

@@ -16,6 +16,7 @@ use tokio::time::{Instant, Sleep};
 use super::connection::Loan;
 use super::service::Turn;
 use crate::http::exchange::Exchange;
+use crate::http::head::Version;
 
 /// Why a body ends before its end. The other side sees a cut, never a clean end.
 #[derive(Debug, thiserror::Error)]
@@ -94,6 +95,11 @@ impl Progress {
     /// From when on the upstream is to blame for silence; none while it is the client's turn.
     pub(super) fn upstream_silent_since(&self) -> Option<Instant> {
         (!self.waiting.get()).then(|| self.moved.get())
+    }
+
+    /// When the last of it came.
+    pub(super) fn moved(&self) -> Instant {
+        self.moved.get()
     }
 
     /// Whether the client stopped sending.
@@ -207,7 +213,7 @@ pub(super) enum ResponseBody {
 #[derive(Debug)]
 pub(super) struct Record {
     pub(super) exchange: Exchange,
-    pub(super) _turn: Turn,
+    pub(super) turn: Turn,
 }
 
 /// An upstream's body on its way to the client.
@@ -257,6 +263,10 @@ impl Relay {
     fn cut(&mut self, why: BodyError, note: &'static str) -> BodyError {
         self.loan = None;
         self.record.exchange.note(note);
+        if self.record.exchange.version == Version::H10 {
+            // Nothing but the end of the connection tells it where the body ends.
+            self.record.turn.sever();
+        }
         why
     }
 

@@ -1,16 +1,20 @@
 //! A connection to an upstream, and its loan to one exchange.
 
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::rc::Rc;
 
 use edd_route::Admission;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
+use tokio::time::{Instant, timeout_at};
+use tokio_util::task::AbortOnDropHandle;
 use tracing::debug;
 
-use super::body::RequestBody;
+use super::body::{Progress, RequestBody};
 use crate::listener::Worker;
 use crate::shared::Shared;
+use crate::tcp::{Fuse, Fused};
 use crate::telemetry::ConnectionGauge;
 use crate::upstream::{Reusable, Socket, UpstreamKey};
 
@@ -22,6 +26,10 @@ pub struct UpstreamConnection {
     pub(super) peer: SocketAddr,
     /// What it depends on; its driver ends with it.
     admission: Admission,
+    /// Moves its bytes. By itself it would wait for a peer that reads nothing, for ever.
+    _driver: AbortOnDropHandle<()>,
+    /// Blown where its end must not look like one.
+    pub(super) fuse: Fuse,
     /// Counts it while it is in use, or while it is kept.
     counted: ConnectionGauge,
 }
@@ -34,6 +42,8 @@ impl UpstreamConnection {
         admission: Admission,
         shared: &Shared,
     ) -> hyper::Result<Self> {
+        let fuse = Fuse::default();
+        let stream = Fused::new(stream, fuse.clone());
         let (sender, driver) = http1::Builder::new()
             .max_buf_size(BUFFER_MAX)
             .max_headers(FIELDS_MAX)
@@ -41,22 +51,39 @@ impl UpstreamConnection {
             .await?;
         let revoked = admission.revoked();
         let cut = shared.drain.cut().clone();
-        tokio::task::spawn_local(async move {
+        let blown = fuse.clone();
+        let driver = tokio::task::spawn_local(async move {
+            let mut driver = pin!(driver.with_upgrades());
             tokio::select! {
                 biased;
-                ended = driver.with_upgrades() => if let Err(error) = ended {
-                    debug!(%peer, %error, "upstream connection ended");
+                ended = &mut driver => match ended {
+                    Ok(()) => return,
+                    Err(error) => debug!(%peer, %error, "upstream connection ended"),
                 },
                 () = revoked => {}
                 () = cut.cancelled() => {}
             }
+            // While the driver still has the stream. A request that was cut is not to be
+            // read to its last byte, and a peer that reads nothing is not to be waited for.
+            blown.blow();
         });
         Ok(Self {
             sender,
             peer,
             admission,
+            _driver: AbortOnDropHandle::new(driver),
+            fuse,
             counted: shared.metrics.upstream_active(),
         })
+    }
+}
+
+impl Drop for UpstreamConnection {
+    fn drop(&mut self) {
+        // In the middle of an exchange: the peer need not be sent what is left of it.
+        if !self.sender.is_ready() && !self.sender.is_closed() {
+            self.fuse.blow();
+        }
     }
 }
 
@@ -70,6 +97,8 @@ impl Reusable for UpstreamConnection {
 #[derive(Debug)]
 pub(super) struct Loan {
     pub(super) connection: UpstreamConnection,
+    /// How the request's body gets on.
+    pub(super) upload: Option<Rc<Progress>>,
     worker: Rc<Worker>,
     key: UpstreamKey,
 }
@@ -83,6 +112,7 @@ impl Loan {
     ) -> Self {
         Self {
             connection,
+            upload: None,
             worker: Rc::clone(worker),
             key,
         }
@@ -101,13 +131,27 @@ impl Loan {
     }
 
     /// Back to the pool. The answer is complete; the request's body may still be on its way.
+    ///
+    /// It is waited for as long as it moves, and closed once it has not for `--body-timeout`.
     pub(super) fn give_back(mut self) {
         if self.connection.sender.is_ready() {
             self.keep();
         } else if !self.connection.sender.is_closed() {
             tokio::task::spawn_local(async move {
-                if self.connection.sender.ready().await.is_ok() {
-                    self.keep();
+                let limit = self.worker.shared.config.timeouts.body;
+                let mut due = Instant::now() + limit;
+                loop {
+                    let ready = timeout_at(due, self.connection.sender.ready()).await;
+                    match ready {
+                        Ok(Ok(())) => return self.keep(),
+                        Ok(Err(_)) => return,
+                        Err(_) => {}
+                    }
+                    let moved = self.upload.as_ref().map(|upload| upload.moved() + limit);
+                    match moved.filter(|&moved| moved > due) {
+                        Some(moved) => due = moved,
+                        None => return,
+                    }
                 }
             });
         }
@@ -118,6 +162,7 @@ impl Loan {
             mut connection,
             worker,
             key,
+            ..
         } = self;
         connection.counted = worker.shared.metrics.upstream_idle();
         worker.pool.idle.put(key, connection);

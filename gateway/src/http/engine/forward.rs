@@ -130,8 +130,9 @@ impl Answered {
             server,
             admission,
             record,
-            _loan: self.loan,
+            loan: self.loan,
         };
+        downstream.pulse.switch();
         *downstream.switched.borrow_mut() = Some(switched);
         Response::from_parts(head, ResponseBody::Nothing)
     }
@@ -159,6 +160,7 @@ impl Job<'_> {
             let reuse = retries < RETRIES_MAX;
             let (mut loan, reused) = self.connection(reuse).await?;
             record.exchange.upstream = Some(loan.connection.peer.to_string());
+            loan.upload = Some(Rc::clone(&progress));
             let spare = (reused && replayable).then(|| copy(&request));
             let sent = self.send(&mut loan.connection, request, &progress);
             request = match sent.await {

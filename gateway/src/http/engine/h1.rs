@@ -19,6 +19,7 @@ use super::pulse::{Pulse, Watched};
 use super::service::{self, Downstream};
 use crate::http::ConnectionFacts;
 use crate::listener::Worker;
+use crate::tcp::{Fused, OverTcp};
 
 /// Serves HTTP/1.0 and 1.1 on `io` until the connection is over, an upgraded one included.
 ///
@@ -27,7 +28,7 @@ use crate::listener::Worker;
 /// future closes the connection.
 pub async fn serve_h1<I>(io: I, facts: ConnectionFacts, worker: &Rc<Worker>)
 where
-    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    I: AsyncRead + AsyncWrite + OverTcp + Unpin + Send + 'static,
 {
     let pulse = Pulse::expecting_head();
     let admission = facts.admission.clone().unwrap_or_default();
@@ -39,7 +40,10 @@ where
             async { Ok::<_, Infallible>(answer.await) }
         })
     };
-    let io = TokioIo::new(Watched::new(io, Arc::clone(&pulse)));
+    let io = TokioIo::new(Watched::new(
+        Fused::new(io, downstream.fuse.clone()),
+        Arc::clone(&pulse),
+    ));
     let connection = http1::Builder::new()
         .max_buf_size(BUFFER_MAX)
         .max_headers(FIELDS_MAX)
@@ -47,6 +51,10 @@ where
         .with_upgrades();
     let connection = pin!(connection);
     let done = drive(connection, worker, &admission, &pulse).await;
+    if !done && (!downstream.is_idle() || pulse.is_blocked()) {
+        // Something of an answer is still in here.
+        downstream.fuse.blow();
+    }
     // Taken in any case: what is left in there holds on to the connection's state.
     let switched = downstream.switched.take();
     if let (true, Some(switched)) = (done, switched) {

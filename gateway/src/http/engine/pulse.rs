@@ -6,12 +6,12 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
-use std::task::{Context, Poll};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::Instant;
+use tokio::time::{Instant, Sleep};
 
 use crate::config::Timeouts;
 
@@ -23,6 +23,8 @@ pub(super) struct Pulse {
     base: Instant,
     phase: AtomicU8,
     at_ms: AtomicU64,
+    /// Whether the client does not take what is written.
+    blocked: AtomicBool,
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -34,6 +36,8 @@ enum Phase {
     Head = 1,
     /// Nothing to do until the client asks again.
     Idle = 2,
+    /// The connection has left HTTP.
+    Switched = 3,
 }
 
 impl Pulse {
@@ -52,6 +56,7 @@ impl Pulse {
             base: Instant::now(),
             phase: AtomicU8::new(phase as u8),
             at_ms: AtomicU64::new(0),
+            blocked: AtomicBool::new(false),
         })
     }
 
@@ -65,11 +70,21 @@ impl Pulse {
         self.enter(Phase::Idle);
     }
 
+    /// The connection leaves HTTP, once the head that says so is written.
+    pub(super) fn switch(&self) {
+        self.enter(Phase::Switched);
+    }
+
+    /// Whether something is written that the client does not take.
+    pub(super) fn is_blocked(&self) -> bool {
+        self.blocked.load(Ordering::Relaxed)
+    }
+
     /// When silence will have lasted too long, if nothing happens until then.
     pub(super) fn deadline(&self, timeouts: &Timeouts) -> Instant {
         let at = self.base + Duration::from_millis(self.at_ms.load(Ordering::Relaxed));
         at + match self.phase() {
-            Phase::Busy => timeouts.stream_idle,
+            Phase::Busy | Phase::Switched => timeouts.stream_idle,
             Phase::Head => timeouts.header,
             Phase::Idle => timeouts.idle,
         }
@@ -79,7 +94,8 @@ impl Pulse {
         match self.phase.load(Ordering::Relaxed) {
             0 => Phase::Busy,
             1 => Phase::Head,
-            _ => Phase::Idle,
+            2 => Phase::Idle,
+            _ => Phase::Switched,
         }
     }
 
@@ -96,7 +112,7 @@ impl Pulse {
 
     fn heard(&self) {
         match self.phase() {
-            Phase::Busy => self.touch(),
+            Phase::Busy | Phase::Switched => self.touch(),
             // The whole head counts from its first byte.
             Phase::Head => {}
             Phase::Idle => self.enter(Phase::Head),
@@ -104,16 +120,28 @@ impl Pulse {
     }
 }
 
-/// I/O that keeps a pulse.
+/// I/O that keeps a pulse, and whose end takes care of the last answer.
 #[derive(Debug)]
 pub(super) struct Watched<I> {
     io: I,
     pulse: Arc<Pulse>,
+    farewell: Option<Farewell>,
+}
+
+/// What is read, and thrown away, after our side has ended.
+#[derive(Debug)]
+struct Farewell {
+    left: usize,
+    until: Pin<Box<Sleep>>,
 }
 
 impl<I> Watched<I> {
     pub(super) fn new(io: I, pulse: Arc<Pulse>) -> Self {
-        Self { io, pulse }
+        Self {
+            io,
+            pulse,
+            farewell: None,
+        }
     }
 }
 
@@ -134,13 +162,16 @@ impl<I: AsyncRead + Unpin> AsyncRead for Watched<I> {
 
 impl<I: AsyncWrite + Unpin> Watched<I> {
     fn wrote(&self, polled: &Poll<io::Result<usize>>) {
+        self.pulse
+            .blocked
+            .store(polled.is_pending(), Ordering::Relaxed);
         if matches!(polled, Poll::Ready(Ok(1..))) && self.pulse.phase() != Phase::Head {
             self.pulse.touch();
         }
     }
 }
 
-impl<I: AsyncWrite + Unpin> AsyncWrite for Watched<I> {
+impl<I: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Watched<I> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -166,13 +197,46 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Watched<I> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
+        let polled = Pin::new(&mut self.io).poll_flush(cx);
+        self.pulse
+            .blocked
+            .store(polled.is_pending(), Ordering::Relaxed);
+        polled
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
+        let this = &mut *self;
+        if this.farewell.is_none() {
+            ready!(Pin::new(&mut this.io).poll_shutdown(cx))?;
+            if this.pulse.phase() == Phase::Switched {
+                // What the client says now is for the upstream.
+                return Poll::Ready(Ok(()));
+            }
+        }
+        // Closing a socket with unread data resets the connection, and the reset
+        // overtakes the answer to a request that was not read to its end.
+        let farewell = this.farewell.get_or_insert_with(|| Farewell {
+            left: DISCARD_MAX,
+            until: Box::pin(tokio::time::sleep(FAREWELL)),
+        });
+        let mut scratch = [0; 8192];
+        while farewell.left > 0 && farewell.until.as_mut().poll(cx).is_pending() {
+            let mut rest = ReadBuf::new(&mut scratch);
+            let read = ready!(Pin::new(&mut this.io).poll_read(cx, &mut rest));
+            if read.is_err() || rest.filled().is_empty() {
+                break;
+            }
+            farewell.left = farewell.left.saturating_sub(rest.filled().len());
+        }
+        Poll::Ready(Ok(()))
     }
 }
+
+/// How long a client may take to notice our end.
+const FAREWELL: Duration = Duration::from_millis(500);
+
+/// More than a client sends without looking.
+const DISCARD_MAX: usize = 1 << 20;
 
 #[cfg(test)]
 mod tests {

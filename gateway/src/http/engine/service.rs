@@ -23,6 +23,7 @@ use crate::http::head::{Destination, HeadView, Version};
 use crate::http::policy;
 use crate::http::request_id;
 use crate::listener::Worker;
+use crate::tcp::Fuse;
 
 /// A client connection, as its requests share it.
 #[derive(Debug)]
@@ -30,6 +31,8 @@ pub(super) struct Downstream {
     pub(super) worker: Rc<Worker>,
     pub(super) facts: ConnectionFacts,
     pub(super) pulse: Arc<Pulse>,
+    /// Makes the connection's end a reset. HTTP/2 has resets of its own.
+    pub(super) fuse: Fuse,
     /// Set by the request that got a 101; taken when the connection is released.
     pub(super) switched: RefCell<Option<Switched>>,
     labels: Labels,
@@ -45,6 +48,11 @@ impl Turn {
         downstream.turns.set(downstream.turns.get() + 1);
         downstream.pulse.begin();
         Self(Rc::clone(downstream))
+    }
+
+    /// The end of an HTTP/1 connection will be a reset: what was sent on it is not complete.
+    pub(super) fn sever(&self) {
+        self.0.fuse.blow();
     }
 }
 
@@ -64,6 +72,7 @@ impl Downstream {
             worker: Rc::clone(worker),
             facts,
             pulse,
+            fuse: Fuse::default(),
             switched: RefCell::default(),
             labels: Labels::default(),
             turns: Cell::new(0),
@@ -188,10 +197,7 @@ pub(super) async fn answer(
 
 impl Record {
     fn new(exchange: Exchange, turn: Turn) -> Self {
-        Self {
-            exchange,
-            _turn: turn,
-        }
+        Self { exchange, turn }
     }
 }
 
