@@ -83,15 +83,16 @@ where
     loop {
         tokio::select! {
             biased;
+            // First: an answer that is ready now still gets its `Connection: close`.
+            () = &mut draining, if !last => {
+                last = true;
+                connection.as_mut().graceful_shutdown();
+            }
             ended = connection.as_mut() => {
                 if let Err(error) = ended {
                     debug!(%error, "connection ended");
                 }
                 return true;
-            }
-            () = &mut draining, if !last => {
-                last = true;
-                connection.as_mut().graceful_shutdown();
             }
             () = &mut cut, if last => return false,
             () = &mut revoked => return false,
