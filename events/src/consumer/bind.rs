@@ -29,6 +29,9 @@ pub(super) struct Bound {
     pub(super) consumer: PullConsumer,
     /// Events not yet delivered.
     pub(super) pending: u64,
+    /// Up to here some were delivered, perhaps to a process that is no more,
+    /// and are not acknowledged; none: all are.
+    pub(super) unsettled_to: Option<u64>,
     /// The stream's last sequence at this time.
     pub(super) last_sequence: u64,
 }
@@ -94,6 +97,7 @@ impl Consumer {
             stream,
             consumer,
             pending: info.num_pending,
+            unsettled_to: (info.num_ack_pending > 0).then_some(info.delivered.stream_sequence),
             last_sequence,
         })
     }

@@ -125,8 +125,10 @@ impl Consumer {
         self
     }
 
-    /// Turns true, and stays so, once everything that was in the stream when
-    /// the consumer first bound to it has been handled once.
+    /// Turns true once everything that was in the stream when the consumer
+    /// bound to it has been handled, and what was delivered before is
+    /// acknowledged. Turns false when the binding is lost (NATS disconnected,
+    /// stream or consumer removed), until that is so again.
     #[must_use]
     pub fn caught_up(&self) -> watch::Receiver<bool> {
         self.caught_up.subscribe()

@@ -37,6 +37,8 @@ const HAND_BACK_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often the gauges are read from the server.
 const STATISTICS_INTERVAL: Duration = Duration::from_secs(30);
 const STATISTICS_TIMEOUT: Duration = Duration::from_secs(2);
+/// How often to look whether what was delivered before is acknowledged by now.
+const SETTLED_POLL: Duration = Duration::from_millis(250);
 
 /// Why a binding ended.
 pub(super) enum End {
@@ -54,8 +56,13 @@ pub(super) struct Session<'a, H> {
     pub(super) held: VecDeque<jetstream::Message>,
     pub(super) keep_alive: Duration,
     progress: bool,
-    /// Handled up to here, all was handled that was there at the first binding.
+    /// Handled up to here, all was handled that was there at the first binding
+    /// since the last time that all was handled.
     catch_up_to: Option<u64>,
+    /// Whether that is so.
+    is_through: bool,
+    /// Up to here some were delivered before and are not acknowledged.
+    unsettled_to: Option<u64>,
 }
 
 /// A good event, waiting for its verdict.
@@ -73,6 +80,8 @@ impl<'a, H: Handler> Session<'a, H> {
             keep_alive: keep_alive(ACK_WAIT),
             progress: false,
             catch_up_to: None,
+            is_through: false,
+            unsettled_to: None,
         }
     }
 
@@ -88,14 +97,15 @@ impl<'a, H: Handler> Session<'a, H> {
             stream,
             mut consumer,
             pending,
+            unsettled_to,
             last_sequence,
         } = bound;
         self.consumer
             .metrics
             .pending(self.consumer.spec.stream.name, pending);
-        if pending == 0 && self.held.is_empty() {
-            self.consumer.caught_up.send_replace(true);
-        }
+        self.is_through = pending == 0 && self.held.is_empty();
+        self.unsettled_to = unsettled_to;
+        self.tell_if_caught_up();
         // A stream that was made anew starts again at 1.
         let target = self
             .catch_up_to
@@ -105,6 +115,8 @@ impl<'a, H: Handler> Session<'a, H> {
         self.keep_alive = keep_alive(consumer.cached_info().config.ack_wait);
         let mut statistics = interval(STATISTICS_INTERVAL);
         statistics.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut settled = interval(SETTLED_POLL);
+        settled.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let end = loop {
             let first = if let Some(message) = self.held.pop_front() {
                 message
@@ -112,6 +124,10 @@ impl<'a, H: Handler> Session<'a, H> {
                 tokio::select! {
                     biased;
                     () = shutdown.cancelled() => break End::Shutdown,
+                    _ = settled.tick(), if self.is_through && self.unsettled_to.is_some() => {
+                        self.look_if_settled(&mut consumer).await;
+                        continue;
+                    }
                     next = puller.next() => match next {
                         Ok(message) => message,
                         Err(lost) => break End::Lost(lost),
@@ -136,7 +152,35 @@ impl<'a, H: Handler> Session<'a, H> {
         };
         // What has arrived is handled after the next binding, or handed back.
         hold(&mut self.held, &mut puller);
+        if matches!(end, End::Lost(_)) && self.consumer.caught_up.send_replace(false) {
+            self.catch_up_to = None;
+        }
         end
+    }
+
+    fn tell_if_caught_up(&self) {
+        if self.is_through && self.unsettled_to.is_none() {
+            self.consumer
+                .caught_up
+                .send_if_modified(|done| !std::mem::replace(done, true));
+        }
+    }
+
+    /// What a process before us left unacknowledged comes again after the ack
+    /// wait; until then it is in effect for nobody.
+    async fn look_if_settled(&mut self, consumer: &mut jetstream::consumer::PullConsumer) {
+        let client = self.consumer.js.client();
+        let connects = connects(&client);
+        let info = tokio::select! {
+            info = timeout(STATISTICS_TIMEOUT, consumer.info()) => info,
+            () = lost(&client, connects) => return,
+        };
+        let Ok(Ok(info)) = info else { return };
+        let floor = info.ack_floor.stream_sequence;
+        if info.num_ack_pending == 0 || self.unsettled_to.is_some_and(|to| floor >= to) {
+            self.unsettled_to = None;
+            self.tell_if_caught_up();
+        }
     }
 
     /// Gives back what was delivered and not handled, for the next process.
@@ -266,9 +310,8 @@ impl<'a, H: Handler> Session<'a, H> {
         if let Some((sequence, pending)) = reached {
             self.consumer.metrics.pending(spec.stream.name, pending);
             if pending == 0 || self.catch_up_to.is_some_and(|target| sequence >= target) {
-                self.consumer
-                    .caught_up
-                    .send_if_modified(|done| !std::mem::replace(done, true));
+                self.is_through = true;
+                self.tell_if_caught_up();
             }
         }
         Ok(())

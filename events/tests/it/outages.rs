@@ -18,9 +18,10 @@ use edd_events::{
     stream::{COMPUTE, ensure},
     testing::NatsServer,
 };
+use futures_util::StreamExt as _;
 
 use crate::support::{
-    Recorder, Running, SPEC, Service, created, eventually, server, stored, unsettled,
+    DEADLINE, Recorder, Running, SPEC, Service, created, eventually, server, stored, unsettled,
 };
 
 const DLQ: &str = "compute.container.created.dlq";
@@ -297,4 +298,51 @@ async fn a_subject_that_never_acknowledges_does_not_hold_up_the_others() {
         begun.elapsed()
     );
     service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn caught_up_waits_for_what_an_earlier_process_left_unacknowledged() {
+    let (_server, js) = server().await;
+    let stream = ensure(&js, &COMPUTE, 1).await.unwrap();
+    let service = Service::start(js.clone(), Metrics::default()).await;
+    service.write(&[created(0)]).await;
+    let config = pull::Config {
+        durable_name: Some(SPEC.durable.into()),
+        filter_subject: SPEC.filter.into(),
+        ack_policy: AckPolicy::Explicit,
+        ack_wait: Duration::from_secs(300),
+        ..Default::default()
+    };
+    let earlier = stream.create_consumer(config).await.unwrap();
+    let mut messages = earlier.messages().await.unwrap();
+    let left = messages.next().await.unwrap().unwrap();
+    drop(messages);
+
+    let mut consumer = Running::start(js.clone(), Recorder::new());
+    service.write(&[created(1)]).await;
+    consumer.recorder.saw(1).await;
+    eventually("the second is acknowledged", || async {
+        unsettled(&js, &SPEC).await == 1
+    })
+    .await;
+    assert!(!*consumer.caught_up.borrow(), "the first is not in effect");
+    left.ack().await.unwrap();
+    consumer.caught_up().await;
+    consumer.stop().await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_a_reconnect_it_has_to_catch_up_again() {
+    let (mut nats, js) = server().await;
+    let mut consumer = Running::start(js, Recorder::new());
+    consumer.caught_up().await;
+    consumer.caught_up.mark_unchanged();
+    nats.restart().await;
+    tokio::time::timeout(DEADLINE, consumer.caught_up.changed())
+        .await
+        .expect("it turns false")
+        .unwrap();
+    consumer.caught_up().await;
+    consumer.stop().await;
 }

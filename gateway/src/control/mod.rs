@@ -54,7 +54,7 @@ pub struct Control {
     board: StatusBoard,
     revision: watch::Receiver<u64>,
     shutdown: CancellationToken,
-    /// After the others: it writes down what they did last.
+    /// After the others: writer and database write down what they did last.
     last: CancellationToken,
     tasks: TaskTracker,
     last_tasks: TaskTracker,
@@ -144,7 +144,9 @@ pub async fn start(inputs: Inputs) -> anyhow::Result<Control> {
         writer: commands.clone(),
         opened,
     };
-    control.tasks.spawn(database.run(shutdown()));
+    control
+        .last_tasks
+        .spawn(database.run(control.last.child_token()));
     control.tasks.spawn(end_of_start(board.clone(), shutdown()));
     if let Some((client, replicas)) = client {
         let events = Events {

@@ -53,6 +53,8 @@ pub struct Incoming {
 /// An opened database.
 #[derive(Debug)]
 pub struct Session<S> {
+    /// Counts the openings.
+    pub number: u64,
     /// The database.
     pub store: S,
     /// What is in it.
@@ -70,8 +72,12 @@ pub struct Session<S> {
 /// What the writer is asked to do.
 #[derive(Debug)]
 pub enum Command<S> {
-    /// Everything that was in the streams has been handled.
-    CaughtUp,
+    /// Up to here, by stream, everything was acknowledged since the opening of
+    /// this number: also what the writer never got to see.
+    Acknowledged(u64, BTreeMap<String, u64>),
+    /// Everything that was in the streams has been handled since the opening of
+    /// this number.
+    CaughtUp(u64),
     /// A batch of events.
     Events {
         /// In the order of their stream.
@@ -102,6 +108,8 @@ pub struct Writer<S> {
     revision_min: u64,
     /// The revision that the database knows.
     stored_revision: u64,
+    /// The opening from which on the streams are consumed.
+    round: u64,
     /// Static routes in force that the database does not have yet.
     statics_unsaved: bool,
     board: StatusBoard,
@@ -133,6 +141,7 @@ impl<S: GatewayStore> Writer<S> {
             last_good_revision,
             revision_min: 0,
             stored_revision: 0,
+            round: 0,
             statics_unsaved: true,
             board,
             revision,
@@ -159,14 +168,21 @@ impl<S: GatewayStore> Writer<S> {
                 },
                 _ = probe.tick() => self.probe().await,
                 _ = prune.tick() => self.prune().await,
-                () = shutdown.cancelled() => return,
+                () = shutdown.cancelled() => break,
             }
+        }
+        while let Ok(command) = commands.try_recv() {
+            self.take(command).await;
         }
     }
 
     async fn take(&mut self, command: Command<S>) {
         match command {
-            Command::CaughtUp => self.caught_up().await,
+            Command::Acknowledged(opening, floors) if opening >= self.round => {
+                self.acknowledged(floors).await;
+            }
+            Command::CaughtUp(opening) if opening >= self.round => self.caught_up().await,
+            Command::Acknowledged(..) | Command::CaughtUp(_) => {}
             Command::Events { batch, answer } => {
                 let verdicts = self.events(&batch).await;
                 let verdicts = verdicts.map_err(|error| {
@@ -292,6 +308,11 @@ impl<S: GatewayStore> Writer<S> {
         self.statics_unsaved = true;
         self.revision_min = self.revision_min.max(stored.revision);
         self.stored_revision = stored.revision;
+        if session.lost || stored.rebuilding || session.replaced {
+            // The consumers start over. What is still on its way from them is of
+            // another database.
+            self.round = session.number;
+        }
         self.state = stored.state;
         self.session = Some(OpenSession {
             store: session.store,
@@ -343,6 +364,22 @@ impl<S: GatewayStore> Writer<S> {
         if self.withheld && self.board.now().caught_up {
             // The streams were through while no database was open.
             self.caught_up().await;
+        }
+    }
+
+    /// Keeps how far the streams are settled.
+    async fn acknowledged(&mut self, floors: BTreeMap<String, u64>) {
+        if self.session.is_none() {
+            return;
+        }
+        let commit = Commit {
+            positions: floors,
+            now_ms: now_ms(),
+            ..Commit::default()
+        };
+        let stored = self.store_and_publish(None, Plan::default(), commit).await;
+        if let Err(error) = stored {
+            self.fail(&error);
         }
     }
 
@@ -430,7 +467,7 @@ impl<S: GatewayStore> Writer<S> {
         next.forget_sequences();
         let effects = next.all();
         let commit = Commit {
-            positions: BTreeMap::from([(stream.to_owned(), 0)]),
+            restarted: Some(stream),
             now_ms: now_ms(),
             ..Commit::default()
         };

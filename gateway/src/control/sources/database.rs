@@ -96,7 +96,13 @@ impl Database {
                         replaced,
                         positions: stored.positions.clone(),
                     };
+                    let pool = store.pool().clone();
                     self.serve(opened, store, stored, lost, failed).await;
+                    if shutdown.is_cancelled() {
+                        // What the writer still has to store goes first.
+                        self.writer.closed().await;
+                    }
+                    pool.close().await;
                     if began.elapsed() > RETRY_MAX {
                         pause = RETRY_FIRST;
                     }
@@ -136,6 +142,7 @@ impl Database {
                 .with_streams(&[AUTH, COMPUTE, GATEWAY], parts.replicas)
         });
         let session = Session {
+            number: opened.number,
             store: store.clone(),
             stored,
             lost,
@@ -152,7 +159,6 @@ impl Database {
             relay.run(failed.clone()).await;
         }
         failed.cancelled().await;
-        store.pool().close().await;
     }
 }
 

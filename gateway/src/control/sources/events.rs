@@ -4,11 +4,13 @@
 //! consumer's: a database that is lost, or older than what was acknowledged for
 //! it, gets the events again from its position on.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
 use async_nats::jetstream::{self, Context};
+use edd_events::connect::is_connected;
 use edd_events::consumer::{
     ACK_PENDING_MAX, ACK_WAIT, Consumer, ConsumerSpec, DELIVERIES_MAX, Handler, Unavailable,
     Verdict,
@@ -38,6 +40,9 @@ const RETRY: Duration = Duration::from_millis(500);
 
 /// One look at JetStream.
 const PREPARE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// One look at how far both consumers are.
+const FLOORS_TIMEOUT: Duration = Duration::from_secs(2);
 
 const SPECS: [ConsumerSpec; 2] = [
     ConsumerSpec {
@@ -89,6 +94,9 @@ impl Events {
             round.cancel();
             tasks.close();
             tasks.wait().await;
+            if shutdown.is_cancelled() {
+                self.tell_floors(&opened).await;
+            }
         }
     }
 
@@ -100,8 +108,8 @@ impl Events {
         }
     }
 
-    /// Prepares both streams, starts both consumers, says when both are caught
-    /// up, and then only ends with `round`.
+    /// Prepares both streams, starts both consumers and says, each time, when
+    /// both are caught up. Ends with `round` only.
     async fn consume(&self, opened: &Opened, tasks: &TaskTracker, round: &CancellationToken) {
         for spec in SPECS {
             let position = opened.positions.get(spec.stream.name).copied();
@@ -119,14 +127,47 @@ impl Events {
             tasks.spawn(consumer.run(handler, round.clone()));
         }
         self.board.update(|status| status.consuming = true);
-        for mut caught_up in caught_up {
-            if caught_up.wait_for(|caught_up| *caught_up).await.is_err() {
+        let [mut auth, mut compute] = caught_up;
+        while all_true(&mut auth, &mut compute).await {
+            self.tell_floors(opened).await;
+            // The writer is gone only at the end.
+            let _ = self.writer.send(Command::CaughtUp(opened.number)).await;
+            let changed = tokio::select! {
+                changed = auth.changed() => changed,
+                changed = compute.changed() => changed,
+            };
+            if changed.is_err() {
                 return;
             }
+            self.board.update(|status| status.caught_up = false);
         }
-        // The writer is gone only at the end.
-        let _ = self.writer.send(Command::CaughtUp).await;
-        round.cancelled().await;
+    }
+
+    /// The database is as far as what was acknowledged for it. Its own position
+    /// stays behind by events that never reach it: of other kinds, dead letters.
+    async fn tell_floors(&self, opened: &Opened) {
+        if !is_connected(&self.js.client()) {
+            return;
+        }
+        let looking = async {
+            let mut floors = BTreeMap::new();
+            for spec in SPECS {
+                let stream = self.js.get_stream(spec.stream.name).await?;
+                if let Some(floor) = consumer_floor(&stream).await? {
+                    floors.insert(spec.stream.name.to_owned(), floor);
+                }
+            }
+            anyhow::Ok(floors)
+        };
+        match tokio::time::timeout(FLOORS_TIMEOUT, looking).await {
+            Ok(Ok(floors)) => {
+                let command = Command::Acknowledged(opened.number, floors);
+                let _ = self.writer.send(command).await;
+            }
+            // At worst a few events are replayed after the next start.
+            Ok(Err(error)) => tracing::debug!(%error, "consumers not looked at"),
+            Err(_) => tracing::debug!("JetStream does not answer"),
+        }
     }
 
     async fn prepare(&self, spec: ConsumerSpec, position: u64, lost: bool) {
@@ -178,6 +219,19 @@ impl Events {
             stream.create_consumer(config(&spec, position + 1)).await?;
         }
         Ok(())
+    }
+}
+
+/// Waits until both are true at once; false: there will be no more.
+async fn all_true(one: &mut watch::Receiver<bool>, other: &mut watch::Receiver<bool>) -> bool {
+    loop {
+        if one.wait_for(|done| *done).await.is_err() || other.wait_for(|done| *done).await.is_err()
+        {
+            return false;
+        }
+        if *one.borrow() {
+            return true;
+        }
     }
 }
 

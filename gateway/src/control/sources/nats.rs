@@ -29,7 +29,11 @@ pub async fn watch_connection(client: Client, board: StatusBoard, shutdown: Canc
             NatsStatus::Disconnected
         };
         if board.now().nats != now {
-            board.update(|status| status.nats = now);
+            board.update(|status| {
+                status.nats = now;
+                // What happens meanwhile is heard of later.
+                status.caught_up &= now == NatsStatus::Connected;
+            });
         }
     }
 }

@@ -78,8 +78,10 @@ pub struct Commit<'a> {
     pub outbox: Vec<OutboxEntry>,
     /// The revision of the table that follows, if one follows.
     pub revision: Option<u64>,
-    /// The highest sequence handled, by stream.
+    /// The highest sequence handled, by stream; a position never goes back.
     pub positions: BTreeMap<String, u64>,
+    /// A stream whose sequences start over, and its position with them.
+    pub restarted: Option<&'a str>,
     /// Whether this is the first commit.
     pub birth: bool,
     /// Whether a rebuild goes on, if that changes.

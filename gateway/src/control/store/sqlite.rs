@@ -382,11 +382,20 @@ async fn write_statics(
 }
 
 async fn write_meta(conn: &mut SqliteConnection, commit: &Commit<'_>) -> Result<(), StoreError> {
-    let mut values: BTreeMap<String, i64> = commit
-        .positions
-        .iter()
-        .map(|(stream, sequence)| (format!("position:{stream}"), int(*sequence)))
-        .collect();
+    for (stream, sequence) in &commit.positions {
+        sqlx::query(
+            "INSERT INTO meta (key, value) VALUES (?, ?) \
+             ON CONFLICT DO UPDATE SET value = max(value, excluded.value)",
+        )
+        .bind(format!("position:{stream}"))
+        .bind(int(*sequence))
+        .execute(&mut *conn)
+        .await?;
+    }
+    let mut values = BTreeMap::new();
+    if let Some(stream) = commit.restarted {
+        values.insert(format!("position:{stream}"), 0);
+    }
     if let Some(revision) = commit.revision {
         values.insert("revision".into(), int(revision));
     }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use edd_proto::{common, compute, gateway};
+use edd_proto::{auth, common, compute, gateway};
 use edd_route::UserId;
 use prost::Message as _;
 
@@ -336,6 +336,60 @@ async fn others_learn_the_ssh_client_key_by_asking() {
         }
     })
     .await;
+    gateway.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_that_are_not_ours_cause_no_replay_after_a_restart() {
+    let bus = Bus::start().await;
+    let user = auth::UserCreated {
+        user_id: 1,
+        username: "ada".into(),
+        ..Default::default()
+    };
+    bus.publish("1", 1, user).await;
+    let session = auth::SessionCreated {
+        session_id: "s1".into(),
+        user_id: 1,
+        ..Default::default()
+    };
+    bus.publish("s1", 1, session).await;
+    publish_raw(&bus, "compute.container.a.started", vec![0xff; 64]).await;
+    let consumer = |stream: &'static str| {
+        let js = bus.js.clone();
+        async move {
+            let stream = js.get_stream(stream).await.expect("a stream");
+            stream.consumer_info("gateway-service").await.expect("info")
+        }
+    };
+    let gateway = Gateway::start(Options::default().bus(&bus)).await;
+    eventually("ready", || async {
+        ready(gateway.admin).await.1 == "ready"
+    })
+    .await;
+    // The bad event and its dead letter.
+    eventually("a dead letter", || async {
+        let info = consumer("COMPUTE").await;
+        info.ack_floor.stream_sequence == 2 && info.num_ack_pending == 0
+    })
+    .await;
+    let before = [consumer("AUTH").await, consumer("COMPUTE").await];
+    let folder = gateway.folder.clone();
+    gateway.stop().await;
+    let options = Options {
+        folder: Some(folder),
+        ..Options::default()
+    };
+    let gateway = Gateway::start(options.bus(&bus)).await;
+    eventually("ready", || async {
+        ready(gateway.admin).await.1 == "ready"
+    })
+    .await;
+    let after = [consumer("AUTH").await, consumer("COMPUTE").await];
+    for (before, after) in before.iter().zip(&after) {
+        println!("{} floor {:?}", before.stream_name, before.ack_floor);
+        assert_eq!(before.created, after.created, "{}", before.stream_name);
+    }
     gateway.stop().await;
 }
 
