@@ -4,25 +4,26 @@
 //! REST API finishes its requests, then relay, responder and admin endpoint end.
 //! What is still in the outbox is published by the next start.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
-use anyhow::Context as _;
-use async_nats::jetstream;
 use edd_daemon::{
     admin,
     api::{ApiLimits, ApiMetrics, serve_api},
-    net::bind_all,
     server::{self, Limits},
 };
-use edd_events::{Metrics, connect, outbox::Relay, stream};
+use edd_events::{Metrics, connect, stream};
+pub use edd_service::run::Running;
+use edd_service::{
+    bus,
+    health::{self, Health},
+    run::{Background, Listeners},
+};
 use prometheus_client::registry::Registry;
-use tokio::task::JoinHandle;
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     api::{self, Api},
     config::Config,
-    health::{self, Health},
     limit::LoginLimiter,
     password::Passwords,
     store::Store,
@@ -39,16 +40,6 @@ const BACKGROUND_TIMEOUT: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub struct App;
 
-/// A started service.
-#[derive(Debug)]
-pub struct Running {
-    /// Where the REST API really listens.
-    pub addr: SocketAddr,
-    /// Where the admin endpoint really listens.
-    pub admin_addr: SocketAddr,
-    drained: JoinHandle<()>,
-}
-
 impl App {
     /// Starts the service; cancelling `shutdown` drains it.
     ///
@@ -56,14 +47,7 @@ impl App {
     /// A port is taken, the database cannot be opened, or the NATS options
     /// cannot be used. An unreachable NATS is no error.
     pub async fn start(config: Config, shutdown: CancellationToken) -> anyhow::Result<Running> {
-        let [api_listener, admin_listener] =
-            bind_all([("--addr", config.addr), ("--admin-addr", config.admin_addr)]).await?;
-        let addr = api_listener
-            .local_addr()
-            .context("cannot read the bound address")?;
-        let admin_addr = admin_listener
-            .local_addr()
-            .context("cannot read the bound address")?;
+        let listeners = Listeners::bind(config.addr, config.admin_addr).await?;
         let store = Store::open(&config.database, config.events).await?;
         let passwords = Passwords::new(hashing_threads()).await?;
 
@@ -71,41 +55,33 @@ impl App {
         let event_metrics = Metrics::register(&mut registry);
         let api_metrics = ApiMetrics::register(&mut registry);
 
-        let background = TaskTracker::new();
-        let end_background = CancellationToken::new();
+        let background = Background::default();
         let nats = match &config.nats {
             Some(options) => Some(connect::connect(options).await?),
             None => None,
         };
-        let mut waker = None;
+        let waker = bus::relay(
+            store.database(),
+            nats.as_ref(),
+            stream::AUTH,
+            config.nats_replicas,
+            &event_metrics,
+            &background,
+        );
         if let Some(client) = &nats {
-            if config.events {
-                let js = jetstream::new(client.clone());
-                let relay = Relay::new(store.pool().clone(), js, event_metrics)
-                    .with_streams(&[stream::AUTH], config.nats_replicas);
-                waker = Some(relay.waker());
-                background.spawn(relay.run(end_background.clone()));
-            }
-            let validating = validate::run(client.clone(), store.clone(), end_background.clone());
-            background.spawn(validating);
-        } else if config.events {
-            tracing::warn!("no --nats-url: events wait in the outbox until there is one");
+            let validating = validate::run(client.clone(), store.clone(), background.end.clone());
+            background.tasks.spawn(validating);
         }
-        let purging = purge(store.clone());
-        background.spawn(end_background.clone().run_until_cancelled_owned(purging));
+        background.spawn(purge(store.clone()));
 
         let health = Arc::new(Health {
-            events: config.events,
+            database: store.database().clone(),
             nats,
             shutdown: shutdown.clone(),
-            store: store.clone(),
         });
         let admin_router = admin::router(Arc::new(registry)).merge(health::router(health));
-        background.spawn(admin::serve(
-            admin_listener,
-            admin_router,
-            end_background.clone(),
-        ));
+        let admin = admin::serve(listeners.admin, admin_router, background.end.clone());
+        background.tasks.spawn(admin);
 
         let api = Arc::new(Api {
             admins: config.admins,
@@ -120,35 +96,17 @@ impl App {
             drain_timeout: config.drain_timeout,
             ..Limits::default()
         };
-        let drained = tokio::spawn(async move {
-            // Ends the background tasks however this one ends.
-            let end_background = end_background.drop_guard();
-            server::serve(api_listener, router, limits, shutdown).await;
-            drop(end_background);
-            background.close();
-            if tokio::time::timeout(BACKGROUND_TIMEOUT, background.wait())
-                .await
-                .is_err()
-            {
-                tracing::warn!("background tasks did not end in time");
-            }
-            store.close().await;
+        let serving = tokio::spawn(async move {
+            server::serve(listeners.api, router, limits, shutdown).await;
+            background.end(BACKGROUND_TIMEOUT).await;
+            store.database().close().await;
             tracing::info!("drained");
         });
         Ok(Running {
-            addr,
-            admin_addr,
-            drained,
+            addr: listeners.addr,
+            admin_addr: listeners.admin_addr,
+            serving,
         })
-    }
-}
-
-impl Running {
-    /// Waits until the service is drained.
-    pub async fn drained(self) {
-        if let Err(error) = self.drained.await {
-            tracing::error!(%error, "the service ended badly");
-        }
     }
 }
 

@@ -1,21 +1,29 @@
 //! The command line: raw strings first, then checked values or every mistake.
 
-use std::{collections::BTreeSet, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
 
 use clap::Parser;
 use edd_daemon::{
-    cli::{Invalid, Problems, parse_addr, parse_duration, parse_switch},
+    cli::{Invalid, Problems, parse_addr, parse_duration},
     store::DatabaseUrl,
     telemetry::{LogFormat, parse_filter},
 };
 use edd_events::connect::NatsOptions;
+use edd_service::bus::BusArguments;
 use ipnet::IpNet;
 
 use crate::{identity::Username, limit::LoginLimits};
 
 /// Users, sessions and token validation.
 #[derive(Debug, Parser)]
-#[command(name = "edd-auth", version)]
+#[command(
+    name = "edd-auth",
+    version,
+    mut_arg("nats_creds", |arg| arg.env("EDD_AUTH_NATS_CREDS")),
+    mut_arg("nats_ca", |arg| arg.env("EDD_AUTH_NATS_CA")),
+    mut_arg("nats_replicas", |arg| arg.env("EDD_AUTH_NATS_REPLICAS")),
+    mut_arg("events", |arg| arg.env("EDD_AUTH_EVENTS")),
+)]
 pub struct Arguments {
     /// Where the REST API listens; port 0 takes any free port.
     #[arg(long, env = "EDD_AUTH_ADDR", default_value = "127.0.0.1:9101")]
@@ -29,25 +37,8 @@ pub struct Arguments {
     #[arg(long, env = "DATABASE_URL", default_value = "sqlite://data/auth.db")]
     database_url: String,
 
-    /// nats://HOST:PORT, comma-separated; without one, events wait in the outbox.
-    #[arg(long, env = "NATS_URL", default_value = "", hide_env_values = true)]
-    nats_url: String,
-
-    /// NATS credentials file.
-    #[arg(long, env = "EDD_AUTH_NATS_CREDS")]
-    nats_creds: Option<PathBuf>,
-
-    /// PEM file of CAs to trust for NATS, instead of the system's.
-    #[arg(long, env = "EDD_AUTH_NATS_CA")]
-    nats_ca: Option<PathBuf>,
-
-    /// Replicas of a stream that this service creates, 1 to 5.
-    #[arg(long, env = "EDD_AUTH_NATS_REPLICAS", default_value = "1")]
-    nats_replicas: String,
-
-    /// on or off: whether changes are written as events.
-    #[arg(long, env = "EDD_AUTH_EVENTS", default_value = "on")]
-    events: String,
+    #[command(flatten)]
+    bus: BusArguments,
 
     /// User names that may delete and change other users, comma-separated.
     /// Register them before the service is reachable by others.
@@ -114,18 +105,7 @@ impl Config {
         let addr = problems.check("--addr", parse_addr(&arguments.addr));
         let admin_addr = problems.check("--admin-addr", parse_addr(&arguments.admin_addr));
         let database = problems.check("--database-url", arguments.database_url.parse());
-        problems.check_list("--nats-url", &arguments.nats_url, parse_nats_url);
-        for (flag, file) in [
-            ("--nats-creds", &arguments.nats_creds),
-            ("--nats-ca", &arguments.nats_ca),
-        ] {
-            if let Some(file) = file.as_ref().filter(|file| !file.is_file()) {
-                problems.push(flag, format_args!("{} is not a file", file.display()));
-            }
-        }
-        let nats_replicas =
-            problems.check("--nats-replicas", parse_replicas(&arguments.nats_replicas));
-        let events = problems.check("--events", parse_switch(&arguments.events));
+        let bus = arguments.bus.check(&mut problems, "edd-auth");
         let admins = problems.check_list("--admin-users", &arguments.admin_users, Username::parse);
         let trusted_proxies =
             problems.check_list("--trusted-proxies", &arguments.trusted_proxies, parse_cidr);
@@ -138,36 +118,21 @@ impl Config {
             Some(addr),
             Some(admin_addr),
             Some(database),
-            Some(nats_replicas),
-            Some(events),
+            Some(bus),
             Some(drain_timeout),
             Some(log_format),
-        ) = (
-            addr,
-            admin_addr,
-            database,
-            nats_replicas,
-            events,
-            drain_timeout,
-            log_format,
-        )
+        ) = (addr, admin_addr, database, bus, drain_timeout, log_format)
         else {
             return Err(problems.into_invalid());
         };
         problems.finish()?;
-        let nats = (!arguments.nats_url.trim().is_empty()).then_some(NatsOptions {
-            url: arguments.nats_url,
-            creds: arguments.nats_creds,
-            ca: arguments.nats_ca,
-            name: "edd-auth".to_owned(),
-        });
         Ok(Self {
             addr,
             admin_addr,
             database,
-            nats,
-            nats_replicas,
-            events,
+            nats: bus.nats,
+            nats_replicas: bus.replicas,
+            events: bus.events,
             admins: admins.into_iter().collect(),
             trusted_proxies,
             login_limits: LoginLimits::default(),
@@ -176,22 +141,6 @@ impl Config {
             log_format,
         })
     }
-}
-
-/// The value is not repeated: it may hold a password.
-fn parse_nats_url(url: &str) -> Result<(), &'static str> {
-    let scheme_is_known = url.starts_with("nats://") || url.starts_with("tls://");
-    match url.parse::<async_nats::ServerAddr>() {
-        Ok(address) if scheme_is_known && !address.host().is_empty() => Ok(()),
-        _ => Err("not a NATS URL such as nats://127.0.0.1:4222"),
-    }
-}
-
-fn parse_replicas(text: &str) -> Result<usize, String> {
-    text.parse()
-        .ok()
-        .filter(|replicas| (1..=5).contains(replicas))
-        .ok_or_else(|| format!("{text:?} is not a number from 1 to 5"))
 }
 
 fn parse_cidr(text: &str) -> Result<IpNet, String> {

@@ -4,7 +4,7 @@
 //! [`app`] wires everything, `api` answers REST, `identity`, `password`, `token`
 //! and `limit` are the rules it applies, [`store`] writes rows and outbox in one
 //! transaction, `events` builds the entries, `validate` answers other services'
-//! questions on NATS, `health` says how things are.
+//! questions on NATS. What every service does is in `edd_service`.
 //!
 //! This service owns `users` and `sessions`. Nobody else reads its database;
 //! others learn by events (`auth.user.*`, `auth.session.*`) and by asking.
@@ -19,11 +19,9 @@ pub mod token;
 
 mod api;
 mod events;
-mod health;
 mod validate;
 
-use anyhow::Context as _;
-use edd_daemon::{cli::Exit, shutdown, telemetry};
+use edd_daemon::cli::Exit;
 
 use crate::{
     app::App,
@@ -33,11 +31,6 @@ use crate::{
 /// The daemon from its command line to the end of its drain.
 pub fn run(arguments: Arguments) -> Result<(), Exit> {
     let config = Config::check(arguments)?;
-    let _logs = telemetry::init(&config.log, config.log_format).context("cannot start the logs")?;
-    let runtime = tokio::runtime::Runtime::new().context("cannot start the runtime")?;
-    runtime.block_on(async {
-        let running = App::start(config, shutdown::on_signals()).await?;
-        running.drained().await;
-        Ok(())
-    })
+    let (log, log_format) = (config.log.clone(), config.log_format);
+    edd_service::run::run(&log, log_format, |shutdown| App::start(config, shutdown))
 }

@@ -5,27 +5,30 @@
 //! its requests, the containers end, then consumers, relay and admin endpoint.
 //! What is still in the outbox is published by the next start.
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use async_nats::{Client, jetstream};
 use edd_daemon::{
     admin,
     api::{ApiLimits, ApiMetrics, serve_api},
-    net::bind_all,
     server::{self, Limits},
 };
-use edd_events::{Metrics, connect, consumer::Consumer, outbox::Relay, outbox::Waker, stream};
+use edd_events::{Metrics, connect, consumer::Consumer, stream};
+pub use edd_service::run::Running;
+use edd_service::{
+    bus,
+    health::{self, Health},
+    run::{Background, Listeners},
+};
 use prometheus_client::registry::Registry;
-use tokio::task::JoinHandle;
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     api::{self, Api},
     auth::Auth,
     config::Config,
     events::{gateway::Confirmations, users::Users},
-    health::{self, Health},
     lifecycle::Lifecycle,
     runtime::{
         gateway_key::{GatewayKey, Source},
@@ -46,16 +49,6 @@ const BACKGROUND_TIMEOUT: Duration = Duration::from_secs(8);
 #[derive(Debug)]
 pub struct App;
 
-/// A started service.
-#[derive(Debug)]
-pub struct Running {
-    /// Where the REST API really listens.
-    pub addr: SocketAddr,
-    /// Where the admin endpoint really listens.
-    pub admin_addr: SocketAddr,
-    drained: JoinHandle<()>,
-}
-
 impl App {
     /// Starts the service; cancelling `shutdown` drains it.
     ///
@@ -63,14 +56,7 @@ impl App {
     /// A port is taken, the database or the state folder cannot be used, or the
     /// NATS options make no sense. An unreachable NATS is no error.
     pub async fn start(config: Config, shutdown: CancellationToken) -> anyhow::Result<Running> {
-        let [api_listener, admin_listener] =
-            bind_all([("--addr", config.addr), ("--admin-addr", config.admin_addr)]).await?;
-        let addr = api_listener
-            .local_addr()
-            .context("cannot read the bound address")?;
-        let admin_addr = admin_listener
-            .local_addr()
-            .context("cannot read the bound address")?;
+        let listeners = Listeners::bind(config.addr, config.admin_addr).await?;
         let store = Store::open(&config.database, config.events).await?;
 
         let mut registry = Registry::with_prefix("edd_compute");
@@ -82,7 +68,14 @@ impl App {
             Some(options) => Some(connect::connect(options).await?),
             None => None,
         };
-        let waker = relay(&config, &store, nats.as_ref(), &event_metrics, &background);
+        let waker = bus::relay(
+            store.database(),
+            nats.as_ref(),
+            stream::COMPUTE,
+            config.nats_replicas,
+            &event_metrics,
+            &background,
+        );
         let runtime = local_runtime(&config, &store, nats.as_ref(), &background).await?;
         let lifecycle = Lifecycle::new(store.clone(), Arc::new(runtime), waker.clone());
         if let Some(client) = &nats {
@@ -112,13 +105,12 @@ impl App {
         background.spawn(purge(store.clone()));
 
         let health = Arc::new(Health {
-            events: config.events,
+            database: store.database().clone(),
             nats: nats.clone(),
             shutdown: shutdown.clone(),
-            store: store.clone(),
         });
         let admin_router = admin::router(Arc::new(registry)).merge(health::router(health));
-        let admin = admin::serve(admin_listener, admin_router, background.end.clone());
+        let admin = admin::serve(listeners.admin, admin_router, background.end.clone());
         background.tasks.spawn(admin);
 
         let api = Arc::new(Api {
@@ -141,75 +133,19 @@ impl App {
             drain_timeout: config.drain_timeout,
             ..Limits::default()
         };
-        let drained = tokio::spawn(async move {
-            // Ends the background tasks however this one ends.
-            let end_background = background.end.clone().drop_guard();
-            server::serve(api_listener, router, limits, shutdown).await;
+        let serving = tokio::spawn(async move {
+            server::serve(listeners.api, router, limits, shutdown).await;
             lifecycle.end().await;
-            drop(end_background);
-            background.tasks.close();
-            if tokio::time::timeout(BACKGROUND_TIMEOUT, background.tasks.wait())
-                .await
-                .is_err()
-            {
-                tracing::warn!("background tasks did not end in time");
-            }
-            store.close().await;
+            background.end(BACKGROUND_TIMEOUT).await;
+            store.database().close().await;
             tracing::info!("drained");
         });
         Ok(Running {
-            addr,
-            admin_addr,
-            drained,
+            addr: listeners.addr,
+            admin_addr: listeners.admin_addr,
+            serving,
         })
     }
-}
-
-impl Running {
-    /// Waits until the service is drained.
-    pub async fn drained(self) {
-        if let Err(error) = self.drained.await {
-            tracing::error!(%error, "the service ended badly");
-        }
-    }
-}
-
-/// Tasks that end after the API is drained.
-#[derive(Debug, Default)]
-struct Background {
-    tasks: TaskTracker,
-    end: CancellationToken,
-}
-
-impl Background {
-    /// For tasks that may be dropped anywhere.
-    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        self.tasks
-            .spawn(self.end.clone().run_until_cancelled_owned(task));
-    }
-}
-
-/// The relay, if there is anything to publish and somewhere to.
-fn relay(
-    config: &Config,
-    store: &Store,
-    nats: Option<&Client>,
-    metrics: &Metrics,
-    background: &Background,
-) -> Option<Waker> {
-    if !config.events {
-        return None;
-    }
-    let Some(client) = nats else {
-        tracing::warn!("no --nats-url: events wait in the outbox until there is one");
-        return None;
-    };
-    let js = jetstream::new(client.clone());
-    let relay = Relay::new(store.pool().clone(), js, metrics.clone())
-        .with_streams(&[stream::COMPUTE], config.nats_replicas);
-    let waker = relay.waker();
-    background.tasks.spawn(relay.run(background.end.clone()));
-    Some(waker)
 }
 
 async fn local_runtime(

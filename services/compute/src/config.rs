@@ -9,11 +9,12 @@ use std::{
 
 use clap::{Args, Parser, Subcommand};
 use edd_daemon::{
-    cli::{Invalid, Problems, parse_addr, parse_duration, parse_switch},
+    cli::{Invalid, Problems, parse_addr, parse_duration},
     store::DatabaseUrl,
     telemetry::{LogFormat, parse_filter},
 };
 use edd_events::connect::NatsOptions;
+use edd_service::bus::{BusArguments, check_file, parse_number};
 
 use crate::{auth::AuthUrl, runtime::guest::GuestArguments};
 
@@ -37,6 +38,12 @@ pub(crate) enum Command {
 
 /// The daemon's flags.
 #[derive(Debug, Args)]
+#[command(
+    mut_arg("nats_creds", |arg| arg.env("EDD_COMPUTE_NATS_CREDS")),
+    mut_arg("nats_ca", |arg| arg.env("EDD_COMPUTE_NATS_CA")),
+    mut_arg("nats_replicas", |arg| arg.env("EDD_COMPUTE_NATS_REPLICAS")),
+    mut_arg("events", |arg| arg.env("EDD_COMPUTE_EVENTS")),
+)]
 struct ServeArguments {
     /// Where the REST API listens; port 0 takes any free port.
     #[arg(long, env = "EDD_COMPUTE_ADDR", default_value = "127.0.0.1:9102")]
@@ -50,25 +57,8 @@ struct ServeArguments {
     #[arg(long, env = "DATABASE_URL", default_value = "sqlite://data/compute.db")]
     database_url: String,
 
-    /// nats://HOST:PORT, comma-separated; without one, events wait in the outbox.
-    #[arg(long, env = "NATS_URL", default_value = "", hide_env_values = true)]
-    nats_url: String,
-
-    /// NATS credentials file.
-    #[arg(long, env = "EDD_COMPUTE_NATS_CREDS")]
-    nats_creds: Option<PathBuf>,
-
-    /// PEM file of CAs to trust for NATS, instead of the system's.
-    #[arg(long, env = "EDD_COMPUTE_NATS_CA")]
-    nats_ca: Option<PathBuf>,
-
-    /// Replicas of a stream that this service creates, 1 to 5.
-    #[arg(long, env = "EDD_COMPUTE_NATS_REPLICAS", default_value = "1")]
-    nats_replicas: String,
-
-    /// on or off: whether changes are written as events.
-    #[arg(long, env = "EDD_COMPUTE_EVENTS", default_value = "on")]
-    events: String,
+    #[command(flatten)]
+    bus: BusArguments,
 
     /// Where auth's REST API is, asked about tokens when NATS does not answer.
     #[arg(
@@ -191,23 +181,13 @@ impl Config {
         let addr = problems.check("--addr", parse_addr(&arguments.addr));
         let admin_addr = problems.check("--admin-addr", parse_addr(&arguments.admin_addr));
         let database = problems.check("--database-url", arguments.database_url.parse());
-        problems.check_list("--nats-url", &arguments.nats_url, parse_nats_url);
-        let files = [
-            ("--nats-creds", &arguments.nats_creds),
-            ("--nats-ca", &arguments.nats_ca),
-            ("--sshd", &arguments.sshd),
-            ("--sshd-session", &arguments.sshd_session),
-        ];
-        for (flag, file) in files {
-            if let Some(file) = file.as_ref().filter(|file| !file.is_file()) {
-                problems.push(flag, format_args!("{} is not a file", file.display()));
-            }
-        }
-        let nats_replicas = problems.check(
-            "--nats-replicas",
-            parse_number(&arguments.nats_replicas, 1..=5_usize),
+        let bus = arguments.bus.check(&mut problems, "edd-compute");
+        check_file(&mut problems, "--sshd", arguments.sshd.as_ref());
+        check_file(
+            &mut problems,
+            "--sshd-session",
+            arguments.sshd_session.as_ref(),
         );
-        let events = problems.check("--events", parse_switch(&arguments.events));
         let auth_url = problems.check("--auth-url", AuthUrl::parse(&arguments.auth_url));
         problems.check("--runtime", check_runtime(&arguments.runtime));
         let state_dir = problems.check("--state-dir", check_state_dir(&arguments.state_dir));
@@ -237,8 +217,7 @@ impl Config {
             Some(addr),
             Some(admin_addr),
             Some(database),
-            Some(nats_replicas),
-            Some(events),
+            Some(bus),
             Some(state_dir),
             Some(platform_domain),
             Some(public_ssh_port),
@@ -251,8 +230,7 @@ impl Config {
             addr,
             admin_addr,
             database,
-            nats_replicas,
-            events,
+            bus,
             state_dir,
             platform_domain,
             public_ssh_port,
@@ -266,19 +244,13 @@ impl Config {
             return Err(problems.into_invalid());
         };
         problems.finish()?;
-        let nats = (!arguments.nats_url.trim().is_empty()).then_some(NatsOptions {
-            url: arguments.nats_url,
-            creds: arguments.nats_creds,
-            ca: arguments.nats_ca,
-            name: "edd-compute".to_owned(),
-        });
         Ok(Self {
             addr,
             admin_addr,
             database,
-            nats,
-            nats_replicas,
-            events,
+            nats: bus.nats,
+            nats_replicas: bus.replicas,
+            events: bus.events,
             auth_url,
             state_dir,
             platform_domain,
@@ -295,31 +267,6 @@ impl Config {
             log_format,
         })
     }
-}
-
-/// The value is not repeated: it may hold a password.
-fn parse_nats_url(url: &str) -> Result<(), &'static str> {
-    let scheme_is_known = url.starts_with("nats://") || url.starts_with("tls://");
-    match url.parse::<async_nats::ServerAddr>() {
-        Ok(address) if scheme_is_known && !address.host().is_empty() => Ok(()),
-        _ => Err("not a NATS URL such as nats://127.0.0.1:4222"),
-    }
-}
-
-fn parse_number<N>(text: &str, range: RangeInclusive<N>) -> Result<N, String>
-where
-    N: std::str::FromStr + PartialOrd + std::fmt::Display,
-{
-    text.parse()
-        .ok()
-        .filter(|number| range.contains(number))
-        .ok_or_else(|| {
-            format!(
-                "{text:?} is not a number from {} to {}",
-                range.start(),
-                range.end()
-            )
-        })
 }
 
 fn parse_ports(text: &str) -> Result<RangeInclusive<u16>, String> {

@@ -5,7 +5,7 @@
 //! [`input`] checks what a request says, [`store`] writes rows and outbox in one
 //! transaction with the entries that `events` builds, `lifecycle` makes the
 //! [`runtime`] follow the rows. `events` also hears of users and of confirmed
-//! ingress rules; `health` says how things are.
+//! ingress rules. What every service does is in `edd_service`.
 //!
 //! This service owns containers, SSH keys and the *requests* for ingress rules.
 //! The rules in force belong to the gateway, users to auth; nobody reads another
@@ -30,11 +30,9 @@ pub mod store;
 
 mod api;
 mod events;
-mod health;
 mod lifecycle;
 
-use anyhow::Context as _;
-use edd_daemon::{cli::Exit, shutdown, telemetry};
+use edd_daemon::cli::Exit;
 
 use crate::{
     app::App,
@@ -48,11 +46,6 @@ pub fn run(arguments: Arguments) -> Result<(), Exit> {
         return runtime::guest::run(arguments);
     }
     let config = Config::check(arguments)?;
-    let _logs = telemetry::init(&config.log, config.log_format).context("cannot start the logs")?;
-    let runtime = tokio::runtime::Runtime::new().context("cannot start the runtime")?;
-    runtime.block_on(async {
-        let running = App::start(config, shutdown::on_signals()).await?;
-        running.drained().await;
-        Ok(())
-    })
+    let (log, log_format) = (config.log.clone(), config.log_format);
+    edd_service::run::run(&log, log_format, |shutdown| App::start(config, shutdown))
 }

@@ -51,7 +51,7 @@ impl Store {
         token: TokenHash,
         cause: &Cause,
     ) -> sqlx::Result<Option<Session>> {
-        let mut write = begin_write(&self.pool).await?;
+        let mut write = begin_write(self.database.pool()).await?;
         let still_right: bool = sqlx::query_scalar(
             "SELECT EXISTS (SELECT 1 FROM users WHERE id = ? AND password_hash = ?)",
         )
@@ -74,7 +74,7 @@ impl Store {
         .await?;
         for id in surplus {
             let entry = events::session_invalidated(&id, user_id, cause)?;
-            self.announce(&mut write, &entry).await?;
+            self.database.announce(&mut write, &entry).await?;
         }
         let session = self
             .insert_session(&mut write, user_id, token, cause)
@@ -108,7 +108,8 @@ impl Store {
         .bind(session.expires_at_ms)
         .execute(&mut *connection)
         .await?;
-        self.announce(connection, &events::session_created(&session, cause)?)
+        self.database
+            .announce(connection, &events::session_created(&session, cause)?)
             .await?;
         Ok(session)
     }
@@ -122,7 +123,7 @@ impl Store {
         )
         .bind(token.as_bytes())
         .bind(now_ms())
-        .fetch_optional(&self.pool)
+        .fetch_optional(self.database.pool())
         .await?;
         Ok(found.map(
             |(user_id, public_id, username, display_name, version, session_id, expires_at_ms)| {
@@ -146,7 +147,7 @@ impl Store {
 
     /// Ends a session; false if it had ended before.
     pub async fn log_out(&self, session: &Session, cause: &Cause) -> sqlx::Result<bool> {
-        let mut write = begin_write(&self.pool).await?;
+        let mut write = begin_write(self.database.pool()).await?;
         let ended = sqlx::query("DELETE FROM sessions WHERE id = ?")
             .bind(&session.id)
             .execute(&mut *write)
@@ -156,7 +157,7 @@ impl Store {
             return Ok(false);
         }
         let entry = events::session_invalidated(&session.id, session.user_id, cause)?;
-        self.announce(&mut write, &entry).await?;
+        self.database.announce(&mut write, &entry).await?;
         write.commit().await?;
         Ok(true)
     }
@@ -170,7 +171,7 @@ impl Store {
         )
         .bind(now_ms())
         .bind(PURGE_MAX)
-        .execute(&self.pool)
+        .execute(self.database.pool())
         .await?;
         Ok(purged.rows_affected())
     }

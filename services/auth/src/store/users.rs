@@ -77,7 +77,7 @@ impl Store {
     pub async fn is_taken(&self, username: &Username) -> sqlx::Result<bool> {
         sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM users WHERE username = ?)")
             .bind(username.as_str())
-            .fetch_one(&self.pool)
+            .fetch_one(self.database.pool())
             .await
     }
 
@@ -88,7 +88,7 @@ impl Store {
         token: TokenHash,
         cause: &Cause,
     ) -> sqlx::Result<Registration> {
-        let mut write = begin_write(&self.pool).await?;
+        let mut write = begin_write(self.database.pool()).await?;
         for _ in 0..PUBLIC_ID_DRAWS {
             let created: Option<UserRow> = sqlx::query_as(
                 "INSERT INTO users \
@@ -104,7 +104,8 @@ impl Store {
             .fetch_optional(&mut *write)
             .await?;
             if let Some(created) = created.map(user) {
-                self.announce(&mut write, &events::user_created(&created, cause))
+                self.database
+                    .announce(&mut write, &events::user_created(&created, cause))
                     .await?;
                 let session = self
                     .insert_session(&mut write, created.id, token, cause)
@@ -128,7 +129,7 @@ impl Store {
     pub async fn credentials(&self, username: &str) -> sqlx::Result<Option<(i64, String)>> {
         sqlx::query_as("SELECT id, password_hash FROM users WHERE username = ?")
             .bind(username)
-            .fetch_optional(&self.pool)
+            .fetch_optional(self.database.pool())
             .await
     }
 
@@ -140,7 +141,7 @@ impl Store {
         display_name: &DisplayName,
         cause: &Cause,
     ) -> sqlx::Result<Option<User>> {
-        let mut write = begin_write(&self.pool).await?;
+        let mut write = begin_write(self.database.pool()).await?;
         let found: Option<UserRow> = sqlx::query_as(
             "SELECT id, public_id, username, display_name, version FROM users WHERE id = ?",
         )
@@ -159,7 +160,8 @@ impl Store {
                 .bind(id)
                 .execute(&mut *write)
                 .await?;
-            self.announce(&mut write, &events::user_updated(&changed, cause))
+            self.database
+                .announce(&mut write, &events::user_updated(&changed, cause))
                 .await?;
             write.commit().await?;
         }
@@ -168,7 +170,7 @@ impl Store {
 
     /// Deletes a user with all sessions.
     pub async fn delete_user(&self, id: i64, cause: &Cause) -> sqlx::Result<Deletion> {
-        let mut write = begin_write(&self.pool).await?;
+        let mut write = begin_write(self.database.pool()).await?;
         let ended: Vec<String> =
             sqlx::query_scalar("DELETE FROM sessions WHERE user_id = ? RETURNING id")
                 .bind(id)
@@ -197,9 +199,10 @@ impl Store {
         };
         for session in &ended {
             let entry = events::session_invalidated(session, id, cause)?;
-            self.announce(&mut write, &entry).await?;
+            self.database.announce(&mut write, &entry).await?;
         }
-        self.announce(&mut write, &events::user_deleted(&deleted, cause))
+        self.database
+            .announce(&mut write, &events::user_deleted(&deleted, cause))
             .await?;
         write.commit().await?;
         Ok(Deletion::Deleted)

@@ -8,7 +8,7 @@ use prost::Message as _;
 use serde_json::json;
 use tokio::time::timeout;
 
-use crate::support::{DEADLINE, Service};
+use crate::support::{AuthClient as _, DEADLINE, Service};
 
 /// All events of the AUTH stream from its beginning.
 async fn events(nats: &NatsServer) -> pull::Stream {

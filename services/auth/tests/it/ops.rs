@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::support::Service;
+use crate::support::{AuthClient as _, Service};
 
 #[tokio::test]
 async fn admin_answers_health_readiness_and_metrics() {

@@ -6,7 +6,7 @@ use edd_auth::limit::Rate;
 use serde_json::json;
 use sqlx::Row as _;
 
-use crate::support::{PASSWORD, Service};
+use crate::support::{AuthClient as _, PASSWORD, Service};
 
 #[tokio::test]
 async fn a_session_lives_from_log_in_to_log_out() {

@@ -1,24 +1,18 @@
 //! A started service, and a client for it.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::path::PathBuf;
 
 use clap::Parser as _;
 use edd_auth::{
     app::{App, Running},
     config::{Arguments, Config},
 };
-use serde_json::{Value, json};
+pub(crate) use edd_service::testing::{Answer, Client, DEADLINE};
+use serde_json::json;
 use sqlx::{SqlitePool, sqlite::SqliteConnectOptions};
 use tempfile::TempDir;
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::TcpStream,
-    time::timeout,
-};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
-
-/// Far beyond anything that should take place here.
-pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
 
 pub(crate) const PASSWORD: &str = "correct horse battery";
 
@@ -29,19 +23,6 @@ pub(crate) struct Service {
     pub(crate) folder: TempDir,
     running: Running,
     shutdown: CancellationToken,
-}
-
-/// Talks to one address.
-#[derive(Clone, Copy)]
-pub(crate) struct Client(pub(crate) SocketAddr);
-
-#[derive(Debug)]
-pub(crate) struct Answer {
-    pub(crate) status: u16,
-    pub(crate) head: String,
-    pub(crate) text: String,
-    /// `Null` when the body is no JSON.
-    pub(crate) body: Value,
 }
 
 /// Somebody who registered.
@@ -143,93 +124,26 @@ impl From<&Answer> for Account {
     }
 }
 
-impl Client {
-    pub(crate) async fn get(self, path: &str, token: Option<&str>) -> Answer {
-        self.call("GET", path, &bearer(token), "").await
-    }
+/// What tests ask auth for.
+pub(crate) trait AuthClient {
+    async fn log_in(self, username: &str, password: &str) -> Answer;
 
-    pub(crate) async fn delete(self, path: &str, token: Option<&str>) -> Answer {
-        self.call("DELETE", path, &bearer(token), "").await
-    }
+    /// Whether the token opens a session.
+    async fn is_valid(&self, token: &str) -> bool;
+}
 
-    pub(crate) async fn post(self, path: &str, token: Option<&str>, body: &Value) -> Answer {
-        self.json("POST", path, token, &body.to_string()).await
-    }
-
-    pub(crate) async fn put(self, path: &str, token: Option<&str>, body: &Value) -> Answer {
-        self.json("PUT", path, token, &body.to_string()).await
-    }
-
-    pub(crate) async fn log_in(self, username: &str, password: &str) -> Answer {
+impl AuthClient for Client {
+    async fn log_in(self, username: &str, password: &str) -> Answer {
         let body = json!({ "username": username, "password": password });
         self.post("/api/login", None, &body).await
     }
 
-    /// Whether the token opens a session.
-    pub(crate) async fn is_valid(self, token: &str) -> bool {
+    async fn is_valid(&self, token: &str) -> bool {
         let answer = self.get("/api/session", Some(token)).await;
         match answer.status {
             200 => true,
             401 => false,
             _ => panic!("{answer:?}"),
         }
-    }
-
-    /// A body that need not be JSON at all, said to be JSON.
-    pub(crate) async fn json(
-        self,
-        method: &str,
-        path: &str,
-        token: Option<&str>,
-        body: &str,
-    ) -> Answer {
-        let headers = format!("Content-Type: application/json\r\n{}", bearer(token));
-        self.call(method, path, &headers, body).await
-    }
-
-    /// One request on a connection of its own.
-    pub(crate) async fn call(self, method: &str, path: &str, headers: &str, body: &str) -> Answer {
-        let request = format!(
-            "{method} {path} HTTP/1.1\r\nHost: auth\r\nConnection: close\r\n{headers}\
-             Content-Length: {}\r\n\r\n{body}",
-            body.len(),
-        );
-        let answer = timeout(DEADLINE, async {
-            let mut stream = TcpStream::connect(self.0).await.unwrap();
-            stream.write_all(request.as_bytes()).await.unwrap();
-            let mut answer = String::new();
-            stream.read_to_string(&mut answer).await.unwrap();
-            answer
-        })
-        .await
-        .expect("an answer in time");
-        let (head, text) = answer.split_once("\r\n\r\n").expect("a whole head");
-        Answer {
-            status: head[9..12].parse().unwrap(),
-            head: head.to_owned(),
-            text: text.to_owned(),
-            body: serde_json::from_str(text).unwrap_or(Value::Null),
-        }
-    }
-}
-
-fn bearer(token: Option<&str>) -> String {
-    token
-        .map(|token| format!("Authorization: Bearer {token}\r\n"))
-        .unwrap_or_default()
-}
-
-impl Answer {
-    /// Checks the error form of contract.md section 8.
-    #[track_caller]
-    pub(crate) fn assert_error(&self, status: u16, code: &str) {
-        assert_eq!(self.status, status, "{self:?}");
-        assert_eq!(self.body["error"]["code"], code, "{self:?}");
-        assert!(self.body["error"]["message"].is_string(), "{self:?}");
-        let id = self.body["request_id"].as_str().expect("a request id");
-        assert!(
-            self.head.contains(&format!("x-request-id: {id}")),
-            "{self:?}"
-        );
     }
 }

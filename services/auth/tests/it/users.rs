@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::support::{PASSWORD, Service};
+use crate::support::{AuthClient as _, PASSWORD, Service};
 
 #[tokio::test]
 async fn registration_answers_with_a_session() {

@@ -14,7 +14,7 @@ const DRAWS: usize = 32;
 impl Store {
     /// The address of a container, drawn at its first start.
     pub async fn local_address(&self, container_id: &str) -> sqlx::Result<Ipv4Addr> {
-        let mut tx = begin_write(&self.pool).await?;
+        let mut tx = begin_write(self.database.pool()).await?;
         let known: Option<String> =
             sqlx::query_scalar("SELECT address FROM local_addresses WHERE container_id = ?")
                 .bind(container_id)
@@ -49,7 +49,7 @@ impl Store {
     pub async fn release_local_address(&self, container_id: &str) -> sqlx::Result<()> {
         sqlx::query("DELETE FROM local_addresses WHERE container_id = ?")
             .bind(container_id)
-            .execute(&self.pool)
+            .execute(self.database.pool())
             .await
             .map(drop)
     }
@@ -61,7 +61,7 @@ impl Store {
             "DELETE FROM local_addresses \
              WHERE container_id NOT IN (SELECT id FROM containers)",
         )
-        .execute(&self.pool)
+        .execute(self.database.pool())
         .await
         .map(drop)
     }

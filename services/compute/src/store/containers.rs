@@ -144,7 +144,7 @@ impl Store {
         containers_max: u32,
         cause: &Cause,
     ) -> sqlx::Result<Creation> {
-        let mut tx = begin_write(&self.pool).await?;
+        let mut tx = begin_write(self.database.pool()).await?;
         if is_deleted(&mut tx, new.user_id).await? {
             return Ok(Creation::OwnerGone);
         }
@@ -185,7 +185,7 @@ impl Store {
             }
         }
         let created = outgoing::container_created(&container, cause)?;
-        self.announce(&mut tx, &created).await?;
+        self.database.announce(&mut tx, &created).await?;
         for pair in &new.ingress {
             container.version = bump(&mut tx, &container.id).await?;
             let rule = IngressRule::wanted(*pair, container.version);
@@ -195,7 +195,7 @@ impl Store {
         if container.ssh_enabled {
             container.version = bump(&mut tx, &container.id).await?;
             let toggled = outgoing::ssh_toggled(&container, cause)?;
-            self.announce(&mut tx, &toggled).await?;
+            self.database.announce(&mut tx, &toggled).await?;
         }
         tx.commit().await?;
         Ok(Creation::Created(Box::new(container)))
@@ -206,7 +206,7 @@ impl Store {
         sqlx::query_as("SELECT * FROM containers WHERE id = ? AND user_id = ?")
             .bind(id)
             .bind(user_id)
-            .fetch_optional(&self.pool)
+            .fetch_optional(self.database.pool())
             .await
     }
 
@@ -214,7 +214,7 @@ impl Store {
     pub async fn containers_of(&self, user_id: i64) -> sqlx::Result<Vec<Container>> {
         sqlx::query_as("SELECT * FROM containers WHERE user_id = ? ORDER BY created_at, id")
             .bind(user_id)
-            .fetch_all(&self.pool)
+            .fetch_all(self.database.pool())
             .await
     }
 
@@ -224,7 +224,7 @@ impl Store {
             "SELECT key_id FROM container_keys WHERE container_id = ? ORDER BY key_id",
         )
         .bind(id)
-        .fetch_all(&self.pool)
+        .fetch_all(self.database.pool())
         .await
     }
 
@@ -236,7 +236,7 @@ impl Store {
         toggle: Toggle,
         cause: &Cause,
     ) -> sqlx::Result<Option<Container>> {
-        let mut tx = begin_write(&self.pool).await?;
+        let mut tx = begin_write(self.database.pool()).await?;
         let Some(mut container) = owned(&mut tx, user_id, id).await? else {
             return Ok(None);
         };
@@ -259,7 +259,7 @@ impl Store {
             Toggle::Https(_) => outgoing::https_toggled(&container, cause)?,
             Toggle::Ssh(_) => outgoing::ssh_toggled(&container, cause)?,
         };
-        self.announce(&mut tx, &entry).await?;
+        self.database.announce(&mut tx, &entry).await?;
         tx.commit().await?;
         Ok(Some(container))
     }
@@ -271,7 +271,7 @@ impl Store {
         id: &str,
         cause: &Cause,
     ) -> sqlx::Result<bool> {
-        let mut tx = begin_write(&self.pool).await?;
+        let mut tx = begin_write(self.database.pool()).await?;
         let Some(container) = owned(&mut tx, user_id, id).await? else {
             return Ok(false);
         };
@@ -294,12 +294,12 @@ impl Store {
             .execute(&mut **tx)
             .await?;
         let deleted = outgoing::container_deleted(container, version, cause)?;
-        self.announce(tx, &deleted).await
+        self.database.announce(tx, &deleted).await
     }
 
     /// Whether auth said that this user is gone.
     pub async fn is_deleted_user(&self, user_id: i64) -> sqlx::Result<bool> {
-        let mut connection = self.pool.acquire().await?;
+        let mut connection = self.database.pool().acquire().await?;
         is_deleted(&mut connection, user_id).await
     }
 }

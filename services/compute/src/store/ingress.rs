@@ -71,7 +71,7 @@ impl Store {
              WHERE container_id = ? ORDER BY port",
         )
         .bind(container_id)
-        .fetch_all(&self.pool)
+        .fetch_all(self.database.pool())
         .await
     }
 
@@ -83,7 +83,7 @@ impl Store {
         pair: PortPair,
         cause: &Cause,
     ) -> sqlx::Result<Option<RuleChange>> {
-        let mut tx = begin_write(&self.pool).await?;
+        let mut tx = begin_write(self.database.pool()).await?;
         if owned(&mut tx, user_id, container_id).await?.is_none() {
             return Ok(None);
         }
@@ -116,7 +116,7 @@ impl Store {
         port: Port,
         cause: &Cause,
     ) -> sqlx::Result<bool> {
-        let mut tx = begin_write(&self.pool).await?;
+        let mut tx = begin_write(self.database.pool()).await?;
         if owned(&mut tx, user_id, container_id).await?.is_none() {
             return Ok(false);
         }
@@ -131,7 +131,7 @@ impl Store {
         }
         let version = bump(&mut tx, container_id).await?;
         let entry = outgoing::ingress_delete_requested(container_id, port.get(), version, cause)?;
-        self.announce(&mut tx, &entry).await?;
+        self.database.announce(&mut tx, &entry).await?;
         tx.commit().await?;
         Ok(true)
     }
@@ -158,7 +158,7 @@ impl Store {
         .execute(&mut *connection)
         .await?;
         let entry = outgoing::ingress_requested(container_id, rule, cause)?;
-        self.announce(connection, &entry).await
+        self.database.announce(connection, &entry).await
     }
 
     /// Applies one event of the gateway, once, in one transaction; false if it
@@ -170,7 +170,7 @@ impl Store {
         container_id: &ContainerId,
         news: &RuleNews,
     ) -> sqlx::Result<bool> {
-        let mut tx = begin_write(&self.pool).await?;
+        let mut tx = begin_write(self.database.pool()).await?;
         if !first_time(&mut tx, event_id).await? {
             return Ok(false);
         }

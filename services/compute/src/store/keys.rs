@@ -46,7 +46,7 @@ impl Store {
         keys_max: u32,
         cause: &Cause,
     ) -> sqlx::Result<KeyCreation> {
-        let mut tx = begin_write(&self.pool).await?;
+        let mut tx = begin_write(self.database.pool()).await?;
         if is_deleted(&mut tx, user_id).await? {
             return Ok(KeyCreation::OwnerGone);
         }
@@ -74,7 +74,8 @@ impl Store {
         .bind(now_ms())
         .fetch_one(&mut *tx)
         .await?;
-        self.announce(&mut tx, &outgoing::key_created(&key, cause))
+        self.database
+            .announce(&mut tx, &outgoing::key_created(&key, cause))
             .await?;
         tx.commit().await?;
         Ok(KeyCreation::Created(key))
@@ -84,13 +85,13 @@ impl Store {
     pub async fn keys_of(&self, user_id: i64) -> sqlx::Result<Vec<SshKey>> {
         sqlx::query_as("SELECT * FROM ssh_keys WHERE user_id = ? ORDER BY id")
             .bind(user_id)
-            .fetch_all(&self.pool)
+            .fetch_all(self.database.pool())
             .await
     }
 
     /// Deletes a key of this user; false if there is none.
     pub async fn delete_key(&self, user_id: i64, id: i64, cause: &Cause) -> sqlx::Result<bool> {
-        let mut tx = begin_write(&self.pool).await?;
+        let mut tx = begin_write(self.database.pool()).await?;
         let deleted = sqlx::query("DELETE FROM ssh_keys WHERE id = ? AND user_id = ?")
             .bind(id)
             .bind(user_id)
@@ -99,7 +100,8 @@ impl Store {
         if deleted.rows_affected() == 0 {
             return Ok(false);
         }
-        self.announce(&mut tx, &outgoing::key_deleted(id, user_id, cause))
+        self.database
+            .announce(&mut tx, &outgoing::key_deleted(id, user_id, cause))
             .await?;
         tx.commit().await?;
         Ok(true)

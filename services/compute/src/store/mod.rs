@@ -12,11 +12,9 @@ mod keys;
 mod runs;
 mod users;
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
-use edd_daemon::store::{DatabaseUrl, OpenError, SchemaStep, migrate};
-use edd_events::outbox::{self, OutboxEntry};
-use sqlx::{SqliteConnection, SqlitePool, migrate::MigrateError};
+use edd_daemon::store::{DatabaseUrl, SchemaStep};
+pub(crate) use edd_service::store::now_ms;
+use edd_service::store::{Database, StoreError};
 
 pub use self::{
     containers::{Container, Creation, NewContainer, Status, Toggle},
@@ -33,27 +31,10 @@ const SCHEMA: &[SchemaStep] = &[(
     include_str!("../../migrations/0001_containers_keys_outbox.sql"),
 )];
 
-/// Why the database cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum StoreError {
-    /// Its schema is of another version, or cannot be brought to ours.
-    #[error("cannot migrate {url}")]
-    Migrate {
-        /// The database.
-        url: DatabaseUrl,
-        /// What the migrator says.
-        source: MigrateError,
-    },
-    /// It cannot be opened.
-    #[error(transparent)]
-    Open(#[from] OpenError),
-}
-
 /// The database of this service. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Store {
-    pool: SqlitePool,
-    events: bool,
+    database: Database,
 }
 
 impl Store {
@@ -63,50 +44,12 @@ impl Store {
     /// # Errors
     /// The file cannot be opened or migrated.
     pub async fn open(url: &DatabaseUrl, events: bool) -> Result<Self, StoreError> {
-        let pool = edd_daemon::store::open_durable(url).await?;
-        migrate(&pool, SCHEMA)
-            .await
-            .map_err(|source| StoreError::Migrate {
-                url: url.clone(),
-                source,
-            })?;
-        Ok(Self { pool, events })
+        let database = Database::open(url, SCHEMA, events).await?;
+        Ok(Self { database })
     }
 
-    /// The pool, for the relay.
-    pub fn pool(&self) -> &SqlitePool {
-        &self.pool
+    /// The database below, for relay and readiness.
+    pub fn database(&self) -> &Database {
+        &self.database
     }
-
-    /// Whether the database answers.
-    pub async fn ping(&self) -> sqlx::Result<()> {
-        sqlx::query("SELECT 1").execute(&self.pool).await.map(drop)
-    }
-
-    /// Closes the database; waits for what is under way.
-    pub async fn close(&self) {
-        self.pool.close().await;
-    }
-
-    /// Puts an entry into the outbox, within the caller's transaction.
-    async fn announce(
-        &self,
-        connection: &mut SqliteConnection,
-        entry: &OutboxEntry,
-    ) -> sqlx::Result<()> {
-        if self.events {
-            outbox::insert(connection, entry).await
-        } else {
-            Ok(())
-        }
-    }
-}
-
-/// Now, in milliseconds since the Unix epoch.
-pub(crate) fn now_ms() -> i64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .ok()
-        .and_then(|since| i64::try_from(since.as_millis()).ok())
-        .unwrap_or(0)
 }

@@ -30,7 +30,7 @@ pub struct Start {
 impl Store {
     /// A user wants it to run. `None` for no such container.
     pub async fn ask_start(&self, user_id: i64, id: &str) -> sqlx::Result<Option<Container>> {
-        let mut tx = begin_write(&self.pool).await?;
+        let mut tx = begin_write(self.database.pool()).await?;
         let Some(container) = owned(&mut tx, user_id, id).await? else {
             return Ok(None);
         };
@@ -57,7 +57,7 @@ impl Store {
         id: &str,
         cause: &Cause,
     ) -> sqlx::Result<Option<Container>> {
-        let mut tx = begin_write(&self.pool).await?;
+        let mut tx = begin_write(self.database.pool()).await?;
         let Some(container) = owned(&mut tx, user_id, id).await? else {
             return Ok(None);
         };
@@ -74,7 +74,7 @@ impl Store {
         .fetch_one(&mut *tx)
         .await?;
         let entry = outgoing::container_stopped(id, version, cause)?;
-        self.announce(&mut tx, &entry).await?;
+        self.database.announce(&mut tx, &entry).await?;
         tx.commit().await?;
         Ok(Some(container))
     }
@@ -86,7 +86,7 @@ impl Store {
             "UPDATE containers SET status = 'pending', run = run + 1 \
              WHERE status IN ('pending', 'running') RETURNING id",
         )
-        .fetch_all(&self.pool)
+        .fetch_all(self.database.pool())
         .await
     }
 
@@ -94,13 +94,13 @@ impl Store {
     pub async fn wanted(&self, id: &str) -> sqlx::Result<Option<Container>> {
         sqlx::query_as("SELECT * FROM containers WHERE id = ?")
             .bind(id)
-            .fetch_optional(&self.pool)
+            .fetch_optional(self.database.pool())
             .await
     }
 
     /// It runs: row and `started`. False if that is not wanted any more.
     pub async fn mark_started(&self, id: &str, run: i64, start: &Start) -> sqlx::Result<bool> {
-        let mut tx = begin_write(&self.pool).await?;
+        let mut tx = begin_write(self.database.pool()).await?;
         let container: Option<Container> = sqlx::query_as(
             "UPDATE containers SET status = 'running', external_ip = ?, ssh_host_key = ?, \
              announced = TRUE, started_at = ?, version = version + 1 \
@@ -117,7 +117,7 @@ impl Store {
             return Ok(false);
         };
         let entry = outgoing::container_started(&container, start, &Cause::default())?;
-        self.announce(&mut tx, &entry).await?;
+        self.database.announce(&mut tx, &entry).await?;
         tx.commit().await?;
         Ok(true)
     }
@@ -126,7 +126,7 @@ impl Store {
     /// believe that it runs. False if that run is over anyway.
     pub async fn mark_failed(&self, id: &str, run: i64, reason: &str) -> sqlx::Result<bool> {
         let reason: String = reason.chars().take(FAILURE_CHARS_MAX).collect();
-        let mut tx = begin_write(&self.pool).await?;
+        let mut tx = begin_write(self.database.pool()).await?;
         let was_announced: Option<bool> = sqlx::query_scalar(
             "SELECT announced FROM containers \
              WHERE id = ? AND run = ? AND status IN ('pending', 'running')",
@@ -150,7 +150,7 @@ impl Store {
         if was_announced {
             let version = bump(&mut tx, id).await?;
             let entry = outgoing::container_stopped(id, version, &Cause::default())?;
-            self.announce(&mut tx, &entry).await?;
+            self.database.announce(&mut tx, &entry).await?;
         }
         tx.commit().await?;
         Ok(true)

@@ -47,7 +47,7 @@ impl Store {
         change: &UserChange,
         cause: &Cause,
     ) -> sqlx::Result<UserNews> {
-        let mut tx = begin_write(&self.pool).await?;
+        let mut tx = begin_write(self.database.pool()).await?;
         if !first_time(&mut tx, event_id).await? {
             return Ok(UserNews::Stale);
         }
@@ -102,7 +102,8 @@ impl Store {
                 .await?;
         keys.sort_unstable();
         for key in &keys {
-            self.announce(tx, &outgoing::key_deleted(*key, user_id, cause))
+            self.database
+                .announce(tx, &outgoing::key_deleted(*key, user_id, cause))
                 .await?;
         }
         if buried.rows_affected() == 0 && containers.is_empty() && keys.is_empty() {
@@ -120,7 +121,7 @@ impl Store {
     pub async fn purge_inbox(&self) -> sqlx::Result<u64> {
         sqlx::query("DELETE FROM inbox WHERE handled_at < ?")
             .bind(now_ms() - INBOX_KEEP_MS)
-            .execute(&self.pool)
+            .execute(self.database.pool())
             .await
             .map(|purged| purged.rows_affected())
     }

@@ -14,8 +14,8 @@ use tokio::{
 };
 
 use crate::support::{
-    ALICE, Client, DEADLINE, auth_over_http, common_flags, eventually, gateway_key, gone, id_of,
-    ip_of, new_folder, processes_with, ssh,
+    ALICE, Client, ComputeClient as _, DEADLINE, auth_over_http, common_flags, eventually,
+    gateway_key, gone, id_of, ip_of, new_folder, processes_with, ssh,
 };
 
 fn command() -> Command {

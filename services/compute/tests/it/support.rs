@@ -1,7 +1,6 @@
 //! A started service, clients for it, and what stands for auth and gateway.
 
 use std::{
-    net::SocketAddr,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -19,23 +18,15 @@ use edd_events::{
     testing::NatsServer,
 };
 use edd_proto::auth::{ValidateTokenRequest, ValidateTokenResponse};
+pub(crate) use edd_service::testing::{Client, DEADLINE};
 use futures_util::StreamExt as _;
 use prost::Message;
 use russh::keys::ssh_key::{Algorithm, LineEnding, PrivateKey};
 use serde_json::{Value, json};
 use sqlx::{SqlitePool, sqlite::SqliteConnectOptions};
 use tempfile::TempDir;
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::TcpStream,
-    process::Command,
-    task::JoinHandle,
-    time::timeout,
-};
+use tokio::{process::Command, task::JoinHandle, time::timeout};
 use tokio_util::sync::CancellationToken;
-
-/// Far beyond anything that should take place here.
-pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
 
 /// Tokens of the first users.
 pub(crate) const ALICE: Option<&str> = Some("user-1");
@@ -203,75 +194,14 @@ pub(crate) fn ip_of(container: &Value) -> &str {
     container["external_ip"].as_str().expect("an address")
 }
 
-/// Talks to one address.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Client(pub(crate) SocketAddr);
-
-#[derive(Debug)]
-pub(crate) struct Answer {
-    pub(crate) status: u16,
-    pub(crate) head: String,
-    pub(crate) text: String,
-    /// `Null` when the body is no JSON.
-    pub(crate) body: Value,
+/// What tests ask compute for.
+pub(crate) trait ComputeClient {
+    /// A container of Alice's, once it has this status.
+    async fn wait_for(self, id: &str, status: &str) -> Value;
 }
 
-impl Client {
-    pub(crate) async fn get(self, path: &str, token: Option<&str>) -> Answer {
-        self.call("GET", path, &bearer(token), "").await
-    }
-
-    pub(crate) async fn delete(self, path: &str, token: Option<&str>) -> Answer {
-        self.call("DELETE", path, &bearer(token), "").await
-    }
-
-    pub(crate) async fn post(self, path: &str, token: Option<&str>, body: &Value) -> Answer {
-        self.json("POST", path, token, &body.to_string()).await
-    }
-
-    pub(crate) async fn put(self, path: &str, token: Option<&str>, body: &Value) -> Answer {
-        self.json("PUT", path, token, &body.to_string()).await
-    }
-
-    /// A body that need not be JSON at all, said to be JSON.
-    pub(crate) async fn json(
-        self,
-        method: &str,
-        path: &str,
-        token: Option<&str>,
-        body: &str,
-    ) -> Answer {
-        let headers = format!("Content-Type: application/json\r\n{}", bearer(token));
-        self.call(method, path, &headers, body).await
-    }
-
-    /// One request on a connection of its own.
-    pub(crate) async fn call(self, method: &str, path: &str, headers: &str, body: &str) -> Answer {
-        let request = format!(
-            "{method} {path} HTTP/1.1\r\nHost: compute\r\nConnection: close\r\n{headers}\
-             Content-Length: {}\r\n\r\n{body}",
-            body.len(),
-        );
-        let answer = timeout(DEADLINE, async {
-            let mut stream = TcpStream::connect(self.0).await.unwrap();
-            stream.write_all(request.as_bytes()).await.unwrap();
-            let mut answer = String::new();
-            stream.read_to_string(&mut answer).await.unwrap();
-            answer
-        })
-        .await
-        .expect("an answer in time");
-        let (head, text) = answer.split_once("\r\n\r\n").expect("a whole head");
-        Answer {
-            status: head[9..12].parse().unwrap(),
-            head: head.to_owned(),
-            text: text.to_owned(),
-            body: serde_json::from_str(text).unwrap_or(Value::Null),
-        }
-    }
-
-    /// A container of Alice's, once it has this status.
-    pub(crate) async fn wait_for(self, id: &str, status: &str) -> Value {
+impl ComputeClient for Client {
+    async fn wait_for(self, id: &str, status: &str) -> Value {
         let path = format!("/compute/containers/{id}");
         eventually(status, async || {
             let answer = self.get(&path, ALICE).await;
@@ -281,27 +211,6 @@ impl Client {
             (body["status"] == status).then_some(body)
         })
         .await
-    }
-}
-
-fn bearer(token: Option<&str>) -> String {
-    token
-        .map(|token| format!("Authorization: Bearer {token}\r\n"))
-        .unwrap_or_default()
-}
-
-impl Answer {
-    /// Checks the error form of contract.md section 8.
-    #[track_caller]
-    pub(crate) fn assert_error(&self, status: u16, code: &str) {
-        assert_eq!(self.status, status, "{self:?}");
-        assert_eq!(self.body["error"]["code"], code, "{self:?}");
-        assert!(self.body["error"]["message"].is_string(), "{self:?}");
-        let id = self.body["request_id"].as_str().expect("a request id");
-        assert!(
-            self.head.contains(&format!("x-request-id: {id}")),
-            "{self:?}"
-        );
     }
 }
 

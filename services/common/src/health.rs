@@ -14,18 +14,20 @@ use edd_events::{connect::is_connected, outbox};
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
-use crate::store::Store;
+use crate::store::Database;
 
 /// How long the database may take to answer.
 const DATABASE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What readiness depends on.
 #[derive(Debug)]
-pub(crate) struct Health {
-    pub(crate) events: bool,
-    pub(crate) nats: Option<Client>,
-    pub(crate) shutdown: CancellationToken,
-    pub(crate) store: Store,
+pub struct Health {
+    /// The service's own.
+    pub database: Database,
+    /// The connection, if the service has one.
+    pub nats: Option<Client>,
+    /// Cancelled while the service drains.
+    pub shutdown: CancellationToken,
 }
 
 #[derive(Serialize)]
@@ -39,15 +41,15 @@ struct Readiness {
 
 /// 200 `ready`, or `degraded` without NATS, when events wait in the outbox; 503
 /// without the database, which everything here needs, and while draining.
-pub(crate) fn router(health: Arc<Health>) -> Router {
+pub fn router(health: Arc<Health>) -> Router {
     Router::new().route("/readyz", get(async move || health.readiness().await))
 }
 
 impl Health {
     async fn readiness(&self) -> Response {
         let database = tokio::time::timeout(DATABASE_TIMEOUT, async {
-            self.store.ping().await?;
-            outbox::pending(self.store.pool()).await
+            self.database.ping().await?;
+            outbox::pending(self.database.pool()).await
         })
         .await;
         let outbox_pending = database.ok().and_then(Result::ok);
@@ -75,7 +77,7 @@ impl Health {
             } else {
                 "unavailable"
             },
-            events: if self.events { "on" } else { "off" },
+            events: if self.database.events() { "on" } else { "off" },
             outbox_pending,
         };
         (code, Json(readiness)).into_response()

@@ -1,0 +1,142 @@
+//! The event bus as a service uses it: flags, their check, the relay.
+
+use std::{ops::RangeInclusive, path::PathBuf};
+
+use async_nats::{Client, jetstream};
+use clap::Args;
+use edd_daemon::cli::{Problems, parse_switch};
+use edd_events::{
+    Metrics,
+    connect::NatsOptions,
+    outbox::{Relay, Waker},
+    stream::StreamSpec,
+};
+
+use crate::{run::Background, store::Database};
+
+/// The flags. All but `--nats-url` have a variable of the service's own, which
+/// the service names.
+#[derive(Debug, Args)]
+pub struct BusArguments {
+    /// nats://HOST:PORT, comma-separated; without one, events wait in the outbox.
+    #[arg(long, env = "NATS_URL", default_value = "", hide_env_values = true)]
+    nats_url: String,
+
+    /// NATS credentials file.
+    #[arg(long)]
+    nats_creds: Option<PathBuf>,
+
+    /// PEM file of CAs to trust for NATS, instead of the system's.
+    #[arg(long)]
+    nats_ca: Option<PathBuf>,
+
+    /// Replicas of a stream that this service creates, 1 to 5.
+    #[arg(long, default_value = "1")]
+    nats_replicas: String,
+
+    /// on or off: whether changes are written as events.
+    #[arg(long, default_value = "on")]
+    events: String,
+}
+
+/// The checked flags.
+#[derive(Clone, Debug)]
+pub struct Bus {
+    /// NATS, if there is one.
+    pub nats: Option<NatsOptions>,
+    /// Replicas of a stream that is created.
+    pub replicas: usize,
+    /// Whether changes are written as events.
+    pub events: bool,
+}
+
+impl BusArguments {
+    /// Checks the flags; `name` is what NATS is told about this client. Nothing
+    /// if `replicas` or `events` cannot be read; other mistakes are only noted.
+    pub fn check(self, problems: &mut Problems, name: &str) -> Option<Bus> {
+        problems.check_list("--nats-url", &self.nats_url, parse_nats_url);
+        for (flag, file) in [
+            ("--nats-creds", &self.nats_creds),
+            ("--nats-ca", &self.nats_ca),
+        ] {
+            check_file(problems, flag, file.as_ref());
+        }
+        let replicas = problems.check(
+            "--nats-replicas",
+            parse_number(&self.nats_replicas, 1..=5_usize),
+        );
+        let events = problems.check("--events", parse_switch(&self.events));
+        let nats = (!self.nats_url.trim().is_empty()).then_some(NatsOptions {
+            url: self.nats_url,
+            creds: self.nats_creds,
+            ca: self.nats_ca,
+            name: name.to_owned(),
+        });
+        Some(Bus {
+            nats,
+            replicas: replicas?,
+            events: events?,
+        })
+    }
+}
+
+/// Notes a file that was named and is not there.
+pub fn check_file(problems: &mut Problems, flag: &str, file: Option<&PathBuf>) {
+    if let Some(file) = file.filter(|file| !file.is_file()) {
+        problems.push(flag, format_args!("{} is not a file", file.display()));
+    }
+}
+
+/// A number of this range.
+///
+/// # Errors
+/// It is none, or out of the range; the message says which range.
+pub fn parse_number<N>(text: &str, range: RangeInclusive<N>) -> Result<N, String>
+where
+    N: std::str::FromStr + PartialOrd + std::fmt::Display,
+{
+    text.parse()
+        .ok()
+        .filter(|number| range.contains(number))
+        .ok_or_else(|| {
+            format!(
+                "{text:?} is not a number from {} to {}",
+                range.start(),
+                range.end()
+            )
+        })
+}
+
+/// The value is not repeated: it may hold a password.
+fn parse_nats_url(url: &str) -> Result<(), &'static str> {
+    let scheme_is_known = url.starts_with("nats://") || url.starts_with("tls://");
+    match url.parse::<async_nats::ServerAddr>() {
+        Ok(address) if scheme_is_known && !address.host().is_empty() => Ok(()),
+        _ => Err("not a NATS URL such as nats://127.0.0.1:4222"),
+    }
+}
+
+/// Publishes the outbox to `stream`, if there is anything to publish and
+/// somewhere to.
+pub fn relay(
+    database: &Database,
+    nats: Option<&Client>,
+    stream: StreamSpec,
+    replicas: usize,
+    metrics: &Metrics,
+    background: &Background,
+) -> Option<Waker> {
+    if !database.events() {
+        return None;
+    }
+    let Some(client) = nats else {
+        tracing::warn!("no --nats-url: events wait in the outbox until there is one");
+        return None;
+    };
+    let js = jetstream::new(client.clone());
+    let relay =
+        Relay::new(database.pool().clone(), js, metrics.clone()).with_streams(&[stream], replicas);
+    let waker = relay.waker();
+    background.tasks.spawn(relay.run(background.end.clone()));
+    Some(waker)
+}
