@@ -30,7 +30,7 @@ pub mod table;
 pub mod writer;
 
 pub use decide::Door;
-pub use fact::{Admission, Fact};
+pub use fact::{Admission, Fact, Revoked};
 pub use name::{ContainerId, Host, UserId};
 pub use origin::Origin;
 pub use spec::{ContainerSpec, KeySpec, RuleSpec, RunSpec, StaticRouteSpec};

@@ -4,6 +4,10 @@
 use std::io;
 use std::time::Duration;
 
+use bytes::Bytes;
+use http_body_util::{BodyExt, Empty};
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
@@ -181,5 +185,84 @@ async fn an_upgraded_connection_that_is_reset_is_reset_on_the_other_side() {
     let mut resetting = resetting;
     let end = timeout(DEADLINE, resetting.recv()).await.unwrap().unwrap();
     assert_reset(end);
+    gateway.stop().await;
+}
+
+/// Writes for ever; says so when nobody takes it any more.
+async fn flood() -> (Origin, mpsc::Receiver<()>) {
+    let (blocked, blocking) = mpsc::channel(8);
+    let origin = Origin::raw("127.64.0.2", move |_, mut stream: TcpStream| {
+        let blocked = blocked.clone();
+        async move {
+            read_head(&mut stream).await;
+            let head = "HTTP/1.1 200 OK\r\ncontent-length: 1073741824\r\n\r\n";
+            stream.write_all(head.as_bytes()).await.unwrap();
+            loop {
+                match timeout(SOON / 4, stream.write(&[7; 1 << 16])).await {
+                    Ok(Ok(_)) => {}
+                    Ok(Err(_)) => return,
+                    Err(_) => {
+                        let _ = blocked.try_send(());
+                    }
+                }
+            }
+        }
+    })
+    .await;
+    (origin, blocking)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_reads_nothing_is_cut_with_its_container() {
+    let (origin, mut blocking) = flood().await;
+    let gateway = Gateway::start(Options::default()).await;
+    let mut table = Table::of(&gateway);
+    table.run("c1", 80, origin.address);
+    let mut stream = dial(&gateway).await;
+    let ask = "GET / HTTP/1.1\r\nHost: c1.compute.localhost\r\n\r\n";
+    stream.write_all(ask.as_bytes()).await.unwrap();
+    timeout(DEADLINE, blocking.recv()).await.unwrap().unwrap();
+    table.remove("c1");
+    let cut = async {
+        while let Ok(None) = stream.take_error() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(SOON, cut).await.expect("within a second");
+    gateway.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_http2_stream_without_a_window_is_reset_with_its_container_or_when_idle() {
+    let (origin, _blocking) = flood().await;
+    let options = Options::default().flag("--stream-idle-timeout", "1500ms");
+    let gateway = Gateway::start(options).await;
+    let mut table = Table::of(&gateway);
+    table.run("c1", 80, origin.address);
+    table.run("c2", 80, origin.address);
+    let stream = dial(&gateway).await;
+    let (mut sender, connection) = http2::Builder::new(TokioExecutor::new())
+        .initial_stream_window_size(0)
+        .handshake(TokioIo::new(stream))
+        .await
+        .unwrap();
+    tokio::spawn(connection);
+    let mut bodies = Vec::new();
+    for host in ["c1", "c2"] {
+        let request = http::Request::get(format!("http://{host}.compute.localhost/"))
+            .body(Empty::<Bytes>::new())
+            .unwrap();
+        let answer = timeout(DEADLINE, sender.send_request(request)).await;
+        bodies.push(answer.unwrap().unwrap().into_body());
+    }
+    let mut idle = bodies.pop().unwrap();
+    let mut stopped = bodies.pop().unwrap();
+    table.remove("c1");
+    let frame = timeout(SOON, stopped.frame()).await;
+    assert!(frame.expect("within a second").expect("a reset").is_err());
+    let early = timeout(Duration::from_millis(100), idle.frame()).await;
+    assert!(early.is_err(), "the other stream goes on");
+    let frame = timeout(3 * SOON, idle.frame()).await;
+    assert!(frame.expect("a limit").expect("a reset").is_err());
     gateway.stop().await;
 }

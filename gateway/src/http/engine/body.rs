@@ -14,6 +14,7 @@ use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::time::{Instant, Sleep};
 
 use super::connection::Loan;
+use super::leash::Leash;
 use super::service::Turn;
 use crate::http::exchange::Exchange;
 use crate::http::head::Version;
@@ -222,6 +223,8 @@ pub(super) struct Relay {
     body: Incoming,
     admission: Admission,
     quiet: Quiet,
+    /// Ends it when nobody asks for more of it.
+    leash: Rc<Leash>,
     /// Ours until the answer is complete or broken.
     loan: Option<Loan>,
     record: Record,
@@ -233,6 +236,7 @@ impl Relay {
         body: Incoming,
         admission: Admission,
         limit: Duration,
+        leash: Rc<Leash>,
         loan: Loan,
         record: Record,
     ) -> Box<Self> {
@@ -240,10 +244,14 @@ impl Relay {
             body,
             admission,
             quiet: Quiet::new(limit),
+            leash,
             loan: Some(loan),
             record,
         });
         relay.settle();
+        if relay.loan.is_some() {
+            relay.leash.fasten(&relay.admission, limit);
+        }
         relay
     }
 
@@ -255,12 +263,14 @@ impl Relay {
     }
 
     fn complete(&mut self) {
+        self.leash.loosen();
         if let Some(loan) = self.loan.take() {
             loan.give_back();
         }
     }
 
     fn cut(&mut self, why: BodyError, note: &'static str) -> BodyError {
+        self.leash.loosen();
         self.loan = None;
         self.record.exchange.note(note);
         if self.record.exchange.version == Version::H10 {
@@ -288,6 +298,7 @@ impl Relay {
             }
             Poll::Ready(Some(Ok(frame))) => {
                 self.quiet.heard();
+                self.leash.moved();
                 let len = frame.data_ref().map_or(0, Bytes::len);
                 self.record.exchange.bytes_out += len as u64;
                 self.settle();
@@ -308,7 +319,11 @@ impl Relay {
 impl Drop for Relay {
     fn drop(&mut self) {
         if self.loan.is_some() {
-            self.record.exchange.note("client left");
+            let note = match self.admission.is_revoked() {
+                true => "revoked",
+                false => "client left",
+            };
+            self.record.exchange.note(note);
         }
     }
 }

@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use super::body::{Progress, Record, Relay, RequestBody, ResponseBody};
 use super::connection::{Loan, UpstreamConnection};
 use super::fields::{self, Rewrite};
+use super::leash::Leash;
 use super::service::Downstream;
 use super::upgrade::Switched;
 use crate::http::answer::Answer;
@@ -110,6 +111,7 @@ impl Answered {
     pub(super) fn into_response(
         mut self,
         downstream: &Downstream,
+        leash: Rc<Leash>,
         mut record: Record,
     ) -> Response<ResponseBody> {
         let server = hyper::upgrade::on(&mut self.response);
@@ -122,7 +124,8 @@ impl Answered {
         fields::rewrite_response(&mut head.headers, request_id, self.switch.is_some());
         let admission = self.upstream.admission;
         let Some(client) = self.switch else {
-            let body = Relay::new(body, admission, self.silence_max, self.loan, record);
+            let limit = self.silence_max;
+            let body = Relay::new(body, admission, limit, leash, self.loan, record);
             return Response::from_parts(head, ResponseBody::Relay(body));
         };
         let switched = Switched {

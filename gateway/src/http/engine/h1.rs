@@ -1,9 +1,11 @@
 //! Serves one HTTP/1 client connection.
 
 use std::convert::Infallible;
+use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
 use edd_route::Admission;
 use hyper::body::Incoming;
@@ -50,7 +52,7 @@ where
         .serve_connection(io, requests)
         .with_upgrades();
     let connection = pin!(connection);
-    let done = drive(connection, worker, &admission, &pulse).await;
+    let done = drive(connection, &downstream, &admission).await;
     if !done && (!downstream.is_idle() || pulse.is_blocked()) {
         // Something of an answer is still in here.
         downstream.fuse.blow();
@@ -65,20 +67,24 @@ where
 /// Runs the connection until hyper is done with it (true) or something cuts it (false).
 async fn drive<I, S>(
     mut connection: Pin<&mut UpgradeableConnection<I, S>>,
-    worker: &Worker,
+    downstream: &Downstream,
     admission: &Admission,
-    pulse: &Pulse,
 ) -> bool
 where
     I: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
     S: HttpService<Incoming, ResBody = ResponseBody, Error = Infallible>,
 {
+    let Downstream { worker, pulse, .. } = downstream;
     let drain = &worker.shared.drain;
     let timeouts = &worker.shared.config.timeouts;
     let mut draining = pin!(drain.token().cancelled());
     let mut cut = pin!(drain.cut().cancelled());
     let mut revoked = pin!(admission.revoked());
     let mut timer = pin!(tokio::time::sleep_until(pulse.deadline(timeouts)));
+    let leashed = |cx: &mut Context<'_>| match &*downstream.leash.borrow() {
+        Some(leash) => leash.poll_over(cx),
+        None => Poll::Pending,
+    };
     let mut last = false;
     loop {
         tokio::select! {
@@ -96,6 +102,7 @@ where
             }
             () = &mut cut, if last => return false,
             () = &mut revoked => return false,
+            () = poll_fn(leashed) => return false,
             () = &mut timer => {
                 let due = pulse.deadline(timeouts);
                 if due <= Instant::now() {

@@ -1,9 +1,11 @@
 //! Serves one HTTP/2 client connection.
 
 use std::convert::Infallible;
+use std::future::poll_fn;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use hyper::rt::Executor;
@@ -19,13 +21,23 @@ use super::service::{self, Downstream};
 use crate::http::ConnectionFacts;
 use crate::listener::Worker;
 
-/// Streams run on the connection's own thread.
-#[derive(Clone, Copy, Debug)]
-struct LocalExecutor;
+/// Streams run on the connection's own thread, each on its leash.
+#[derive(Clone, Debug)]
+struct LocalExecutor(Rc<Downstream>);
 
 impl<F: Future<Output = ()> + 'static> Executor<F> for LocalExecutor {
     fn execute(&self, stream: F) {
-        tokio::task::spawn_local(stream);
+        // hyper calls the service, then this; what else it runs has no leash.
+        let leash = self.0.leash.take().unwrap_or_default();
+        tokio::task::spawn_local(async move {
+            let mut stream = pin!(stream);
+            // Without its future the stream is reset, and that one alone.
+            poll_fn(|cx| match stream.as_mut().poll(cx) {
+                Poll::Ready(()) => Poll::Ready(()),
+                Poll::Pending => leash.poll_over(cx),
+            })
+            .await;
+        });
     }
 }
 
@@ -49,7 +61,7 @@ where
             async { Ok::<_, Infallible>(answer.await) }
         })
     };
-    let connection = http2::Builder::new(LocalExecutor)
+    let connection = http2::Builder::new(LocalExecutor(Rc::clone(&downstream)))
         .timer(TokioTimer::new())
         .max_concurrent_streams(STREAMS_MAX)
         .initial_stream_window_size(STREAM_WINDOW)

@@ -3,7 +3,8 @@
 //! The only place that knows hyper's types, and the one that goes when the
 //! gateway's own engine comes. `h1` and `h2` serve a client connection, `service`
 //! answers one of its requests, `forward` takes one to an upstream over a
-//! `connection`, `body` carries the bodies, `fields` applies the header policy,
+//! `connection`, `body` carries the bodies, `leash` ends them,
+//! `fields` applies the header policy,
 //! `pulse` watches for connections that fall silent, `upgrade` joins two
 //! connections after a 101.
 
@@ -13,6 +14,7 @@ mod fields;
 mod forward;
 mod h1;
 mod h2;
+mod leash;
 mod pulse;
 mod service;
 mod upgrade;

@@ -12,6 +12,7 @@ use hyper::body::Incoming;
 use tracing::debug;
 
 use super::body::{Record, ResponseBody};
+use super::leash::Leash;
 use super::pulse::Pulse;
 use super::upgrade::Switched;
 use super::{fields, forward};
@@ -35,6 +36,8 @@ pub(super) struct Downstream {
     pub(super) fuse: Fuse,
     /// Set by the request that got a 101; taken when the connection is released.
     pub(super) switched: RefCell<Option<Switched>>,
+    /// Of the request that came last; taken by whoever runs its answer.
+    pub(super) leash: RefCell<Option<Rc<Leash>>>,
     labels: Labels,
     turns: Cell<usize>,
 }
@@ -74,9 +77,17 @@ impl Downstream {
             pulse,
             fuse: Fuse::default(),
             switched: RefCell::default(),
+            leash: RefCell::default(),
             labels: Labels::default(),
             turns: Cell::new(0),
         })
+    }
+
+    /// A leash for the answer to a request that has just come.
+    fn leash(&self) -> Rc<Leash> {
+        let leash = Rc::new(Leash::default());
+        *self.leash.borrow_mut() = Some(Rc::clone(&leash));
+        leash
     }
 
     /// Whether no request is being answered.
@@ -115,7 +126,17 @@ impl Downstream {
 /// Answers `request`. Never fails: what goes wrong becomes an answer.
 ///
 /// Cancellation safe: dropped when the client leaves, it gives everything up.
-pub(super) async fn answer(
+pub(super) fn answer(
+    downstream: Rc<Downstream>,
+    request: Request<Incoming>,
+) -> impl Future<Output = Response<ResponseBody>> {
+    // At once, so that the leash is there before anybody runs the answer.
+    let leash = downstream.leash();
+    answer_on(leash, downstream, request)
+}
+
+async fn answer_on(
+    leash: Rc<Leash>,
     downstream: Rc<Downstream>,
     request: Request<Incoming>,
 ) -> Response<ResponseBody> {
@@ -186,7 +207,7 @@ pub(super) async fn answer(
         version,
     };
     match job.run(request, &mut record).await {
-        Ok(answered) => answered.into_response(&downstream, record),
+        Ok(answered) => answered.into_response(&downstream, leash, record),
         Err(failure) => {
             debug!(request_id = %record.exchange.request_id, error = %failure, "not forwarded");
             record.exchange.note(failure.note());
