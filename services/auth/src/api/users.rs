@@ -76,6 +76,8 @@ pub(crate) async fn register(
     let password_hash = api.passwords.hash(password).await.map_err(password_error)?;
     let token = Token::random();
     let new = NewUser {
+        // Else the role would go to whoever takes the name of a deleted admin.
+        never_used: api.admins.contains(&username),
         username,
         display_name,
         password_hash,

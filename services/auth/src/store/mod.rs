@@ -16,11 +16,18 @@ pub use self::{
 };
 
 /// The schema. Released steps never change.
-const SCHEMA: &[SchemaStep] = &[(
-    1,
-    "users, sessions, outbox",
-    include_str!("../../migrations/0001_users_sessions_outbox.sql"),
-)];
+const SCHEMA: &[SchemaStep] = &[
+    (
+        1,
+        "users, sessions, outbox",
+        include_str!("../../migrations/0001_users_sessions_outbox.sql"),
+    ),
+    (
+        2,
+        "deleted usernames",
+        include_str!("../../migrations/0002_deleted_usernames.sql"),
+    ),
+];
 
 /// The database of this service.
 #[derive(Clone, Debug)]

@@ -38,6 +38,8 @@ pub struct NewUser {
     pub display_name: DisplayName,
     /// argon2id in PHC form.
     pub password_hash: String,
+    /// Whether the name must not have been a deleted user's.
+    pub never_used: bool,
 }
 
 /// How a registration ended.
@@ -45,7 +47,7 @@ pub struct NewUser {
 pub enum Registration {
     /// The user exists and is logged in.
     Created(User, Session),
-    /// Somebody has that name.
+    /// Somebody has that name, or had it and `never_used` was asked for.
     UsernameTaken,
 }
 
@@ -89,6 +91,17 @@ impl Store {
         cause: &Cause,
     ) -> sqlx::Result<Registration> {
         let mut write = begin_write(self.database.pool()).await?;
+        if new.never_used {
+            let used: bool = sqlx::query_scalar(
+                "SELECT EXISTS (SELECT 1 FROM deleted_usernames WHERE username = ?)",
+            )
+            .bind(new.username.as_str())
+            .fetch_one(&mut *write)
+            .await?;
+            if used {
+                return Ok(Registration::UsernameTaken);
+            }
+        }
         for _ in 0..PUBLIC_ID_DRAWS {
             let created: Option<UserRow> = sqlx::query_as(
                 "INSERT INTO users \
@@ -197,6 +210,10 @@ impl Store {
                 Deletion::Unknown
             });
         };
+        sqlx::query("INSERT INTO deleted_usernames (username) VALUES (?) ON CONFLICT DO NOTHING")
+            .bind(&deleted.username)
+            .execute(&mut *write)
+            .await?;
         for session in &ended {
             let entry = events::session_invalidated(session, id, cause)?;
             self.database.announce(&mut write, &entry).await?;

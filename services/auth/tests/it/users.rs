@@ -258,6 +258,33 @@ async fn deletion_is_for_oneself_and_admins() {
 }
 
 #[tokio::test]
+async fn the_name_of_a_deleted_admin_is_not_given_again() {
+    let service = Service::start_with(&["--admin-users", "root"]).await;
+    for name in ["alice", "root"] {
+        let account = service.register(name).await;
+        let path = format!("/api/users/{}", account.id);
+        let deleted = service.client.delete(&path, Some(&account.token)).await;
+        assert_eq!(deleted.status, 204, "{deleted:?}");
+    }
+    // Nothing goes with any other name.
+    service.register("alice").await;
+    let body = json!({ "username": "root", "password": PASSWORD });
+    let answer = service.client.post("/api/register", None, &body).await;
+    answer.assert_error(409, "username_taken");
+
+    // The name is remembered, and free once it is not listed any more.
+    let folder = service.stop().await;
+    let flags = ["--admin-users", "root"];
+    let service = Service::start_in(folder, &flags, |_| ()).await;
+    let answer = service.client.post("/api/register", None, &body).await;
+    answer.assert_error(409, "username_taken");
+    let folder = service.stop().await;
+    let service = Service::start_in(folder, &[], |_| ()).await;
+    service.register("root").await;
+    service.stop().await;
+}
+
+#[tokio::test]
 async fn only_named_users_are_admins() {
     let service = Service::start_with(&["--admin-users", "root"]).await;
     let (alice, root) = (
