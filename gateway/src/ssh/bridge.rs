@@ -428,8 +428,10 @@ impl Bridge<'_> {
             () = &mut closed => return,
             () = tell => {}
         }
-        // A client that has sent its end of data closes by itself now.
-        if self.uplink.is_ended() && timeout(CLOSE_GRACE, &mut closed).await.is_ok() {
+        // A forward whose client has sent its end of data is closed by the client
+        // itself now; for the end of a session clients wait.
+        let closes_itself = !self.session && self.uplink.is_ended();
+        if closes_itself && timeout(CLOSE_GRACE, &mut closed).await.is_ok() {
             return;
         }
         let _ = self.down.close().await;

@@ -2,6 +2,7 @@
 
 use std::process::Stdio;
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use russh::keys::PrivateKeyWithHashAlg;
 use russh::keys::PublicKeyOrCertificate;
@@ -26,6 +27,22 @@ async fn a_command_has_its_streams_and_its_exit_code() {
         rig.metrics()
             .contains("ssh_auth_total{result=\"accepted\"} 1")
     );
+}
+
+/// OpenSSH waits for the server's close after a command; nobody else does it for us.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_end_of_a_command_is_told_at_once() {
+    let rig = Rig::start().await;
+    let _c = rig.container("c1").await;
+    let _master = rig.master("c1").await;
+    let mut quickest = Duration::MAX;
+    for _ in 0..5 {
+        let begun = Instant::now();
+        let output = output(rig.ssh_over("c1").arg("true").stdin(Stdio::null())).await;
+        assert_eq!(output.status.code(), Some(0));
+        quickest = quickest.min(begun.elapsed());
+    }
+    assert!(quickest < Duration::from_millis(900), "{quickest:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
