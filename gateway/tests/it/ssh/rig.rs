@@ -316,13 +316,17 @@ impl Sshd {
             .arg(folder.join("host"));
         let authorized = format!("AuthorizedKeysFile={}", folder.join("authorized").display());
         let listen = format!("ListenAddress={at}");
+        // The start-up files of whoever runs the tests may take any time.
+        let home = format!("SetEnv=HOME={}", folder.display());
         let usual = [
             &*listen,
             &authorized,
+            &home,
             "AcceptEnv=EDD_*",
             "MaxStartups=100:30:200",
             "PasswordAuthentication=no",
             "PermitRootLogin=yes",
+            "PermitUserRC=no",
             "PidFile=none",
             "PrintMotd=no",
             "StrictModes=no",

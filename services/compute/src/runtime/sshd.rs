@@ -96,17 +96,33 @@ impl Sshd {
         let host_key_file = folder.join("ssh_host_ed25519");
         let host_key = host_key(&host_key_file)?;
         let config = folder.join("sshd_config");
-        write_private(&config, &self.config(addr, &host_key_file, authorized_keys))?;
+        let home = folder.join("home");
+        fs::create_dir_all(&home)?;
+        write_private(
+            &config,
+            &self.config(addr, &host_key_file, authorized_keys, &home),
+        )?;
         Ok(Prepared { config, host_key })
     }
 
-    fn config(&self, addr: Ipv4Addr, host_key: &Path, authorized_keys: &Path) -> String {
+    /// Each container has a home of its own: the start-up files of whoever runs
+    /// compute are none of the container's.
+    fn config(
+        &self,
+        addr: Ipv4Addr,
+        host_key: &Path,
+        authorized_keys: &Path,
+        home: &Path,
+    ) -> String {
         let mut config = format!(
             "ListenAddress {addr}:{PORT}\n\
              HostKey \"{}\"\n\
-             AuthorizedKeysFile \"{}\"\n",
+             AuthorizedKeysFile \"{}\"\n\
+             SetEnv \"HOME={}\"\n\
+             PermitUserRC no\n",
             host_key.display(),
             authorized_keys.display(),
+            home.display(),
         );
         config.push_str(
             "PidFile none\n\
@@ -222,7 +238,12 @@ mod tests {
                 session,
                 version,
             };
-            sshd.config([127, 64, 0, 1].into(), Path::new("/k"), Path::new("/a"))
+            sshd.config(
+                [127, 64, 0, 1].into(),
+                Path::new("/k"),
+                Path::new("/a"),
+                Path::new("/h"),
+            )
         };
         assert!(!config((9, 2)).contains("PerSourcePenalties"));
         assert!(config((9, 8)).contains("SshdSessionPath \"/x/sshd-session\""));
