@@ -1,4 +1,6 @@
-//! The command line as a shell sees it: exit codes and where the words go.
+//! The command line as a shell sees it, and who owns what in the repository.
+
+mod ownership;
 
 use std::process::{Command, Output};
 
