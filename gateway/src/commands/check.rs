@@ -7,8 +7,6 @@ use clap::Args;
 use edd_daemon::cli::Exit;
 use edd_route::StaticRouteSpec;
 
-use crate::control::sources::routes_file;
-
 /// Flags of `check`.
 #[derive(Args, Debug)]
 pub(super) struct CheckArgs {
@@ -56,7 +54,7 @@ pub(super) fn load(file: &Path, platform_domain: &str) -> Result<Vec<StaticRoute
     let bytes = std::fs::read(file).map_err(failure)?;
     let text = String::from_utf8(bytes).map_err(|error| failure_utf8(&name, &error))?;
     let domain = platform_domain.trim_end_matches('.').to_ascii_lowercase();
-    routes_file::parse(&text, &name, &domain).map_err(|mistakes| {
+    edd_routes::parse(&text, &name, &domain).map_err(|mistakes| {
         for mistake in &mistakes {
             println!("{name}:{mistake}");
         }

@@ -9,7 +9,6 @@ use edd_route::table::Settings;
 use edd_route::{RouteTable, StaticRouteSpec, TableWriter};
 
 use super::last_good;
-use super::sources::routes_file;
 use crate::config::Config;
 
 /// The routes file is unusable and there is no last good table.
@@ -120,7 +119,7 @@ pub(super) fn parse(
     let Ok(text) = std::str::from_utf8(bytes) else {
         return Err(vec![format!("{file}: is not UTF-8 text")]);
     };
-    routes_file::parse(text, &file, &config.platform_domain).map_err(|mistakes| {
+    edd_routes::parse(text, &file, &config.platform_domain).map_err(|mistakes| {
         let lines = mistakes.iter();
         lines.map(|mistake| format!("{file}:{mistake}")).collect()
     })

@@ -3,6 +3,4 @@
 pub mod database;
 pub mod events;
 pub mod nats;
-pub mod routes_file;
 pub mod watch;
-mod yaml;

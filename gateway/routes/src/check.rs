@@ -1,35 +1,14 @@
-//! routes.yaml: text in, checked routes or every mistake out.
-//!
-//! Pure; reading and watching the file is not here. What each key means is in
-//! docs/routes.md.
+//! From the file's tree to checked routes.
 
 use std::collections::HashMap;
-use std::fmt;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use edd_daemon::cli::parse_duration;
 use edd_route::{Host, Origin, StaticRouteSpec};
 use ipnet::IpNet;
 
-use super::yaml::{self, At, Key, Node, Value};
-
-/// One mistake, by line and column (from 1).
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Mistake {
-    /// Line, from 1.
-    pub line: u32,
-    /// Column, from 1.
-    pub column: u32,
-    /// What is wrong.
-    pub message: String,
-}
-
-impl fmt::Display for Mistake {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}: {}", self.line, self.column, self.message)
-    }
-}
+use crate::yaml::{self, At, Key, Node, Value};
+use crate::{Mistake, duration};
 
 /// Mistakes reported at most; a file in a wrong format has one per line.
 const MISTAKES_MAX: usize = 100;
@@ -261,7 +240,7 @@ impl Check<'_> {
 
     fn time(&mut self, key: &str, node: Node) -> Option<Duration> {
         let (at, text) = self.text(key, node)?;
-        match parse_duration(&text) {
+        match duration::parse(&text) {
             Ok(time) if time.is_zero() => {
                 self.mistake(at, format!("{key}: must be longer than 0"));
                 None
@@ -399,7 +378,7 @@ mod tests {
 
     #[test]
     fn the_shipped_file_is_valid() {
-        let text = include_str!("../../../../routes.yaml");
+        let text = include_str!("../../../routes.yaml");
         let routes = parse(text, "routes.yaml", "cloud.eddisonso.com").expect("valid");
         let targets: Vec<_> = routes.iter().map(|route| route.target.as_str()).collect();
         assert_eq!(

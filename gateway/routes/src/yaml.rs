@@ -8,13 +8,13 @@ use std::fmt;
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::{Location, Options, Spanned};
 
-use super::routes_file::Mistake;
+use crate::Mistake;
 
 /// Line and column of a piece of the file, from 1.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) struct At {
-    pub(super) line: u32,
-    pub(super) column: u32,
+pub(crate) struct At {
+    pub(crate) line: u32,
+    pub(crate) column: u32,
 }
 
 impl From<Location> for At {
@@ -29,13 +29,13 @@ impl From<Location> for At {
 
 /// A value and where it stands.
 #[derive(Debug)]
-pub(super) struct Node {
-    pub(super) at: At,
-    pub(super) value: Value,
+pub(crate) struct Node {
+    pub(crate) at: At,
+    pub(crate) value: Value,
 }
 
 #[derive(Debug)]
-pub(super) enum Value {
+pub(crate) enum Value {
     Bool(bool),
     Map(Vec<(Key, Node)>),
     Null,
@@ -45,14 +45,14 @@ pub(super) enum Value {
 }
 
 #[derive(Debug)]
-pub(super) struct Key {
-    pub(super) at: At,
-    pub(super) name: String,
+pub(crate) struct Key {
+    pub(crate) at: At,
+    pub(crate) name: String,
 }
 
 impl Value {
     /// What it is, for messages.
-    pub(super) fn kind(&self) -> &'static str {
+    pub(crate) fn kind(&self) -> &'static str {
         match self {
             Self::Bool(_) => "true or false",
             Self::Map(_) => "a mapping",
@@ -65,7 +65,7 @@ impl Value {
 }
 
 /// Parses one document.
-pub(super) fn parse(text: &str) -> Result<Node, Mistake> {
+pub(crate) fn parse(text: &str) -> Result<Node, Mistake> {
     let mut options = Options::default();
     options.with_snippet = false;
     if let Some(budget) = &mut options.budget {
