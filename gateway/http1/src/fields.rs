@@ -1,0 +1,110 @@
+//! The fields of a head: room for them, and how they are walked.
+
+use std::mem::MaybeUninit;
+
+use httparse::Header;
+
+use crate::class::{is_token, trim};
+
+/// How many fields a head may ever have.
+pub const FIELDS_MAX: usize = 128;
+
+/// Room for the fields of one head, on the caller's stack (4 KiB, not initialised).
+#[derive(Debug)]
+pub struct Slots<'b>(pub(crate) [MaybeUninit<Header<'b>>; FIELDS_MAX]);
+
+impl Slots<'_> {
+    /// Empty room; costs nothing.
+    #[inline]
+    pub const fn new() -> Self {
+        Self([const { MaybeUninit::uninit() }; FIELDS_MAX])
+    }
+}
+
+impl Default for Slots<'_> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// The fields of a head in the order and the case of the wire. Values come without the blanks around them.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Fields<'h, 'b>(pub(crate) &'h [Header<'b>]);
+
+impl<'h, 'b> Fields<'h, 'b> {
+    /// Name and value of each.
+    #[inline]
+    pub fn iter(
+        &self,
+    ) -> impl ExactSizeIterator<Item = (&'b [u8], &'b [u8])> + Clone + use<'h, 'b> {
+        self.0.iter().map(|h| (h.name.as_bytes(), h.value))
+    }
+
+    /// How many.
+    #[inline]
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there are none.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The values of every field of that name, whatever its case.
+    pub fn all<'n>(&self, name: &'n [u8]) -> impl Iterator<Item = &'b [u8]> + use<'h, 'b, 'n> {
+        self.iter()
+            .filter(move |(n, _)| n.eq_ignore_ascii_case(name))
+            .map(|(_, value)| value)
+    }
+
+    /// The value of the first field of that name, whatever its case.
+    pub fn first(&self, name: &[u8]) -> Option<&'b [u8]> {
+        self.all(name).next()
+    }
+
+    /// What the `Connection` fields name, blanks removed.
+    pub fn connection_options(&self) -> impl Iterator<Item = &'b [u8]> + use<'h, 'b> {
+        self.all(b"connection").flat_map(tokens)
+    }
+}
+
+/// The members of a comma-separated value, without blanks around and without empty ones (RFC 9110, section 5.6.1).
+pub fn tokens(value: &[u8]) -> impl Iterator<Item = &[u8]> + Clone {
+    value
+        .split(|b| *b == b',')
+        .map(trim)
+        .filter(|t| !t.is_empty())
+}
+
+/// What the fields say about the connection itself.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct ConnectionOptions {
+    pub(crate) close: bool,
+    pub(crate) keep_alive: bool,
+    pub(crate) upgrade: bool,
+    /// Names of fields that end here too.
+    pub(crate) names_fields: bool,
+}
+
+impl ConnectionOptions {
+    /// Adds one `Connection` field; false if a member is no token.
+    pub(crate) fn add(&mut self, value: &[u8]) -> bool {
+        for option in tokens(value) {
+            if !is_token(option) {
+                return false;
+            }
+            if option.eq_ignore_ascii_case(b"close") {
+                self.close = true;
+            } else if option.eq_ignore_ascii_case(b"keep-alive") {
+                self.keep_alive = true;
+            } else if option.eq_ignore_ascii_case(b"upgrade") {
+                self.upgrade = true;
+            } else {
+                self.names_fields = true;
+            }
+        }
+        true
+    }
+}
