@@ -8,6 +8,7 @@ use crate::decide::split_ssh_name;
 use crate::decide::{ContainerMatch, Door, HttpDecision, HttpQuestion, SshRefusal, TlsDecision};
 use crate::name::{Host, NameError};
 use crate::table::RouteTable;
+use crate::target::TargetSpec;
 
 /// A decision, the rule that made it, where that came from and what it shadows.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -22,10 +23,36 @@ pub struct Explanation {
     pub origin: Option<String>,
     /// The upstream.
     pub upstream: Option<String>,
+    /// The route's targets with their weights, and their state where it is known.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub targets: Vec<TargetState>,
     /// Rules that would match but do not decide.
     pub shadows: Vec<String>,
     /// The table that answered.
     pub revision: u64,
+}
+
+/// One target of a route, for people.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct TargetState {
+    /// As routes.yaml writes it.
+    pub target: String,
+    /// Its share.
+    pub weight: u16,
+    /// How it is, where that is known: the running gateway fills it in.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub state: Option<String>,
+}
+
+impl TargetState {
+    /// A target of which nothing is known.
+    pub fn new(spec: &TargetSpec) -> Self {
+        Self {
+            target: spec.to_string(),
+            weight: spec.weight,
+            state: None,
+        }
+    }
 }
 
 /// Why a URL cannot be explained.
@@ -94,10 +121,15 @@ impl RouteTable {
             HttpDecision::Static(found) => {
                 let spec = &found.route.spec;
                 let path = found.upstream_path(question.path);
-                answer.outcome = format!("proxied to {} as {path}", spec.target);
+                let targets = spec.targets_text();
+                answer.outcome = match spec.targets.len() {
+                    1 => format!("proxied to {targets} as {path}"),
+                    n => format!("proxied to one of {n} targets as {path}"),
+                };
                 answer.rule = Some(format!("static route {}", found.route.label));
                 answer.origin = Some(spec.origin.to_string());
-                answer.upstream = Some(spec.target.clone());
+                answer.upstream = Some(targets);
+                answer.targets = spec.targets.iter().map(TargetState::new).collect();
                 let others = statics
                     .into_iter()
                     .flat_map(|routes| routes.matching(question.path));
@@ -198,6 +230,7 @@ impl RouteTable {
             rule: None,
             origin: None,
             upstream: None,
+            targets: Vec::new(),
             shadows: Vec::new(),
             revision: self.revision,
         }

@@ -24,9 +24,11 @@ pub mod name;
 pub mod origin;
 pub mod path;
 pub mod snapshot;
+mod snapshot_v1;
 pub mod spec;
 pub mod statics;
 pub mod table;
+pub mod target;
 pub mod writer;
 
 pub use decide::Door;
@@ -36,4 +38,5 @@ pub use origin::Origin;
 pub use spec::{ContainerSpec, KeySpec, RuleSpec, RunSpec, StaticRouteSpec};
 pub use statics::{StaticRoute, StaticRoutes};
 pub use table::{Container, RouteTable, Settings};
+pub use target::{CaSpec, HealthSpec, ProxyHeader, Scheme, TargetSpec};
 pub use writer::{Published, TableWriter};

@@ -1,18 +1,20 @@
 //! The last good table as bytes: what the gateway serves when everything else is gone.
 //!
 //! ```text
-//! "edd-gateway table 1\n" | CRC-32 of the body, little endian | body (postcard)
+//! "edd-gateway table 2\n" | CRC-32 of the body, little endian | body (postcard)
 //! ```
 //!
+//! Version 1, with one target for each route, is read too and never written.
 //! Read whole or not at all: a bit that flipped or a file cut short is an error, never half a table.
 
 use serde::{Deserialize, Serialize};
 
 use crate::name::UserId;
+use crate::snapshot_v1::{self, SnapshotV1};
 use crate::spec::{ContainerSpec, KeySpec, StaticRouteSpec};
 use crate::table::RouteTable;
 
-const MAGIC: &[u8] = b"edd-gateway table 1\n";
+const MAGIC: &[u8] = b"edd-gateway table 2\n";
 
 /// Everything in a table, as plain data.
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
@@ -74,13 +76,22 @@ impl Snapshot {
 
     /// Reads the bytes of the file.
     pub fn decode(bytes: &[u8]) -> Result<Self, SnapshotError> {
-        let rest = bytes.strip_prefix(MAGIC).ok_or(SnapshotError::Magic)?;
-        let (sum, body) = rest
-            .split_first_chunk::<4>()
-            .ok_or(SnapshotError::Checksum)?;
-        if crc32fast::hash(body) != u32::from_le_bytes(*sum) {
-            return Err(SnapshotError::Checksum);
+        if let Some(rest) = bytes.strip_prefix(snapshot_v1::MAGIC) {
+            let old: SnapshotV1 = postcard::from_bytes(whole(rest)?)?;
+            return Ok(old.into());
         }
-        Ok(postcard::from_bytes(body)?)
+        let rest = bytes.strip_prefix(MAGIC).ok_or(SnapshotError::Magic)?;
+        Ok(postcard::from_bytes(whole(rest)?)?)
     }
+}
+
+/// The body behind its checksum, if it is the one that was written.
+fn whole(rest: &[u8]) -> Result<&[u8], SnapshotError> {
+    let (sum, body) = rest
+        .split_first_chunk::<4>()
+        .ok_or(SnapshotError::Checksum)?;
+    if crc32fast::hash(body) != u32::from_le_bytes(*sum) {
+        return Err(SnapshotError::Checksum);
+    }
+    Ok(body)
 }

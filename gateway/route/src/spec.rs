@@ -1,5 +1,6 @@
 //! What should be in force: plain data, from the file, the events or the snapshot.
 
+use std::fmt::Write as _;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -8,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::name::{ContainerId, UserId};
 use crate::origin::Origin;
+use crate::target::{CaSpec, HealthSpec, ProxyHeader, RETRIES_MAX, TargetSpec};
 
 /// A static route of routes.yaml, checked.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
@@ -16,18 +18,65 @@ pub struct StaticRouteSpec {
     pub host: String,
     /// Path prefix as written; `/` for all.
     pub path: String,
-    /// Upstream as `host:port`.
-    pub target: String,
+    /// Where it leads; at least one.
+    pub targets: Vec<TargetSpec>,
     /// Whether the prefix is taken off towards the upstream.
     pub strip_prefix: bool,
     /// Until the upstream's response header; none: the gateway's default.
     pub timeout: Option<Duration>,
+    /// Until a connection to a target is there; none: the gateway's default.
+    pub connect_timeout: Option<Duration>,
+    /// Silence on an answer or stream that has begun; none: the gateway's default.
+    pub idle_timeout: Option<Duration>,
+    /// How often a request is sent again at most; up to [`RETRIES_MAX`].
+    pub retries: u8,
+    /// Statuses (5xx) that speak against the target that gave them.
+    pub fail_on: Vec<u16>,
+    /// Whether and how the targets are looked at.
+    pub health: Option<HealthSpec>,
+    /// Whose certificates `https://` targets have; none: the system's roots.
+    pub ca: Option<CaSpec>,
+    /// What connections to the targets begin with.
+    pub proxy_protocol: Option<ProxyHeader>,
     /// Clients that may use it; empty: all.
     pub allow: Vec<IpNet>,
     /// Clients that may not; wins over `allow`.
     pub deny: Vec<IpNet>,
     /// Where it is written.
     pub origin: Origin,
+}
+
+impl StaticRouteSpec {
+    /// A route with nothing but what each has.
+    pub fn new(host: &str, path: &str, targets: Vec<TargetSpec>, origin: Origin) -> Self {
+        Self {
+            host: host.into(),
+            path: path.into(),
+            targets,
+            strip_prefix: false,
+            timeout: None,
+            connect_timeout: None,
+            idle_timeout: None,
+            retries: RETRIES_MAX,
+            fail_on: Vec::new(),
+            health: None,
+            ca: None,
+            proxy_protocol: None,
+            allow: Vec::new(),
+            deny: Vec::new(),
+            origin,
+        }
+    }
+
+    /// Its targets, for people: `a:80, b:80`.
+    pub fn targets_text(&self) -> String {
+        let mut text = String::new();
+        for target in &self.targets {
+            let comma = if text.is_empty() { "" } else { ", " };
+            let _ = write!(text, "{comma}{target}");
+        }
+        text
+    }
 }
 
 /// A container with everything that makes it reachable.

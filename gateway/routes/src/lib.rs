@@ -11,11 +11,37 @@
 
 mod check;
 mod duration;
+mod fields;
+mod hosts;
+mod options;
+mod target;
+#[cfg(test)]
+mod tests;
 mod yaml;
 
 use std::fmt;
 
 pub use check::parse;
+
+/// What a file is read with.
+pub struct Context<'c> {
+    /// The name that entries remember as their origin.
+    pub file: &'c str,
+    /// In lower case; hosts under `compute.` it are the containers'.
+    pub platform_domain: &'c str,
+    /// Reads a file of `ca`, named relative to the routes file, and checks that
+    /// it has certificates: its text, or why it cannot be used.
+    pub read_ca: &'c dyn Fn(&str) -> Result<String, String>,
+}
+
+impl fmt::Debug for Context<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Context")
+            .field("file", &self.file)
+            .field("platform_domain", &self.platform_domain)
+            .finish_non_exhaustive()
+    }
+}
 
 /// One mistake, by line and column (from 1).
 #[derive(Clone, Debug, Eq, PartialEq)]

@@ -39,7 +39,8 @@ pub(crate) enum Value {
     Bool(bool),
     Map(Vec<(Key, Node)>),
     Null,
-    Number,
+    /// Whole and not negative, or not.
+    Number(Option<u64>),
     Seq(Vec<Node>),
     Text(String),
 }
@@ -57,7 +58,7 @@ impl Value {
             Self::Bool(_) => "true or false",
             Self::Map(_) => "a mapping",
             Self::Null => "nothing",
-            Self::Number => "a number",
+            Self::Number(_) => "a number",
             Self::Seq(_) => "a list",
             Self::Text(_) => "text",
         }
@@ -130,16 +131,16 @@ impl<'de> Visitor<'de> for ValueVisitor {
         Ok(Value::Bool(value))
     }
 
-    fn visit_i64<E>(self, _: i64) -> Result<Value, E> {
-        Ok(Value::Number)
+    fn visit_i64<E>(self, number: i64) -> Result<Value, E> {
+        Ok(Value::Number(u64::try_from(number).ok()))
     }
 
-    fn visit_u64<E>(self, _: u64) -> Result<Value, E> {
-        Ok(Value::Number)
+    fn visit_u64<E>(self, number: u64) -> Result<Value, E> {
+        Ok(Value::Number(Some(number)))
     }
 
     fn visit_f64<E>(self, _: f64) -> Result<Value, E> {
-        Ok(Value::Number)
+        Ok(Value::Number(None))
     }
 
     fn visit_str<E>(self, value: &str) -> Result<Value, E> {

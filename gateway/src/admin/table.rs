@@ -1,8 +1,11 @@
 //! The live table as JSON.
 
+use std::time::Duration;
+
 use axum::Json;
 use axum::extract::State;
-use edd_route::{ContainerSpec, KeySpec, StaticRouteSpec};
+use edd_route::explain::TargetState;
+use edd_route::{ContainerSpec, KeySpec, ProxyHeader, StaticRouteSpec};
 use serde::Serialize;
 
 use super::Admin;
@@ -18,15 +21,38 @@ pub(super) struct Routes {
 struct Route {
     host: String,
     path: String,
+    /// All of them, as routes.yaml writes them.
     target: String,
+    targets: Vec<TargetState>,
     strip_prefix: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     timeout_ms: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    connect_timeout_ms: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    idle_timeout_ms: Option<u64>,
+    retries: u8,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    fail_on: Vec<u16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    health: Option<Health>,
+    /// The file, without its content.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ca: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    proxy_protocol: Option<&'static str>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     allow: Vec<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     deny: Vec<String>,
     origin: String,
+}
+
+#[derive(Serialize)]
+struct Health {
+    path: String,
+    interval_ms: u64,
+    timeout_ms: u64,
 }
 
 /// `/api/v1/containers`.
@@ -87,15 +113,31 @@ fn route(spec: &StaticRouteSpec) -> Route {
     Route {
         host: spec.host.clone(),
         path: spec.path.clone(),
-        target: spec.target.clone(),
+        target: spec.targets_text(),
+        targets: spec.targets.iter().map(TargetState::new).collect(),
         strip_prefix: spec.strip_prefix,
-        timeout_ms: spec
-            .timeout
-            .and_then(|timeout| u64::try_from(timeout.as_millis()).ok()),
+        timeout_ms: spec.timeout.map(millis),
+        connect_timeout_ms: spec.connect_timeout.map(millis),
+        idle_timeout_ms: spec.idle_timeout.map(millis),
+        retries: spec.retries,
+        fail_on: spec.fail_on.clone(),
+        health: spec.health.as_ref().map(|health| Health {
+            path: health.path.clone(),
+            interval_ms: millis(health.interval),
+            timeout_ms: millis(health.timeout),
+        }),
+        ca: spec.ca.as_ref().map(|ca| ca.file.clone()),
+        proxy_protocol: spec.proxy_protocol.map(|version| match version {
+            ProxyHeader::V2 => "v2",
+        }),
         allow: nets(&spec.allow),
         deny: nets(&spec.deny),
         origin: spec.origin.to_string(),
     }
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn container<'k>(

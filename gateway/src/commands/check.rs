@@ -7,6 +7,8 @@ use clap::Args;
 use edd_daemon::cli::Exit;
 use edd_route::StaticRouteSpec;
 
+use crate::control::sources::routes_file;
+
 /// Flags of `check`.
 #[derive(Args, Debug)]
 pub(super) struct CheckArgs {
@@ -49,21 +51,17 @@ pub(super) fn run(args: &CheckArgs) -> Result<(), Exit> {
 
 /// Reads and checks the file; prints its mistakes, one a line.
 pub(super) fn load(file: &Path, platform_domain: &str) -> Result<Vec<StaticRouteSpec>, Exit> {
-    let name = file.display().to_string();
-    let failure = |error| Exit::Failure(anyhow::Error::new(error).context(name.clone()));
-    let bytes = std::fs::read(file).map_err(failure)?;
-    let text = String::from_utf8(bytes).map_err(|error| failure_utf8(&name, &error))?;
     let domain = platform_domain.trim_end_matches('.').to_ascii_lowercase();
-    edd_routes::parse(&text, &name, &domain).map_err(|mistakes| {
+    let name = file.display();
+    // That it cannot be read is no mistake in it.
+    std::fs::metadata(file)
+        .map_err(|error| Exit::Failure(anyhow::Error::new(error).context(name.to_string())))?;
+    routes_file::read(file, &domain).1.map_err(|mistakes| {
         for mistake in &mistakes {
-            println!("{name}:{mistake}");
+            println!("{mistake}");
         }
         let count = mistakes.len();
         let noun = if count == 1 { "mistake" } else { "mistakes" };
         Exit::Failure(anyhow::anyhow!("{count} {noun} in {name}"))
     })
-}
-
-fn failure_utf8(name: &str, error: &std::string::FromUtf8Error) -> Exit {
-    Exit::Failure(anyhow::anyhow!("{name}: {}", error.utf8_error()))
 }

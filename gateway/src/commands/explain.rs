@@ -114,6 +114,13 @@ fn print(answer: &Explanation, json: bool) -> Result<(), Exit> {
             println!("  {name:9} {value}");
         }
     }
+    for target in answer.targets.iter().filter(|_| answer.targets.len() > 1) {
+        let state = target.state.as_deref().unwrap_or("state unknown");
+        println!(
+            "  {:9} {} (weight {}): {state}",
+            "target", target.target, target.weight
+        );
+    }
     for shadow in &answer.shadows {
         println!("  {:9} {shadow}", "shadows");
     }

@@ -6,9 +6,10 @@ use std::sync::Arc;
 
 use edd_route::snapshot::Snapshot;
 use edd_route::table::Settings;
-use edd_route::{RouteTable, StaticRouteSpec, TableWriter};
+use edd_route::{RouteTable, TableWriter};
 
 use super::last_good;
+use super::sources::routes_file::{self, Seen};
 use crate::config::Config;
 
 /// The routes file is unusable and there is no last good table.
@@ -28,8 +29,8 @@ pub struct Boot {
     table: Arc<RouteTable>,
     /// The revision of the last good table; 0: there was none.
     pub(super) last_good_revision: u64,
-    /// The bytes of the routes file as last read, good or bad.
-    pub(super) routes_seen: Option<Vec<u8>>,
+    /// The routes file and what it names as last read, good or bad.
+    pub(super) routes_seen: Seen,
 }
 
 impl Boot {
@@ -58,8 +59,8 @@ impl Boot {
         if let Some(snapshot) = snapshot {
             restore(&mut writer, snapshot);
         }
-        let routes_seen = std::fs::read(&config.routes);
-        match parse(config, &routes_seen) {
+        let (routes_seen, checked) = routes_file::read(&config.routes, &config.platform_domain);
+        match checked {
             Ok(specs) => writer.set_statics(specs),
             Err(mistakes) if !has_last_good => {
                 return Err(BootError {
@@ -85,7 +86,7 @@ impl Boot {
             writer,
             table,
             last_good_revision,
-            routes_seen: routes_seen.ok(),
+            routes_seen,
         })
     }
 
@@ -104,23 +105,4 @@ fn restore(writer: &mut TableWriter, snapshot: Snapshot) {
     );
     writer.set_statics(snapshot.statics);
     writer.replace_dynamic(snapshot.containers, snapshot.keys);
-}
-
-/// Parses what was read; every mistake as a line.
-pub(super) fn parse(
-    config: &Config,
-    read: &std::io::Result<Vec<u8>>,
-) -> Result<Vec<StaticRouteSpec>, Vec<String>> {
-    let file = config.routes.display().to_string();
-    let bytes = match read {
-        Ok(bytes) => bytes,
-        Err(error) => return Err(vec![format!("{file}: {error}")]),
-    };
-    let Ok(text) = std::str::from_utf8(bytes) else {
-        return Err(vec![format!("{file}: is not UTF-8 text")]);
-    };
-    edd_routes::parse(text, &file, &config.platform_domain).map_err(|mistakes| {
-        let lines = mistakes.iter();
-        lines.map(|mistake| format!("{file}:{mistake}")).collect()
-    })
 }

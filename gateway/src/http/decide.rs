@@ -124,7 +124,8 @@ pub(crate) fn decide(
 
 fn static_upstream(found: &StaticMatch, path: &str, query: Option<&str>) -> Upstream {
     let spec = &found.route.spec;
-    let target: Arc<str> = spec.target.as_str().into();
+    let first = spec.targets.first();
+    let target: Arc<str> = first.map_or("", |first| &first.authority).into();
     Upstream {
         key: UpstreamKey::Static(Arc::clone(&target)),
         address: Address::Name(target),
@@ -149,7 +150,7 @@ mod tests {
     use edd_route::name::UserId;
     use edd_route::{
         ContainerId, ContainerSpec, Host, Origin, RuleSpec, RunSpec, Settings, StaticRouteSpec,
-        TableWriter,
+        TableWriter, TargetSpec,
     };
 
     use super::*;
@@ -160,14 +161,14 @@ mod tests {
             line: 1,
         };
         let route = |path: &str, strip_prefix| StaticRouteSpec {
-            host: "a.example".into(),
-            path: path.into(),
-            target: "10.0.0.9:80".into(),
             strip_prefix,
-            timeout: None,
-            allow: Vec::new(),
             deny: vec!["192.0.2.66/32".parse().unwrap()],
-            origin: origin.clone(),
+            ..StaticRouteSpec::new(
+                "a.example",
+                path,
+                vec![TargetSpec::http("10.0.0.9:80")],
+                origin.clone(),
+            )
         };
         let rule = |port, target_port| RuleSpec {
             port,

@@ -13,6 +13,7 @@ mod connect;
 mod pool;
 mod resolve;
 mod socket;
+pub mod tls;
 
 pub(crate) use connect::connect_any;
 pub use connect::{Address, ConnectError, connect};

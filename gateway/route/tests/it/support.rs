@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use edd_route::decide::{HttpDecision, HttpQuestion};
 use edd_route::{
     ContainerId, ContainerSpec, Door, Host, KeySpec, Origin, RouteTable, RuleSpec, RunSpec,
-    Settings, StaticRouteSpec, TableWriter, UserId,
+    Settings, StaticRouteSpec, TableWriter, TargetSpec, UserId,
 };
 
 pub(crate) const CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::new(203, 0, 113, 7));
@@ -21,19 +21,11 @@ pub(crate) fn event(sequence: u64) -> Origin {
 }
 
 pub(crate) fn route(host: &str, path: &str, target: &str) -> StaticRouteSpec {
-    StaticRouteSpec {
-        host: host.into(),
-        path: path.into(),
-        target: target.into(),
-        strip_prefix: false,
-        timeout: None,
-        allow: Vec::new(),
-        deny: Vec::new(),
-        origin: Origin::File {
-            file: "routes.yaml".into(),
-            line: 1,
-        },
-    }
+    let origin = Origin::File {
+        file: "routes.yaml".into(),
+        line: 1,
+    };
+    StaticRouteSpec::new(host, path, vec![TargetSpec::http(target)], origin)
 }
 
 /// A running container at 10.0.0.1 with these rules, owned by user 1.
@@ -98,6 +90,6 @@ pub(crate) fn brief(decision: &HttpDecision) -> String {
         HttpDecision::Container(to) => format!("{} {}", to.id, to.upstream),
         HttpDecision::RedirectToHttps => "308".into(),
         HttpDecision::Refused(refusal) => refusal.status().to_string(),
-        HttpDecision::Static(found) => found.route.spec.target.clone(),
+        HttpDecision::Static(found) => found.route.spec.targets_text(),
     }
 }

@@ -3,4 +3,5 @@
 pub mod database;
 pub mod events;
 pub mod nats;
+pub mod routes_file;
 pub mod watch;

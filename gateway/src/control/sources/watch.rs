@@ -14,7 +14,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::control::boot::parse;
+use super::routes_file::{self, Checked, Seen};
 use crate::control::store::SqliteStore;
 use crate::control::writer::Command;
 use crate::shared::Shared;
@@ -25,10 +25,10 @@ const DEBOUNCE: Duration = Duration::from_millis(60);
 /// Looks without being told: some file systems never tell.
 const POLL_INTERVAL: Duration = Duration::from_secs(30);
 
-/// Follows the file until `shutdown`. `seen` is its content as last read.
+/// Follows the file, and those it names, until `shutdown`. `seen` is their content as last read.
 pub async fn run(
     shared: Arc<Shared>,
-    mut seen: Option<Vec<u8>>,
+    mut seen: Seen,
     writer: mpsc::Sender<Command<SqliteStore>>,
     shutdown: CancellationToken,
 ) {
@@ -58,16 +58,14 @@ pub async fn run(
         }
         // What was told meanwhile is covered by the look that follows.
         while changes.try_recv().is_ok() {}
-        let read = tokio::fs::read(file).await;
-        let content = read.as_ref().ok().cloned();
-        if content == seen {
+        let Some((now, checked)) = look(&shared, &seen).await else {
             if asked {
                 tracing::info!(file = %file.display(), "routes are unchanged");
             }
             continue;
-        }
-        seen = content;
-        match parse(&shared.config, &read) {
+        };
+        seen = now;
+        match checked {
             Ok(specs) => {
                 if writer.send(Command::Routes(specs)).await.is_err() {
                     return;
@@ -83,6 +81,24 @@ pub async fn run(
                     "routes refused whole, the table in use stays"
                 );
             }
+        }
+    }
+}
+
+/// Reads and checks everything if anything differs from what was seen.
+async fn look(shared: &Arc<Shared>, seen: &Seen) -> Option<(Seen, Checked)> {
+    let (shared, seen) = (Arc::clone(shared), seen.clone());
+    let look = move || {
+        let config = &shared.config;
+        (!seen.is_current(&config.routes))
+            .then(|| routes_file::read(&config.routes, &config.platform_domain))
+    };
+    // The files may lie on a slow disk, and a large one takes time to check.
+    match tokio::task::spawn_blocking(look).await {
+        Ok(looked) => looked,
+        Err(error) => {
+            tracing::error!(%error, "cannot look at the routes");
+            None
         }
     }
 }

@@ -372,7 +372,7 @@ async fn write_statics(
         .bind(route_id(&spec.host, &spec.path))
         .bind(&spec.host)
         .bind(&spec.path)
-        .bind(&spec.target)
+        .bind(spec.targets_text())
         .bind(spec.strip_prefix)
         .bind(serde_json::to_string(spec).unwrap_or_default())
         .execute(&mut *conn)
