@@ -3,11 +3,12 @@
 //! Written by a thread of its own behind a bounded queue: a slow reader of
 //! stdout costs log lines, which are counted, and never a request.
 
-use std::{io::IsTerminal as _, str::FromStr};
+use std::{io::IsTerminal as _, str::FromStr, sync::OnceLock};
 
+use tracing::Subscriber;
 use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::{
-    EnvFilter, Layer as _, layer::SubscriberExt as _, util::SubscriberInitExt as _,
+    EnvFilter, Layer as _, fmt::MakeWriter, layer::SubscriberExt as _, util::SubscriberInitExt as _,
 };
 
 /// Lines waiting for stdout; beyond it they are dropped and counted.
@@ -79,27 +80,60 @@ pub fn parse_filter(filter: &str) -> Result<EnvFilter, FilterError> {
     EnvFilter::builder().parse(filter).map_err(|_| error())
 }
 
+/// How the lines of this process look, for whoever writes some to stdout by itself.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Output {
+    /// The form of a line.
+    pub format: LogFormat,
+    /// Whether lines are coloured.
+    pub coloured: bool,
+}
+
+static OUTPUT: OnceLock<Output> = OnceLock::new();
+
+/// What [`init`] set up; none before it, or when something else takes the events.
+pub fn output() -> Option<Output> {
+    OUTPUT.get().copied()
+}
+
 /// Starts the logs of this process; the first call wins, others are an error.
 pub fn init(filter: &str, format: LogFormat) -> Result<Guard, InitError> {
-    let filter = parse_filter(filter)?;
     let (writer, worker) = NonBlockingBuilder::default()
         .buffered_lines_limit(QUEUED_LINES_MAX)
         .lossy(true)
         .finish(std::io::stdout());
     let dropped = writer.error_counter();
-    let lines = tracing_subscriber::fmt::layer().with_writer(writer);
-    let lines = match format {
-        LogFormat::Json => lines.json().flatten_event(true).boxed(),
-        LogFormat::Text => lines.with_ansi(wants_colour()).boxed(),
-    };
-    tracing_subscriber::registry()
-        .with(lines.with_filter(filter))
+    let coloured = format == LogFormat::Text && wants_colour();
+    subscriber(filter, format, coloured, writer)?
         .try_init()
         .map_err(|_| InitError::AlreadySet)?;
+    let _ = OUTPUT.set(Output { format, coloured });
     Ok(Guard {
         dropped,
         _worker: worker,
     })
+}
+
+/// Events that pass `filter`, as lines to `writer`.
+///
+/// # Errors
+/// The filter cannot be read.
+pub fn subscriber<W>(
+    filter: &str,
+    format: LogFormat,
+    coloured: bool,
+    writer: W,
+) -> Result<impl Subscriber + Send + Sync + 'static, FilterError>
+where
+    W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
+{
+    let filter = parse_filter(filter)?;
+    let lines = tracing_subscriber::fmt::layer().with_writer(writer);
+    let lines = match format {
+        LogFormat::Json => lines.json().flatten_event(true).boxed(),
+        LogFormat::Text => lines.with_ansi(coloured).boxed(),
+    };
+    Ok(tracing_subscriber::registry().with(lines.with_filter(filter)))
 }
 
 fn wants_colour() -> bool {

@@ -5,6 +5,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
@@ -21,7 +22,7 @@ use crate::drain::Drain;
 use crate::listener::{self, Gate, Workers};
 use crate::shared::Shared;
 use crate::ssh::SshServer;
-use crate::telemetry::Metrics;
+use crate::telemetry::{AccessLog, Metrics};
 use crate::tls::{CertError, CertStore};
 
 pub use crate::listener::Addresses;
@@ -54,6 +55,7 @@ pub async fn start(config: Config, shutdown: CancellationToken) -> Result<Runnin
     let mut registry = Registry::with_prefix("edd_gateway");
     let metrics = Metrics::register(&mut registry);
     let events_metrics = edd_events::Metrics::register(&mut registry);
+    let access = AccessLog::start(&mut registry).context("cannot start the access log")?;
     std::fs::create_dir_all(&config.state_dir)
         .with_context(|| format!("cannot create {}", config.state_dir.display()))?;
 
@@ -90,6 +92,7 @@ pub async fn start(config: Config, shutdown: CancellationToken) -> Result<Runnin
         certs: Arc::new(certs),
         gate,
         metrics,
+        access,
         drain: Drain::new(),
     });
 
@@ -153,5 +156,13 @@ impl Running {
         self.workers.join().await;
         // Last, so that it can be asked to the end.
         self.background.cancel();
+        let access = self.shared.access.clone();
+        let flush = move || access.flush(FLUSH_LIMIT);
+        if tokio::task::spawn_blocking(flush).await.is_err() {
+            warn!("the access log was not written to its end");
+        }
     }
 }
+
+/// What is left of the access log at the end is written within this.
+const FLUSH_LIMIT: Duration = Duration::from_secs(2);

@@ -6,10 +6,11 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-/// The two steps of ending, and who is still here.
+/// The steps of ending, and who is still here.
 #[derive(Clone, Debug, Default)]
 pub struct Drain {
     begun: CancellationToken,
+    idle: CancellationToken,
     cut: CancellationToken,
     connections: TaskTracker,
 }
@@ -23,6 +24,14 @@ impl Drain {
     /// Cancelled when draining begins: stop accepting, `Connection: close`, GOAWAY.
     pub fn token(&self) -> &CancellationToken {
         &self.begun
+    }
+
+    /// Cancelled a moment after that: connections on which nothing is under way end.
+    ///
+    /// Not at once, for the next request of a kept connection may be on its way, and would be
+    /// lost. It is answered with `Connection: close` instead.
+    pub fn idle(&self) -> &CancellationToken {
+        &self.idle
     }
 
     /// Cancelled when the deadline has passed: everything ends now.
@@ -51,18 +60,28 @@ impl Drain {
     pub async fn run(&self, timeout: Duration) -> usize {
         self.begun.cancel();
         self.connections.close();
-        if tokio::time::timeout(timeout, self.connections.wait())
-            .await
-            .is_ok()
-        {
+        let idle = IDLE_GRACE.min(timeout / 4);
+        if self.ended_within(idle).await {
+            return 0;
+        }
+        self.idle.cancel();
+        if self.ended_within(timeout.saturating_sub(idle)).await {
             return 0;
         }
         let left = self.connections.len();
         self.cut.cancel();
-        let _ = tokio::time::timeout(CUT_GRACE, self.connections.wait()).await;
+        self.ended_within(CUT_GRACE).await;
         left
     }
+
+    async fn ended_within(&self, limit: Duration) -> bool {
+        let ended = tokio::time::timeout(limit, self.connections.wait());
+        ended.await.is_ok()
+    }
 }
+
+/// How long a connection without a request may still send one.
+const IDLE_GRACE: Duration = Duration::from_secs(1);
 
 /// How long a cut connection may take to say goodbye.
 const CUT_GRACE: Duration = Duration::from_secs(2);

@@ -8,7 +8,8 @@ use edd_route::{Published, RouteTable};
 use crate::config::Config;
 use crate::drain::Drain;
 use crate::listener::Gate;
-use crate::telemetry::Metrics;
+use crate::telemetry::access::HttpRecord;
+use crate::telemetry::{AccessLog, Metrics};
 use crate::tls::CertStore;
 
 /// One of these per process.
@@ -24,6 +25,8 @@ pub struct Shared {
     pub gate: Gate,
     /// Counters of the whole process.
     pub metrics: Metrics,
+    /// Where the records of requests go.
+    pub access: AccessLog,
     /// Whether and how fast the process is ending.
     pub drain: Drain,
 }
@@ -32,6 +35,12 @@ impl Shared {
     /// The table in force. Take it once per decision and keep it.
     pub fn table(&self) -> Arc<RouteTable> {
         self.table.load_full()
+    }
+
+    /// Counts an answered request and hands its record to the access log.
+    pub fn request_done(&self, record: HttpRecord) {
+        self.metrics.request_done(&record);
+        self.access.log(record);
     }
 
     /// Puts a new table in force, then ends what it no longer admits.

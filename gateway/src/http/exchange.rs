@@ -86,24 +86,25 @@ impl Exchange {
 
 impl Drop for Exchange {
     fn drop(&mut self) {
+        let ended = Instant::now();
         let record = HttpRecord {
-            request_id: std::mem::take(&mut self.request_id),
+            request_id: self.request_id.as_str().into(),
             revision: self.revision,
             peer: self.peer,
             version: self.version.label(),
             method: self.method,
-            host: std::mem::take(&mut self.host),
-            path: std::mem::take(&mut self.path),
+            host: self.host.as_str().into(),
+            path: self.path.as_str().into(),
             route: Arc::clone(&self.route),
-            upstream: self.upstream.take(),
+            upstream: self.upstream.as_deref().map(Into::into),
             status: self.status,
             bytes_in: self.bytes_in.get(),
             bytes_out: self.bytes_out,
-            duration: self.started.elapsed(),
-            note: self.note.take().map(Cow::into_owned),
+            duration: ended.duration_since(self.started),
+            ended,
+            note: self.note.take(),
         };
-        self.shared.metrics.request_done(&record);
-        record.log();
+        self.shared.request_done(record);
     }
 }
 

@@ -2,11 +2,12 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
 use crate::shared::Shared;
+use crate::telemetry::Text;
 use crate::telemetry::access::HttpRecord;
 
 /// What a client is told that does not speak what its port speaks.
@@ -42,23 +43,23 @@ impl Answer {
              Connection: close\r\n\r\n{text}"
         );
         let record = HttpRecord {
-            request_id,
+            request_id: request_id.as_str().into(),
             revision: shared.table().revision,
             peer,
             version: "1.1",
             method: "OTHER",
-            host: String::new(),
-            path: String::new(),
+            host: Text::default(),
+            path: Text::default(),
             route: Arc::from("none"),
             upstream: None,
             status,
             bytes_in: 0,
             bytes_out: length as u64,
             duration: took,
-            note: Some(text.trim_end().to_owned()),
+            ended: Instant::now(),
+            note: Some(text.trim_end().into()),
         };
-        shared.metrics.request_done(&record);
-        record.log();
+        shared.request_done(record);
         answer
     }
 }

@@ -42,7 +42,7 @@ pub(super) async fn serve(accepted: Accepted, worker: &Rc<Worker>, ssh: &SshServ
     let patience = Patience {
         deadline: begun + shared.config.timeouts.header,
         silence: matches!(door, Door::Dynamic(_)).then_some(SILENCE),
-        draining: shared.drain.token(),
+        draining: shared.drain.idle(),
     };
     let first = read_first(&mut stream, patience).await;
     let connection = Connection {

@@ -1,20 +1,24 @@
 //! The access log: one line per request, SSH session and raw connection.
 //!
-//! Target `access`, so that a filter can send it elsewhere. The line is written
-//! by the log's own thread.
+//! Target `access`, so that a filter can send it elsewhere. Lines of requests are
+//! formatted and written by a thread of their own ([`super::AccessLog`]); those of
+//! sessions and raw connections, one per connection, go through `tracing`.
 
-use std::fmt::Display;
+use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tracing::info;
 
-/// A request and its answer.
+use super::Text;
+
+/// A request and its answer, as it goes to the log's thread: small, and rarely with memory of
+/// its own.
 #[derive(Clone, Debug)]
 pub struct HttpRecord {
     /// `X-Request-ID` of request and response.
-    pub request_id: String,
+    pub request_id: Text<40>,
     /// The table that decided.
     pub revision: u64,
     /// The client.
@@ -24,13 +28,13 @@ pub struct HttpRecord {
     /// Method, one of the known ones or `OTHER`.
     pub method: &'static str,
     /// Host as looked up.
-    pub host: String,
+    pub host: Text<40>,
     /// Raw path, without the query (it may hold secrets).
-    pub path: String,
-    /// Static route's label, `container` or `none`.
+    pub path: Text<64>,
+    /// Static route's label, `container` or `none`; the same object each time is found fastest.
     pub route: Arc<str>,
     /// Upstream address or target.
-    pub upstream: Option<String>,
+    pub upstream: Option<Text<32>>,
     /// Status of the answer.
     pub status: u16,
     /// Body bytes from the client.
@@ -39,13 +43,15 @@ pub struct HttpRecord {
     pub bytes_out: u64,
     /// From the request's head to the end of the answer's body.
     pub duration: Duration,
+    /// When it ended.
+    pub ended: Instant,
     /// Why it ended early or was refused, if so.
-    pub note: Option<String>,
+    pub note: Option<Cow<'static, str>>,
 }
 
 impl HttpRecord {
-    /// Writes the line.
-    pub fn log(&self) {
+    /// Writes the line by `tracing`. [`super::AccessLog`] does it away from the request.
+    pub(super) fn trace(&self) {
         info!(
             target: "access",
             kind = "http",
@@ -57,7 +63,7 @@ impl HttpRecord {
             host = %self.host,
             path = %self.path,
             route = %self.route,
-            upstream = self.upstream.as_deref().unwrap_or("-"),
+            upstream = self.upstream.as_ref().map_or("-", Text::as_str),
             status = self.status,
             bytes_in = self.bytes_in,
             bytes_out = self.bytes_out,
@@ -159,6 +165,7 @@ impl SshRecord<'_> {
     }
 }
 
-fn millis(duration: Duration) -> impl Display + tracing::Value {
+/// With three places.
+pub(super) fn millis(duration: Duration) -> f64 {
     (duration.as_secs_f64() * 1e6).round() / 1e3
 }

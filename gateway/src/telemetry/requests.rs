@@ -1,30 +1,33 @@
-//! The families of requests, counted without a lock.
+//! The families of requests, counted without a lock and without sharing.
 //!
-//! To find a series in its family takes a lock that all threads share. So each
-//! thread keeps the handles of the series it has met and looks up new ones
-//! only; counting itself is atomic.
+//! Each thread keeps the counters of the series it has met, found again by the
+//! route's label object (the same for all requests of a route until the routes
+//! change), and adds to its own; the sum is made when somebody asks. A series
+//! that a thread meets for the first time takes a lock.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use prometheus_client::encoding::EncodeLabelSet;
-use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::family::Family;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, NoLabelSet};
+use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
 use super::access::HttpRecord;
 use super::durations::Durations;
+use super::tally::{Parts, Tally};
 
-#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Ord, PartialEq, PartialOrd)]
 struct RequestLabels {
     route: Arc<str>,
     method: &'static str,
     status: u16,
 }
 
-#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Ord, PartialEq, PartialOrd)]
 struct RouteLabels {
     route: Arc<str>,
 }
@@ -32,10 +35,15 @@ struct RouteLabels {
 /// Requests by route, method and status, and how long they took by route. Clones share them.
 #[derive(Clone, Debug)]
 pub(super) struct Requests {
-    /// Tells whose handles a thread keeps, since a process may count for several (tests do).
+    /// Tells whose counters a thread keeps, since a process may count for several (tests do).
     id: u64,
-    counts: Family<RequestLabels, Counter>,
-    durations: Family<RouteLabels, Durations>,
+    series: Arc<Mutex<Series>>,
+}
+
+#[derive(Debug, Default)]
+struct Series {
+    counts: BTreeMap<RequestLabels, Parts<Tally>>,
+    durations: BTreeMap<RouteLabels, Parts<Durations>>,
 }
 
 impl Requests {
@@ -44,29 +52,47 @@ impl Requests {
         static NEXT_ID: AtomicU64 = AtomicU64::new(1);
         let requests = Self {
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
-            counts: Family::default(),
-            durations: Family::default(),
+            series: Arc::default(),
         };
-        let (counts, durations) = (requests.counts.clone(), requests.durations.clone());
-        registry.register("http_requests", "Requests answered", counts);
-        registry.register(
-            "http_request_duration_seconds",
-            "Head to end of answer",
-            durations,
-        );
+        registry.register_collector(Box::new(requests.clone()));
         requests
     }
 
     /// Counts an answered request.
     pub(super) fn done(&self, record: &HttpRecord) {
         // Fails only while the thread ends, when nobody asks any more.
-        let _ = KNOWN.try_with(|known| {
-            let mut known = known.borrow_mut();
-            if !known.count(self, record) {
-                known.learn(self, record);
-                known.count(self, record);
-            }
-        });
+        let _ = KNOWN.try_with(|known| known.borrow_mut().count(self, record));
+    }
+
+    fn series(&self) -> MutexGuard<'_, Series> {
+        self.series.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Collector for Requests {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let mut series = self.series();
+        let mut counts = encoder.encode_descriptor(
+            "http_requests",
+            "Requests answered.",
+            None,
+            MetricType::Counter,
+        )?;
+        for (labels, parts) in &mut series.counts {
+            counts
+                .encode_family(labels)?
+                .encode_counter::<NoLabelSet, _, u64>(&parts.sum().get(), None)?;
+        }
+        let mut durations = encoder.encode_descriptor(
+            "http_request_duration_seconds",
+            "Head to end of answer.",
+            None,
+            MetricType::Histogram,
+        )?;
+        for (labels, parts) in &mut series.durations {
+            parts.sum().encode(durations.encode_family(labels)?)?;
+        }
+        Ok(())
     }
 }
 
@@ -74,73 +100,129 @@ thread_local! {
     static KNOWN: RefCell<Known> = RefCell::default();
 }
 
-/// The handles that a thread keeps.
+/// The counters that a thread keeps.
 #[derive(Debug, Default)]
 struct Known {
     owner: u64,
-    routes: HashMap<Arc<str>, Route>,
+    routes: Vec<Route>,
+    /// Where in `routes` the last request was counted.
+    last: usize,
+    /// By address; the label is held, so that no other gets its address.
+    by_label: HashMap<usize, (Arc<str>, usize)>,
+    by_name: HashMap<Arc<str>, usize>,
     /// Counters of all routes together.
     len: usize,
 }
 
 #[derive(Debug)]
 struct Route {
-    durations: Durations,
-    counts: HashMap<(&'static str, u16), Counter>,
+    /// The label object that was met last.
+    label: Arc<str>,
+    durations: Arc<Durations>,
+    counts: Vec<Count>,
+    /// Where in `counts` the last request was counted.
+    last: usize,
+    by_kind: HashMap<(&'static str, u16), usize>,
 }
 
-/// Statuses are the upstreams' to choose, so a thread begins anew beyond this.
+#[derive(Debug)]
+struct Count {
+    method: &'static str,
+    status: u16,
+    tally: Arc<Tally>,
+}
+
+/// Statuses are the upstreams' to choose, and routes change: a thread begins anew beyond this.
 const KNOWN_MAX: usize = 4096;
 
 impl Known {
-    /// Counts, if the series are known.
-    fn count(&self, requests: &Requests, record: &HttpRecord) -> bool {
-        if self.owner != requests.id {
-            return false;
-        }
-        let Some(route) = self.routes.get(&*record.route) else {
-            return false;
-        };
-        let Some(count) = route.counts.get(&(record.method, record.status)) else {
-            return false;
-        };
-        count.inc();
-        route.durations.observe(record.duration);
-        true
-    }
-
-    /// Looks the series up and keeps them.
-    fn learn(&mut self, requests: &Requests, record: &HttpRecord) {
-        if self.owner != requests.id || self.len >= KNOWN_MAX {
+    fn count(&mut self, requests: &Requests, record: &HttpRecord) {
+        if self.owner != requests.id || self.len.max(self.by_label.len()) >= KNOWN_MAX {
             *self = Self {
                 owner: requests.id,
                 ..Self::default()
             };
         }
-        let labels = RequestLabels {
-            route: Arc::clone(&record.route),
-            method: record.method,
-            status: record.status,
+        let is_last = |route: &Route| Arc::ptr_eq(&route.label, &record.route);
+        if !self.routes.get(self.last).is_some_and(is_last) {
+            self.last = self.find(requests, &record.route);
+        }
+        let Some(route) = self.routes.get_mut(self.last) else {
+            return;
         };
-        let count = requests.counts.get_or_create_owned(&labels);
-        let RequestLabels { route, .. } = labels;
-        let of_route = self.routes.entry(Arc::clone(&route)).or_insert_with(|| {
-            let labels = RouteLabels { route };
-            Route {
-                durations: requests.durations.get_or_create_owned(&labels),
-                counts: HashMap::new(),
+        self.len += usize::from(route.count(requests, record));
+    }
+
+    /// The route with this label, made if it is new.
+    fn find(&mut self, requests: &Requests, label: &Arc<str>) -> usize {
+        let address = label.as_ptr().addr();
+        if let Some((_, index)) = self.by_label.get(&address) {
+            return *index;
+        }
+        let index = match self.by_name.get(label) {
+            Some(index) => *index,
+            None => {
+                self.by_name.insert(Arc::clone(label), self.routes.len());
+                self.routes.push(Route::new(requests, label));
+                self.routes.len() - 1
             }
-        });
-        of_route
-            .counts
-            .insert((record.method, record.status), count);
-        self.len += 1;
+        };
+        self.by_label.insert(address, (Arc::clone(label), index));
+        if let Some(route) = self.routes.get_mut(index) {
+            route.label = Arc::clone(label);
+        }
+        index
+    }
+}
+
+impl Route {
+    fn new(requests: &Requests, label: &Arc<str>) -> Self {
+        let route = Arc::clone(label);
+        let durations = &mut requests.series().durations;
+        Self {
+            label: Arc::clone(label),
+            durations: durations.entry(RouteLabels { route }).or_default().begin(),
+            counts: Vec::new(),
+            last: 0,
+            by_kind: HashMap::new(),
+        }
+    }
+
+    /// Counts; whether it took a new counter.
+    fn count(&mut self, requests: &Requests, record: &HttpRecord) -> bool {
+        self.durations.observe(record.duration);
+        let is_last =
+            |count: &Count| count.status == record.status && count.method == record.method;
+        if let Some(count) = self.counts.get(self.last).filter(|count| is_last(count)) {
+            count.tally.add(1);
+            return false;
+        }
+        let kind = (record.method, record.status);
+        let known = self.by_kind.get(&kind).copied();
+        self.last = known.unwrap_or(self.counts.len());
+        if known.is_none() {
+            let labels = RequestLabels {
+                route: Arc::clone(&self.label),
+                method: record.method,
+                status: record.status,
+            };
+            self.counts.push(Count {
+                method: record.method,
+                status: record.status,
+                tally: requests.series().counts.entry(labels).or_default().begin(),
+            });
+            self.by_kind.insert(kind, self.last);
+        }
+        if let Some(count) = self.counts.get(self.last) {
+            count.tally.add(1);
+        }
+        known.is_none()
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::time::{Duration, Instant};
 
     use prometheus_client::encoding::text::encode;
 
@@ -148,19 +230,20 @@ mod tests {
 
     fn record(route: &str, status: u16) -> HttpRecord {
         HttpRecord {
-            request_id: String::new(),
+            request_id: "".into(),
             revision: 0,
             peer: "192.0.2.1:1".parse().unwrap(),
             version: "1.1",
             method: "GET",
-            host: String::new(),
-            path: String::new(),
+            host: "".into(),
+            path: "".into(),
             route: route.into(),
             upstream: None,
             status,
             bytes_in: 0,
             bytes_out: 0,
             duration: Duration::from_millis(2),
+            ended: Instant::now(),
             note: None,
         }
     }
@@ -200,18 +283,33 @@ mod tests {
     }
 
     #[test]
-    fn a_series_that_a_thread_has_met_is_not_looked_up_again() {
+    fn a_series_that_a_thread_has_met_is_counted_without_the_lock() {
         let mut registry = Registry::default();
         let requests = Requests::register(&mut registry);
-        requests.done(&record("a", 200));
-        // A look-up would make them again.
-        requests.counts.clear();
-        requests.durations.clear();
-        requests.done(&record("a", 200));
-        let nothing = text(&registry);
-        assert!(!nothing.contains("route"), "{nothing}");
-        requests.done(&record("a", 404));
-        assert!(text(&registry).contains("status=\"404\"} 1\n"));
+        let (get, lost) = (record("a", 200), record("a", 404));
+        requests.done(&get);
+        requests.done(&lost);
+        let held = requests.series();
+        for _ in 0..3 {
+            requests.done(&get);
+            requests.done(&lost);
+        }
+        drop(held);
+        let text = text(&registry);
+        assert!(text.contains("status=\"200\"} 4\n") && text.contains("status=\"404\"} 4\n"));
+    }
+
+    #[test]
+    fn a_route_keeps_its_series_when_its_label_is_made_anew() {
+        let mut registry = Registry::default();
+        let requests = Requests::register(&mut registry);
+        for _ in 0..3 * KNOWN_MAX {
+            requests.done(&record("a", 200));
+            KNOWN.with_borrow(|known| assert!(known.by_label.len() <= KNOWN_MAX));
+        }
+        let text = text(&registry);
+        let expected = format!("status=\"200\"}} {}\n", 3 * KNOWN_MAX);
+        assert!(text.contains(&expected), "{text}");
     }
 
     #[test]

@@ -15,7 +15,7 @@ use edd_gateway::drain::Drain;
 use edd_gateway::listener::Gate;
 use edd_gateway::shared::Shared;
 use edd_gateway::ssh::{Limits, SshServer};
-use edd_gateway::telemetry::Metrics;
+use edd_gateway::telemetry::{AccessLog, Metrics};
 use edd_gateway::tls::CertStore;
 use edd_route::{
     ContainerId, ContainerSpec, KeySpec, Origin, RouteTable, RunSpec, Settings, TableWriter, UserId,
@@ -101,6 +101,7 @@ impl Rig {
             config,
             table: ArcSwap::from_pointee(table.clone()),
             metrics,
+            access: AccessLog::off(),
             drain: Drain::new(),
         });
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
