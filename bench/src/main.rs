@@ -8,9 +8,11 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 mod client;
+mod compare;
 mod first_answer;
 mod guest;
 mod propagation;
+mod publisher;
 mod stats;
 mod ws_echo;
 
@@ -23,10 +25,20 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Make the certificate that all proxies of a comparison present
+    Certificate(compare::certificate::Args),
+    /// Publish a running container whose web server is an origin
+    Container(compare::container::Args),
     /// Poll a host until it answers well, and print the time since the events that made it so
     FirstAnswer(first_answer::Args),
+    /// Put a load on a proxy and print what it cost the proxy
+    Measure(compare::measure::Args),
+    /// Answer every proxy of a comparison
+    Origin(compare::origin::Args),
     /// Publish changes and measure the time until the first request is served under each
     Propagation(propagation::Args),
+    /// Copy bytes between clients and the origin: the floor under every proxy
+    Relay(compare::relay::Args),
     /// Send a message over a WebSocket and expect it back
     WsEcho(ws_echo::Args),
 }
@@ -40,8 +52,13 @@ fn main() -> ExitCode {
     let done = runtime
         .map_err(anyhow::Error::from)
         .and_then(|runtime| match args.command {
+            Command::Certificate(args) => compare::certificate::run(args),
+            Command::Container(args) => runtime.block_on(compare::container::run(args)),
             Command::FirstAnswer(args) => runtime.block_on(first_answer::run(args)),
+            Command::Measure(args) => runtime.block_on(compare::measure::run(args)),
+            Command::Origin(args) => runtime.block_on(compare::origin::run(args)),
             Command::Propagation(args) => runtime.block_on(propagation::run(args)),
+            Command::Relay(args) => runtime.block_on(compare::relay::run(args)),
             Command::WsEcho(args) => runtime.block_on(ws_echo::run(args)),
         });
     match done {

@@ -10,22 +10,17 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use async_nats::HeaderMap;
-use async_nats::jetstream::{self, context::PublishAckFuture};
-use edd_events::connect::{NatsOptions, connect};
-use edd_events::envelope::{Cause, EventMessage, seal};
-use edd_events::stream::{self, COMPUTE};
-use edd_events::subject::EntityId;
-use edd_proto::compute::{
-    ContainerCreated, ContainerStarted, ContainerStopped, IngressRuleRequested,
-};
 
 use crate::client::Client;
 use crate::guest;
+use crate::publisher::Publisher;
 use crate::stats::{Samples, machine_noise, millis};
 
 /// Changes of one container: made, stopped, started again.
 const STEPS: [Step; 3] = [Step::Create, Step::Stop, Step::Start];
+
+/// The ports that a container's rules open.
+const PORTS: [u16; 1] = [443];
 
 /// A change not in effect after this time never will be.
 const CHANGE_LIMIT: Duration = Duration::from_secs(10);
@@ -78,21 +73,7 @@ enum Step {
 /// Fills, changes, prints.
 pub(crate) async fn run(args: Args) -> Result<()> {
     guest::start(args.guest)?;
-    let nats = NatsOptions {
-        url: args.nats_url.clone(),
-        creds: None,
-        ca: None,
-        name: "edd-bench".to_owned(),
-    };
-    let nats = connect(&nats).await.context("cannot reach nats-server")?;
-    let js = jetstream::new(nats);
-    stream::ensure(&js, &COMPUTE, 1)
-        .await
-        .context("no stream COMPUTE")?;
-    let publisher = Publisher {
-        js,
-        guest: args.guest,
-    };
+    let publisher = Publisher::connect(&args.nats_url, args.guest).await?;
     let sni = format!("x.compute.{}", args.platform_domain);
     let mut gateway = Gateway {
         client: Client::new(&args.https, &sni, &args.ca)?,
@@ -121,7 +102,7 @@ pub(crate) async fn run(args: Args) -> Result<()> {
         let version = i64::from(change) + 1;
         let started = Instant::now();
         let (acks, wanted) = match step {
-            Step::Create => (publisher.create(&id, version).await?, 200),
+            Step::Create => (publisher.create(&id, &PORTS, version).await?, 200),
             Step::Stop => (vec![publisher.stop(&id, version).await?], 404),
             Step::Start => (vec![publisher.start(&id, version).await?], 200),
         };
@@ -163,7 +144,8 @@ async fn fill(publisher: &Publisher, gateway: &mut Gateway, containers: u32) -> 
     let started = Instant::now();
     let mut under_way = std::collections::VecDeque::new();
     for container in 0..containers {
-        under_way.extend(publisher.create(&format!("filled-{container}"), 1).await?);
+        let id = format!("filled-{container}");
+        under_way.extend(publisher.create(&id, &PORTS, 1).await?);
         while under_way.len() > FILL_WINDOW {
             if let Some(ack) = under_way.pop_front() {
                 ack.await.context("the stream did not take an event")?;
@@ -218,81 +200,5 @@ impl Gateway {
                 bail!("{host} after {limit:.0?}: wanted {wanted}, saw {seen}");
             }
         }
-    }
-}
-
-/// Publishes as compute's relay does: sealed, with the event id as message id.
-struct Publisher {
-    js: jetstream::Context,
-    guest: SocketAddr,
-}
-
-impl Publisher {
-    async fn create(&self, id: &str, version: i64) -> Result<Vec<PublishAckFuture>> {
-        let created = ContainerCreated {
-            container_id: id.to_owned(),
-            user_id: 1,
-            owner_username: "bench".to_owned(),
-            name: id.to_owned(),
-            ..ContainerCreated::default()
-        };
-        let requested = IngressRuleRequested {
-            container_id: id.to_owned(),
-            port: 443,
-            target_port: i32::from(self.guest.port()),
-            ..IngressRuleRequested::default()
-        };
-        Ok(vec![
-            self.publish(id, version, created).await?,
-            self.publish(id, version, requested).await?,
-            self.start(id, version).await?,
-        ])
-    }
-
-    async fn start(&self, id: &str, version: i64) -> Result<PublishAckFuture> {
-        let started = ContainerStarted {
-            container_id: id.to_owned(),
-            external_ip: self.guest.ip().to_string(),
-            ..ContainerStarted::default()
-        };
-        self.publish(id, version, started).await
-    }
-
-    async fn stop(&self, id: &str, version: i64) -> Result<PublishAckFuture> {
-        let stopped = ContainerStopped {
-            container_id: id.to_owned(),
-            ..ContainerStopped::default()
-        };
-        self.publish(id, version, stopped).await
-    }
-
-    async fn publish<M: EventMessage>(
-        &self,
-        id: &str,
-        version: i64,
-        message: M,
-    ) -> Result<PublishAckFuture> {
-        let entity = EntityId::try_from(id).context("a container id")?;
-        let entry = seal("edd-bench", &entity, version, message, &Cause::default());
-        let mut headers = HeaderMap::new();
-        headers.insert("Nats-Msg-Id", entry.event_id.as_str());
-        self.js
-            .publish_with_headers(entry.subject, headers, entry.payload.into())
-            .await
-            .context("cannot publish")
-    }
-
-    /// What publishing alone costs, with an event that changes nothing.
-    async fn ack_times(&self) -> Result<Samples> {
-        let mut samples = Samples::default();
-        for _ in 0..100 {
-            let started = Instant::now();
-            self.start("filled-0", 1)
-                .await?
-                .await
-                .context("the stream did not take an event")?;
-            samples.push(started.elapsed());
-        }
-        Ok(samples)
     }
 }

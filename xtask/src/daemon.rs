@@ -53,6 +53,14 @@ impl Daemon {
         })
     }
 
+    /// Its process id: that of the program itself, since what starts it only replaces itself.
+    pub(crate) fn pid(&self) -> Result<u32> {
+        let child = self.child.as_ref();
+        child
+            .map(Child::id)
+            .with_context(|| format!("{} was stopped", self.name))
+    }
+
     /// An error once the process has ended, with the last line of its log.
     pub(crate) fn check_running(&mut self) -> Result<()> {
         let Some(child) = &mut self.child else {

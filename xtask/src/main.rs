@@ -33,6 +33,15 @@ Commands:
                             `up`, and exit 0 or 1 (DIR: data/check, wiped)
      --profile NAME         for both: build with this cargo profile (dev-release)
   test                      fetch what the tests need, then format check, lints, all tests
+  bench                     measure the gateway beside other proxies: CPU time per request, in a
+                            table and in bench/results (docs/benchmarks.md)
+     --list                 the names of rows and peers
+     --row A,B --peer A,B   only these (--peer none: the gateway alone)
+     --gateway [NAME:]PATH  a gateway built elsewhere instead of this tree's; several are compared
+     --rounds N             measurements of each proxy in each row (3)
+     --seconds N            the window of each (2.5)
+     --quick                one round of 1.2 s
+     --no-write, --note TEXT  no file in bench/results, a line in it
   bench propagation [...]   start a gateway and measure publish to first request (arguments are
                             those of `edd-bench propagation`)
 ";
@@ -43,7 +52,7 @@ fn main() -> ExitCode {
     let done = child::catch_signals().and_then(|()| match args.as_slice() {
         ["up", flags @ ..] => up(flags),
         ["test"] => test::run(),
-        ["bench", "propagation", rest @ ..] => bench::propagation(rest),
+        ["bench", rest @ ..] => bench::run(rest),
         [] | ["help" | "--help" | "-h"] => {
             print!("{USAGE}");
             Ok(())
@@ -56,7 +65,7 @@ fn main() -> ExitCode {
             eprintln!("xtask: stopped");
             ExitCode::from(130)
         }
-        Err(error) if error.is::<BadCommandLine>() => {
+        Err(error) if error.is::<BadCommandLine>() || error.is::<bench::BadOption>() => {
             eprintln!("xtask: {error:#}\n\n{USAGE}");
             ExitCode::from(64)
         }

@@ -220,3 +220,29 @@ fn prepare_for_root() -> Result<()> {
     }
     Ok(())
 }
+
+/// A program of a Debian package that only benchmarks need: found on the machine, else unpacked.
+pub(crate) fn unpacked(name: &str, package: &str) -> Result<PathBuf> {
+    let tools = workspace::tools_dir();
+    let root = tools.join(package);
+    let find = || -> Result<Option<PathBuf>> {
+        let installed = search_folders()
+            .map(|folder| folder.join(name))
+            .find(|path| is_executable(path));
+        if installed.is_some() {
+            return Ok(installed);
+        }
+        let there = ["usr/bin", "usr/sbin"]
+            .map(|folder| root.join(folder).join(name))
+            .into_iter()
+            .find(|path| is_executable(path));
+        there
+            .map(|path| apt::wrapped(&root, &path, name))
+            .transpose()
+    };
+    if let Some(path) = find()? {
+        return Ok(path);
+    }
+    apt::unpack(package, &tools)?;
+    find()?.with_context(|| format!("the package {package} holds no {name}"))
+}

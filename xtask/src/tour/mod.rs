@@ -206,6 +206,12 @@ fn check_wipeable(data: &Path) -> Result<()> {
 pub(crate) fn wipe(data: &Path) -> Result<Lock> {
     let lock = Lock::take(data)?;
     fs::write(data.join(MARK), "").context("cannot write to the data folder")?;
+    empty(data)?;
+    Ok(lock)
+}
+
+/// Removes what lies in a folder whose lock is held.
+pub(crate) fn empty(data: &Path) -> Result<()> {
     for entry in fs::read_dir(data)
         .context("cannot list the data folder")?
         .flatten()
@@ -221,5 +227,5 @@ pub(crate) fn wipe(data: &Path) -> Result<Lock> {
         };
         removed.with_context(|| format!("cannot remove {}", path.display()))?;
     }
-    Ok(lock)
+    Ok(())
 }

@@ -36,10 +36,16 @@ pub(crate) struct Binaries(BTreeMap<String, PathBuf>);
 impl Binaries {
     /// Builds the daemons and the bench tool; cargo's own progress is on our terminal.
     pub(crate) fn build(profile: &str) -> Result<Self> {
+        let packages = ["edd-auth", "edd-compute", "edd-gateway", "edd-bench"];
+        Self::build_some(profile, &packages)
+    }
+
+    /// Builds some of them.
+    pub(crate) fn build_some(profile: &str, packages: &[&str]) -> Result<Self> {
         let mut build = cargo();
         build.args(["build", "--profile", profile, "--locked"]);
         build.args(["--message-format", "json-render-diagnostics"]);
-        for package in ["edd-auth", "edd-compute", "edd-gateway", "edd-bench"] {
+        for package in packages {
             build.args(["--package", package]);
         }
         let messages = child::stdout(&mut build, "cargo build")?;

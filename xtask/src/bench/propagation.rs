@@ -13,7 +13,7 @@ use crate::workspace;
 
 /// Starts nats-server and the gateway on a scratch folder, runs the benchmark with `args`, and
 /// stops them.
-pub(crate) fn propagation(args: &[&str]) -> Result<()> {
+pub(super) fn run(args: &[&str]) -> Result<()> {
     let tools = Tools::ensure()?;
     let binaries = Binaries::build(stack::PROFILE)?;
     let data = workspace::root().join("data/bench");

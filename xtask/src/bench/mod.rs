@@ -1,0 +1,29 @@
+//! `cargo xtask bench`: measurements on this machine, with everything they need started and ended.
+//!
+//! `propagation` is one of its own; without a subcommand the gateway is measured beside other
+//! proxies. The measuring itself is in the crate `edd-bench`.
+
+use anyhow::Result;
+
+mod compare;
+mod options;
+mod peers;
+mod propagation;
+mod report;
+mod rows;
+
+pub(crate) use options::BadOption;
+
+/// Runs the benchmark that `args` name.
+pub(crate) fn run(args: &[&str]) -> Result<()> {
+    match args {
+        ["propagation", rest @ ..] => propagation::run(rest),
+        flags => match options::parse(flags)? {
+            options::Wanted::List => {
+                options::list();
+                Ok(())
+            }
+            options::Wanted::Run(options) => compare::run(&options),
+        },
+    }
+}
