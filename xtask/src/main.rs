@@ -39,7 +39,7 @@ Commands:
      --row A,B --peer A,B   only these (--peer none: the gateway alone)
      --gateway [NAME:]PATH  a gateway built elsewhere instead of this tree's; several are compared
      --rounds N             measurements of each proxy in each row (3)
-     --seconds N            the window of each (2.5)
+     --seconds N            the window of each (2)
      --quick                one round of 1.2 s
      --no-write, --note TEXT  no file in bench/results, a line in it
   bench propagation [...]   start a gateway and measure publish to first request (arguments are

@@ -53,7 +53,7 @@ pub(super) fn parse(flags: &[&str]) -> Result<Wanted, BadOption> {
         peers: Vec::new(),
         gateways: Vec::new(),
         rounds: 3,
-        window_ms: 2500,
+        window_ms: 2000,
         warm_up_ms: 600,
         write: true,
         note: None,
