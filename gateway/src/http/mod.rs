@@ -20,6 +20,7 @@ mod exchange;
 mod head;
 mod policy;
 mod request_id;
+mod side;
 
 pub use engine::{UpstreamConnection, serve_h1, serve_h2};
 
