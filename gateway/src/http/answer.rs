@@ -77,6 +77,21 @@ impl Answer {
         }
     }
 
+    /// A head that is not understood: 400, 414, 431, 501 or 505. The connection closes.
+    pub(crate) fn malformed(status: u16, why: impl ToString) -> Self {
+        let code = match status {
+            414 => "uri_too_long",
+            431 => "headers_too_large",
+            501 => "not_implemented",
+            505 => "version_not_supported",
+            _ => "bad_request",
+        };
+        Self {
+            close: true,
+            ..Self::new(status, code, why.to_string())
+        }
+    }
+
     /// 408: the client stopped sending.
     pub(crate) fn request_timeout() -> Self {
         Self {

@@ -9,6 +9,8 @@
 
 use std::task::{Context, Poll};
 
+use edd_http1::Trailers;
+
 use super::head::{HostField, Version};
 
 /// Name and value of a field, bytes as they came.
@@ -66,12 +68,12 @@ pub(crate) struct RequestView<'v> {
 /// What a server is asked: the head as HTTP/1.1 writes it, and what its side must know of it.
 ///
 /// An HTTP/2 side reads the head again; it is well formed by construction.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Ask {
-    /// Request line, fields and empty line, `Host` first, framing fields included.
+    /// Request line, fields and empty line, framing fields included.
     pub(crate) head: Vec<u8>,
     /// The body that follows.
-    pub(crate) body: AskBody,
+    pub(crate) body: RequestBody,
     /// Whether the answer has no body whatever it says.
     pub(crate) is_head: bool,
     /// Whether a 101 is an answer.
@@ -79,9 +81,6 @@ pub(crate) struct Ask {
     /// The scheme that the client used.
     pub(crate) secure: bool,
 }
-
-/// The body of an [`Ask`].
-pub(crate) type AskBody = Option<RequestBody>;
 
 /// The head of an answer as it comes from the upstream; of a 1xx too.
 #[derive(Clone, Copy, Debug)]
@@ -103,7 +102,8 @@ pub(crate) struct AnswerHead<'v> {
     pub(crate) status: u16,
     /// Reason phrase; may be empty.
     pub(crate) reason: &'v [u8],
-    /// The fields that pass, without framing and `X-Request-ID`, which the side writes itself.
+    /// The fields that pass: no hop-by-hop fields and no `X-Request-ID`, which the side writes itself.
+    /// `Content-Length` is among them where the upstream told it.
     pub(crate) fields: &'v [Field<'v>],
     /// Its body.
     pub(crate) body: AnswerBody,
@@ -121,7 +121,7 @@ pub(crate) enum Piece<'p> {
     /// Bytes, at least one.
     Data(&'p [u8]),
     /// The fields after the last byte; [`Piece::End`] follows.
-    Trailers(&'p [Field<'p>]),
+    Trailers(&'p Trailers),
     /// Complete. After a switch: this direction is half-closed.
     End,
 }
@@ -202,6 +202,9 @@ pub(crate) trait Client: Outlet {
     /// Ready when the client has left; for when no body is waited for. Reads ahead within bounds.
     fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<SideError>;
 
+    /// Whether the client has ended its side of the connection; it may still read.
+    fn is_half_closed(&self) -> bool;
+
     /// Passes a 1xx on, where the client can take it. 100 also by the gateway's own will.
     fn inform(&mut self, status: u16, fields: &[Field<'_>]);
 
@@ -227,4 +230,10 @@ pub(crate) trait Server: Outlet {
 
     /// Whether anything of the answer has come, an interim one included.
     fn has_begun(&self) -> bool;
+
+    /// Whether nothing of the request has left.
+    fn is_unsent(&self) -> bool;
+
+    /// Whether another request may follow on the connection, now.
+    fn is_reusable(&self) -> bool;
 }

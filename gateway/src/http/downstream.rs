@@ -1,0 +1,114 @@
+//! What the requests of one client connection have in common.
+
+use std::borrow::Cow;
+use std::net::IpAddr;
+use std::rc::Rc;
+
+use smallvec::SmallVec;
+
+use super::ConnectionFacts;
+use super::decide::{Ground, Labels};
+use super::fields;
+use super::head::Destination;
+use super::policy::{self, Chain};
+use super::side::Field;
+use crate::listener::Worker;
+
+/// A client connection, as its requests see it.
+#[derive(Debug)]
+pub(crate) struct Downstream {
+    /// The thread it is served by.
+    pub(crate) worker: Rc<Worker>,
+    /// What is known of it.
+    pub(crate) facts: ConnectionFacts,
+    /// Metric labels without a route.
+    pub(crate) labels: Labels,
+    /// Whether the peer is a proxy whose words are believed.
+    pub(crate) is_trusted: bool,
+    /// The peer's address as text.
+    peer: String,
+}
+
+/// What the upstream is told about the client: names and values, in order.
+pub(crate) type Identity<'r> = SmallVec<[(&'r str, Cow<'r, str>); 8]>;
+
+impl Downstream {
+    /// A connection of which nothing was asked yet.
+    pub(crate) fn new(worker: &Rc<Worker>, facts: ConnectionFacts) -> Self {
+        let peer = facts.peer.ip().to_canonical();
+        Self {
+            is_trusted: policy::is_trusted(peer, &worker.shared.config.trusted_proxies),
+            worker: Rc::clone(worker),
+            labels: Labels::default(),
+            peer: peer.to_string(),
+            facts,
+        }
+    }
+
+    /// The client's address, for the routes' lists.
+    pub(crate) fn client(&self, fields: &[Field<'_>]) -> IpAddr {
+        let peer = self.facts.peer.ip();
+        if !self.is_trusted {
+            return peer.to_canonical();
+        }
+        let chain = joined(fields, b"x-forwarded-for");
+        let hops = policy::tokens(chain.as_deref().unwrap_or_default());
+        policy::client_address(peer, hops, &self.worker.shared.config.trusted_proxies)
+    }
+
+    /// What a decision needs to know of the connection.
+    pub(crate) fn ground(&self, to: &Destination<'_>) -> Ground {
+        let covered = |tls: &crate::tls::Secured| tls.covers.contains(to.host.as_str());
+        Ground {
+            door: self.facts.door,
+            secure: self.facts.tls.is_some(),
+            covered: self.facts.tls.as_ref().is_none_or(covered),
+            public_https_port: self.worker.shared.config.public_https_port,
+        }
+    }
+
+    /// What the upstream is told about the client of a request.
+    pub(crate) fn identity<'r>(&'r self, fields: &[Field<'_>], authority: &'r str) -> Identity<'r> {
+        let secure = self.facts.tls.is_some();
+        let mut said = Identity::new();
+        if !self.is_trusted {
+            said.push(("x-forwarded-for", Cow::Borrowed(self.peer.as_str())));
+            said.push(("x-forwarded-proto", Cow::Borrowed(if secure { "https" } else { "http" })));
+            said.push(("x-forwarded-host", Cow::Borrowed(authority)));
+            return said;
+        }
+        let one = |name| fields::first(fields, name).and_then(text).map(str::to_owned);
+        let chain = Chain {
+            forwarded_for: joined(fields, b"x-forwarded-for"),
+            proto: one(b"x-forwarded-proto"),
+            host: one(b"x-forwarded-host"),
+            forwarded: joined(fields, b"forwarded"),
+        };
+        let seen = chain.extend(self.facts.peer.ip(), secure, authority);
+        said.push(("x-forwarded-for", Cow::Owned(seen.forwarded_for)));
+        said.push(("x-forwarded-proto", Cow::Owned(seen.proto)));
+        said.push(("x-forwarded-host", Cow::Owned(seen.host)));
+        if let Some(forwarded) = seen.forwarded {
+            said.push(("forwarded", Cow::Owned(forwarded)));
+        }
+        said
+    }
+}
+
+/// Printable ASCII only, as everything that is read here is.
+fn text(value: &[u8]) -> Option<&str> {
+    let printable = value.iter().all(|b| matches!(b, b' '..=b'~'));
+    printable.then(|| std::str::from_utf8(value).ok()).flatten()
+}
+
+/// The values of all fields of that name.
+fn joined(fields: &[Field<'_>], name: &[u8]) -> Option<String> {
+    let named = fields.iter().filter(|(n, _)| n.eq_ignore_ascii_case(name));
+    let mut values = named.filter_map(|(_, value)| text(value));
+    let mut all = values.next()?.to_owned();
+    for value in values {
+        all.push_str(", ");
+        all.push_str(value);
+    }
+    Some(all)
+}

@@ -1,0 +1,155 @@
+//! What kind of field a name is, decided once for each and without allocation.
+//!
+//! The same judgement as [`policy`](super::policy), over raw bytes in any case.
+
+use edd_http1::tokens;
+use smallvec::SmallVec;
+
+use super::side::Field;
+
+/// What a field is to the gateway.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Kind {
+    /// Names fields that end here.
+    Connection,
+    /// Framing, written anew.
+    ContentLength,
+    /// Over HTTP/2 it comes in crumbs.
+    Cookie,
+    /// Passed on only where it is understood.
+    Expect,
+    /// Written anew.
+    Host,
+    /// Ends here.
+    Hop,
+    /// Passes.
+    Other,
+    /// Ours to say, both ways.
+    RequestId,
+    /// Says who the client is: a client's own is dropped, an upstream's passes.
+    Reserved,
+    /// Passed on unchanged, unless it is continued.
+    Trace,
+}
+
+impl Kind {
+    /// The kind of a field.
+    pub(crate) fn of(name: &[u8]) -> Self {
+        let is = |known: &[u8]| name.eq_ignore_ascii_case(known);
+        // An underscore counts as a hyphen: CGI-style upstreams cannot tell them apart.
+        let alike = |known: &[u8]| {
+            name.iter().zip(known).all(|(a, b)| a.eq_ignore_ascii_case(b) || (*a == b'_' && *b == b'-'))
+        };
+        match name.len() {
+            2 if is(b"te") => Self::Hop,
+            4 if is(b"host") => Self::Host,
+            6 if is(b"cookie") => Self::Cookie,
+            6 if is(b"expect") => Self::Expect,
+            7 if is(b"upgrade") => Self::Hop,
+            9 if is(b"forwarded") || alike(b"x-real-ip") => Self::Reserved,
+            10 if is(b"connection") => Self::Connection,
+            10 if is(b"keep-alive") => Self::Hop,
+            11 if is(b"traceparent") => Self::Trace,
+            11 if alike(b"client-cert") => Self::Reserved,
+            12 if alike(b"x-request-id") => Self::RequestId,
+            14 if is(b"content-length") => Self::ContentLength,
+            14 if is(b"http2-settings") => Self::Hop,
+            16 if is(b"proxy-connection") => Self::Hop,
+            17 if is(b"transfer-encoding") => Self::Hop,
+            17 if alike(b"client-cert-chain") => Self::Reserved,
+            18 if is(b"proxy-authenticate") => Self::Hop,
+            19 if is(b"proxy-authorization") => Self::Hop,
+            12.. if alike(b"x-forwarded-") => Self::Reserved,
+            _ => Self::Other,
+        }
+    }
+}
+
+/// The fields that `Connection` names, which end here too (RFC 9110, section 7.6.1).
+#[derive(Debug, Default)]
+pub(crate) struct Named<'v>(SmallVec<[&'v [u8]; 4]>);
+
+impl<'v> Named<'v> {
+    /// Reads all `Connection` fields.
+    pub(crate) fn of(fields: &[Field<'v>]) -> Self {
+        let connection = |(name, value): &Field<'v>| {
+            (name.len() == 10 && Kind::of(name) == Kind::Connection).then_some(*value)
+        };
+        let options = fields.iter().filter_map(connection).flat_map(tokens);
+        let usual: [&[u8]; 3] = [b"keep-alive", b"close", b"upgrade"];
+        Self(options.filter(|o| !usual.iter().any(|u| o.eq_ignore_ascii_case(u))).collect())
+    }
+
+    /// Whether the field is named.
+    pub(crate) fn has(&self, name: &[u8]) -> bool {
+        self.0.iter().any(|named| named.eq_ignore_ascii_case(name))
+    }
+}
+
+/// The fields of an answer that pass to the client.
+pub(crate) type Passing<'v> = SmallVec<[Field<'v>; 32]>;
+
+/// Takes from an upstream's head what is not for the client. `Content-Length` stays if `sized`.
+pub(crate) fn passing<'v>(fields: &[Field<'v>], sized: bool) -> Passing<'v> {
+    let named = Named::of(fields);
+    let passes = |(name, _): &&Field<'v>| match Kind::of(name) {
+        Kind::Connection | Kind::Hop | Kind::RequestId => false,
+        Kind::ContentLength => sized,
+        _ => !named.has(name),
+    };
+    fields.iter().filter(passes).copied().collect()
+}
+
+/// The value of the only field of that name; none if there are several.
+pub(crate) fn only<'v>(fields: &[Field<'v>], name: &[u8]) -> Option<&'v [u8]> {
+    let mut all = fields.iter().filter(|(n, _)| n.eq_ignore_ascii_case(name));
+    let (_, value) = all.next()?;
+    all.next().is_none().then_some(value)
+}
+
+/// The value of the first field of that name.
+pub(crate) fn first<'v>(fields: &[Field<'v>], name: &[u8]) -> Option<&'v [u8]> {
+    let found = fields.iter().find(|(n, _)| n.eq_ignore_ascii_case(name));
+    found.map(|(_, value)| *value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::policy;
+
+    #[test]
+    fn the_judgement_is_the_policys() {
+        for name in [
+            "accept", "authorization", "client-cert", "client_cert_chain", "connection", "cookie", "expect",
+            "forwarded", "http2-settings", "keep-alive", "proxy-authenticate", "proxy-authorization",
+            "proxy-connection", "te", "traceparent", "trailer", "transfer-encoding", "upgrade", "x-forwarded",
+            "x-forwarded-for", "x_forwarded-port", "x-real", "x-real-ip", "x-request-id", "x_request_id",
+        ] {
+            let passes = matches!(Kind::of(name.as_bytes()), Kind::Cookie | Kind::Other | Kind::Trace);
+            assert_eq!(passes, policy::request_field_passes(name), "{name}");
+            assert_eq!(Kind::of(name.as_bytes()), Kind::of(name.to_uppercase().as_bytes()));
+            let field: Field<'_> = (name.as_bytes(), b"1");
+            let back = !passing(&[field], true).is_empty();
+            if !name.contains('_') {
+                assert_eq!(back, policy::response_field_passes(name), "{name}");
+            }
+        }
+    }
+
+    #[test]
+    fn answers_keep_their_cookies_and_lose_what_is_between_two_hops() {
+        let fields: Vec<Field<'_>> = vec![
+            (b"Set-Cookie", b"a=1"),
+            (b"set-cookie", b"b=2"),
+            (b"Connection", b"close, X-Hop"),
+            (b"x-hop", b"1"),
+            (b"Keep-Alive", b"timeout=5"),
+            (b"X-Request-Id", b"theirs"),
+            (b"Content-Length", b"5"),
+        ];
+        let left = passing(&fields, true);
+        assert_eq!(left.as_slice(), [fields[0], fields[1], fields[6]]);
+        assert_eq!(passing(&fields, false).len(), 2);
+    }
+}

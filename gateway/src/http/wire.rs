@@ -1,0 +1,343 @@
+//! An HTTP/1 byte stream with what was read too much and what is not written yet.
+//!
+//! Reading goes into a buffer of the thread that is lent for one poll; what is
+//! not consumed then is kept here. Writing gathers small pieces and sends large
+//! ones straight from where they are. A connection that waits keeps no buffer.
+
+use std::cell::{Cell, RefCell};
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// A stream and its two buffers.
+#[derive(Debug)]
+pub(crate) struct Wire<I> {
+    io: I,
+    /// Read, not consumed.
+    kept: Vec<u8>,
+    /// What is kept is not enough for a step.
+    starved: bool,
+    out: Out,
+    /// The stream took less than it was given.
+    blocked: bool,
+    /// Written to the stream, which may still hold on to it.
+    unflushed: bool,
+    /// Bytes written so far.
+    written: u64,
+}
+
+/// Bytes at hand, for one look. Give it back by [`Wire::keep`].
+#[derive(Debug)]
+pub(crate) struct Input(Held);
+
+#[derive(Debug)]
+enum Held {
+    Kept(Vec<u8>),
+    Read(Scratch, usize),
+}
+
+impl Input {
+    /// The bytes; none: the stream has ended.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        match &self.0 {
+            Held::Kept(bytes) => bytes,
+            Held::Read(scratch, len) => scratch.0.get(..*len).unwrap_or_default(),
+        }
+    }
+}
+
+impl<I> Wire<I> {
+    /// A stream of which nothing was read.
+    pub(crate) fn new(io: I) -> Self {
+        Self {
+            io,
+            kept: Vec::new(),
+            starved: false,
+            out: Out::default(),
+            blocked: false,
+            unflushed: false,
+            written: 0,
+        }
+    }
+
+    /// The stream.
+    pub(crate) fn io(&self) -> &I {
+        &self.io
+    }
+
+    /// The stream.
+    pub(crate) fn io_mut(&mut self) -> &mut I {
+        &mut self.io
+    }
+
+    /// Takes back what was at hand, of which `consumed` bytes are done.
+    ///
+    /// `starved`: the rest is of no use before there is more.
+    pub(crate) fn keep(&mut self, input: Input, consumed: usize, starved: bool) {
+        self.starved = starved;
+        match input.0 {
+            Held::Kept(mut bytes) => {
+                if consumed >= bytes.len() {
+                    give_back(bytes);
+                } else {
+                    bytes.drain(..consumed);
+                    self.kept = bytes;
+                }
+            }
+            Held::Read(scratch, len) => {
+                if let Some(rest) = scratch.0.get(consumed..len)
+                    && !rest.is_empty()
+                {
+                    self.kept.reserve_exact(rest.len());
+                    self.kept.extend_from_slice(rest);
+                }
+            }
+        }
+    }
+
+    /// Whether anything is kept that was read and not consumed.
+    pub(crate) fn has_kept(&self) -> bool {
+        !self.kept.is_empty()
+    }
+
+    /// How much is kept.
+    pub(crate) fn kept_len(&self) -> usize {
+        self.kept.len()
+    }
+
+    /// Where to append what is to be written.
+    pub(crate) fn out(&mut self) -> &mut Vec<u8> {
+        self.out.buffer()
+    }
+
+    /// Whether everything was written and flushed.
+    pub(crate) fn is_flushed(&self) -> bool {
+        self.out.is_empty() && !self.unflushed
+    }
+
+    /// Whether the stream takes no more at the moment.
+    pub(crate) fn is_blocked(&self) -> bool {
+        self.blocked
+    }
+
+    /// Bytes that the stream has taken.
+    pub(crate) fn written(&self) -> u64 {
+        self.written
+    }
+
+    /// Drops what is not written.
+    pub(crate) fn discard_output(&mut self) {
+        self.out = Out::default();
+        self.blocked = false;
+        self.unflushed = false;
+    }
+}
+
+impl<I: AsyncRead + Unpin> Wire<I> {
+    /// What is at hand: kept, else read now. Empty at the end of the stream.
+    pub(crate) fn poll_input(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Input>> {
+        if !self.kept.is_empty() && !self.starved {
+            return Poll::Ready(Ok(Input(Held::Kept(std::mem::take(&mut self.kept)))));
+        }
+        let mut scratch = Scratch::take();
+        let len = ready!(self.poll_read(cx, &mut scratch))?;
+        if self.kept.is_empty() || len == 0 {
+            return Poll::Ready(Ok(Input(Held::Read(scratch, len))));
+        }
+        let read = scratch.0.get(..len).unwrap_or_default();
+        self.kept.extend_from_slice(read);
+        Poll::Ready(Ok(Input(Held::Kept(std::mem::take(&mut self.kept)))))
+    }
+
+    /// Reads ahead, behind what is kept; false at the end of the stream.
+    pub(crate) fn poll_ahead(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
+        let mut scratch = Scratch::take();
+        let len = ready!(self.poll_read(cx, &mut scratch))?;
+        let read = scratch.0.get(..len).unwrap_or_default();
+        self.kept.extend_from_slice(read);
+        Poll::Ready(Ok(len > 0))
+    }
+
+    fn poll_read(&mut self, cx: &mut Context<'_>, scratch: &mut Scratch) -> Poll<io::Result<usize>> {
+        let mut buffer = ReadBuf::new(&mut scratch.0);
+        ready!(Pin::new(&mut self.io).poll_read(cx, &mut buffer))?;
+        Poll::Ready(Ok(buffer.filled().len()))
+    }
+}
+
+impl<I: AsyncWrite + Unpin> Wire<I> {
+    /// Ready when the stream is not known to be full and little is kept.
+    pub(crate) fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.blocked || self.out.len() >= GATHER_MAX {
+            ready!(self.poll_write_out(cx))?;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Writes everything that is kept, down to the socket.
+    pub(crate) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_write_out(cx))?;
+        if self.unflushed {
+            ready!(Pin::new(&mut self.io).poll_flush(cx))?;
+            self.unflushed = false;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_write_out(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.out.is_empty() {
+            let polled = Pin::new(&mut self.io).poll_write(cx, self.out.bytes());
+            self.blocked = polled.is_pending();
+            let count = ready!(polled)?;
+            if count == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.wrote(count);
+        }
+        self.blocked = false;
+        Poll::Ready(Ok(()))
+    }
+
+    /// Sends `data` after what is kept; what the stream does not take now is kept.
+    pub(crate) fn send(&mut self, cx: &mut Context<'_>, data: &[u8]) -> io::Result<()> {
+        if self.blocked || data.len() < DIRECT_MIN {
+            self.out.buffer().extend_from_slice(data);
+            return Ok(());
+        }
+        let mut at = 0;
+        while let Some(rest) = data.get(at..)
+            && !rest.is_empty()
+        {
+            let polled = if self.out.is_empty() {
+                Pin::new(&mut self.io).poll_write(cx, rest)
+            } else {
+                let both = [IoSlice::new(self.out.bytes()), IoSlice::new(rest)];
+                Pin::new(&mut self.io).poll_write_vectored(cx, &both)
+            };
+            match polled {
+                Poll::Ready(count) => {
+                    let count = count?;
+                    if count == 0 {
+                        return Err(io::ErrorKind::WriteZero.into());
+                    }
+                    at += count - self.wrote(count);
+                }
+                Poll::Pending => {
+                    self.blocked = true;
+                    self.out.buffer().extend_from_slice(rest);
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Accounts for `count` written bytes; tells how many of them were kept ones.
+    fn wrote(&mut self, count: usize) -> usize {
+        self.written += count as u64;
+        self.unflushed = true;
+        self.out.advance(count)
+    }
+}
+
+/// Bytes to be written, from `at` on.
+#[derive(Debug, Default)]
+struct Out {
+    bytes: Vec<u8>,
+    at: usize,
+}
+
+impl Out {
+    fn buffer(&mut self) -> &mut Vec<u8> {
+        if self.bytes.capacity() == 0 {
+            self.bytes = lend();
+        }
+        &mut self.bytes
+    }
+
+    fn bytes(&self) -> &[u8] {
+        self.bytes.get(self.at..).unwrap_or_default()
+    }
+
+    fn len(&self) -> usize {
+        self.bytes.len() - self.at
+    }
+
+    fn is_empty(&self) -> bool {
+        self.bytes.len() == self.at
+    }
+
+    fn advance(&mut self, count: usize) -> usize {
+        let count = count.min(self.len());
+        self.at += count;
+        if self.is_empty() {
+            self.at = 0;
+            if self.bytes.capacity() > 0 {
+                give_back(std::mem::take(&mut self.bytes));
+            }
+        }
+        count
+    }
+}
+
+/// An empty buffer of the thread; it grows as it must.
+pub(crate) fn lend() -> Vec<u8> {
+    SPARE
+        .with_borrow_mut(Vec::pop)
+        .unwrap_or_else(|| Vec::with_capacity(SPARE_BYTES))
+}
+
+/// Gives a buffer to the next one who needs one.
+pub(crate) fn give_back(mut buffer: Vec<u8>) {
+    if !(SPARE_BYTES..=SPARE_BYTES_MAX).contains(&buffer.capacity()) {
+        return;
+    }
+    buffer.clear();
+    SPARE.with_borrow_mut(|spare| {
+        if spare.len() < SPARE_MAX {
+            spare.push(buffer);
+        }
+    });
+}
+
+/// The thread's read buffer, lent for one poll. A second taker meanwhile gets its own.
+#[derive(Debug)]
+struct Scratch(Box<[u8]>);
+
+impl Scratch {
+    fn take() -> Self {
+        let buffer = SCRATCH.take();
+        Self(buffer.unwrap_or_else(|| vec![0; SCRATCH_BYTES].into_boxed_slice()))
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        SCRATCH.set(Some(std::mem::take(&mut self.0)));
+    }
+}
+
+thread_local! {
+    static SCRATCH: Cell<Option<Box<[u8]>>> = const { Cell::new(None) };
+    static SPARE: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Read at once. Halves the cost of bulk against 8 KiB.
+const SCRATCH_BYTES: usize = 64 * 1024;
+
+/// What is smaller is gathered, since copying it costs less than a system call.
+const DIRECT_MIN: usize = 8 * 1024;
+
+/// Gathered before it is written without being asked to.
+const GATHER_MAX: usize = 16 * 1024;
+
+/// Room for two heads and a small body.
+const SPARE_BYTES: usize = 4 * 1024;
+
+/// Larger ones are freed.
+const SPARE_BYTES_MAX: usize = 64 * 1024;
+
+/// Buffers that a thread keeps.
+const SPARE_MAX: usize = 64;
