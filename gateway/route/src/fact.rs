@@ -71,6 +71,11 @@ impl Admission {
         Self(facts.into_iter().collect())
     }
 
+    /// Whether it depends on nothing, and so never ends.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Whether any of its facts is over.
     pub fn is_revoked(&self) -> bool {
         self.0.iter().any(Fact::is_revoked)

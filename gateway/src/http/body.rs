@@ -196,6 +196,10 @@ impl Sink {
             (Self::Raw, Piece::End) => *self = Self::Over,
             (Self::Length(_) | Self::Raw, Piece::Trailers(_)) => {}
         }
-        Ok(if wire.is_blocked() { Room::Full } else { Room::More })
+        Ok(if wire.is_blocked() {
+            Room::Full
+        } else {
+            Room::More
+        })
     }
 }

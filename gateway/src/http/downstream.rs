@@ -73,11 +73,18 @@ impl Downstream {
         let mut said = Identity::new();
         if !self.is_trusted {
             said.push(("x-forwarded-for", Cow::Borrowed(self.peer.as_str())));
-            said.push(("x-forwarded-proto", Cow::Borrowed(if secure { "https" } else { "http" })));
+            said.push((
+                "x-forwarded-proto",
+                Cow::Borrowed(if secure { "https" } else { "http" }),
+            ));
             said.push(("x-forwarded-host", Cow::Borrowed(authority)));
             return said;
         }
-        let one = |name| fields::first(fields, name).and_then(text).map(str::to_owned);
+        let one = |name| {
+            fields::first(fields, name)
+                .and_then(text)
+                .map(str::to_owned)
+        };
         let chain = Chain {
             forwarded_for: joined(fields, b"x-forwarded-for"),
             proto: one(b"x-forwarded-proto"),

@@ -43,6 +43,8 @@ pub(crate) struct Exchange {
     pub(crate) bytes_in: Rc<Cell<u64>>,
     /// Body bytes to the client.
     pub(crate) bytes_out: u64,
+    /// Whether its answers have no bodies.
+    pub(crate) is_head: bool,
     /// Why it was refused or ended early; the first reason stays.
     note: Option<Cow<'static, str>>,
 }
@@ -72,6 +74,7 @@ impl Exchange {
             status: CLIENT_GONE,
             bytes_in: Rc::default(),
             bytes_out: 0,
+            is_head: method == "HEAD",
             note: None,
         }
     }

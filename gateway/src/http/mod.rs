@@ -13,16 +13,26 @@ use edd_route::{Admission, Door};
 
 use crate::tls::Secured;
 
+mod alarm;
 mod answer;
+pub(crate) mod body;
 mod decide;
+mod downstream;
 mod engine;
 mod exchange;
+mod fields;
+mod forward;
+mod h1;
 mod head;
+mod plan;
 mod policy;
 mod request_id;
-mod side;
+mod rewrite;
+pub(crate) mod side;
+pub(crate) mod wire;
 
-pub use engine::{UpstreamConnection, serve_h1, serve_h2};
+pub use engine::{UpstreamConnection, serve_h2};
+pub use h1::serve_h1;
 
 /// What is known of a connection when HTTP begins on it.
 #[derive(Clone, Debug)]

@@ -72,13 +72,22 @@ impl Turn {
         let accept = accept.and_then(|value| std::str::from_utf8(value).ok());
         let form = Form::asked(accept.unwrap_or_default());
         let plan = plan(down, view, &mut exchange);
-        Self { exchange, form, plan }
+        Self {
+            exchange,
+            form,
+            plan,
+        }
     }
 
     /// The record and the answer of a head that cannot be read.
-    pub(crate) fn refused(down: &Downstream, version: super::head::Version, answer: Answer) -> Self {
+    pub(crate) fn refused(
+        down: &Downstream,
+        version: super::head::Version,
+        answer: Answer,
+    ) -> Self {
         let shared = &down.worker.shared;
-        let mut exchange = Exchange::begin(shared, down.facts.peer, version, "", "", down.labels.none());
+        let mut exchange =
+            Exchange::begin(shared, down.facts.peer, version, "", "", down.labels.none());
         exchange.note(answer.message.clone());
         Self {
             exchange,
@@ -137,7 +146,9 @@ fn plan(down: &Downstream, view: &RequestView<'_>, exchange: &mut Exchange) -> P
     if let Err(error) = rewrite.write(view, &mut head) {
         debug!(request_id = %exchange.request_id, %error, "not forwarded");
         exchange.note("the request's head cannot be forwarded");
-        return Plan::Answer(Answer::bad_request("the request's head cannot be forwarded"));
+        return Plan::Answer(Answer::bad_request(
+            "the request's head cannot be forwarded",
+        ));
     }
     let has_body = !matches!(view.body, RequestBody::None | RequestBody::Length(0));
     Plan::Forward(Box::new(Forward {

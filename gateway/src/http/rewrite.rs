@@ -29,7 +29,8 @@ pub(crate) struct Rewrite<'r> {
 
 /// The switch of protocols that may be offered to the upstream.
 pub(crate) fn upgrade_offered<'v>(view: &RequestView<'v>) -> Option<&'v str> {
-    view.upgrade.filter(|protocol| policy::upgrade_may_pass(protocol))
+    view.upgrade
+        .filter(|protocol| policy::upgrade_may_pass(protocol))
 }
 
 impl Rewrite<'_> {
@@ -37,12 +38,21 @@ impl Rewrite<'_> {
     ///
     /// # Errors
     /// If something in it would not be what it seems to be; `out` is then of no use.
-    pub(crate) fn write(&self, view: &RequestView<'_>, out: &mut Vec<u8>) -> Result<(), WriteError> {
+    pub(crate) fn write(
+        &self,
+        view: &RequestView<'_>,
+        out: &mut Vec<u8>,
+    ) -> Result<(), WriteError> {
         match self.target {
             Some(target) => write::request_line(out, view.method.as_bytes(), target.as_bytes())?,
             None => {
                 let query = view.query.map(str::as_bytes);
-                write::request_line_parts(out, view.method.as_bytes(), view.path.as_bytes(), query)?;
+                write::request_line_parts(
+                    out,
+                    view.method.as_bytes(),
+                    view.path.as_bytes(),
+                    query,
+                )?;
             }
         }
         self.fields(view, out)?;
@@ -137,7 +147,10 @@ pub(crate) fn length_field(out: &mut Vec<u8>, name: &[u8], length: u64) -> Resul
 
 /// One `Cookie` of the crumbs that HTTP/2 may send (RFC 9113, section 8.2.3).
 fn cookie<'v>(view: &RequestView<'v>) -> Cow<'v, [u8]> {
-    let mut crumbs = view.fields.iter().filter(|(name, _)| Kind::of(name) == Kind::Cookie);
+    let mut crumbs = view
+        .fields
+        .iter()
+        .filter(|(name, _)| Kind::of(name) == Kind::Cookie);
     let Some(&(_, first)) = crumbs.next() else {
         return Cow::Borrowed(b"");
     };
@@ -193,7 +206,10 @@ mod tests {
             (b"x-forwarded-port", b"1"),
             (b"Forwarded", b"for=6.6.6.6"),
             (b"X-Request-Id", b"mine"),
-            (b"Connection", b"keep-alive, X-Secret, host, x-forwarded-for"),
+            (
+                b"Connection",
+                b"keep-alive, X-Secret, host, x-forwarded-for",
+            ),
             (b"x-secret", b"1"),
             (b"te", b"gzip"),
             (b"Proxy-Authorization", b"Basic Zm9v"),
@@ -217,21 +233,32 @@ mod tests {
         let mut sized = view(Version::H11, &fields);
         sized.body = RequestBody::Length(5);
         let head = written(&sized, Some("/stripped?q"));
-        assert!(head.starts_with("POST /stripped?q HTTP/1.1\r\nContent-Length: 5\r\nHost: a.example\r\n"), "{head}");
+        assert!(
+            head.starts_with(
+                "POST /stripped?q HTTP/1.1\r\nContent-Length: 5\r\nHost: a.example\r\n"
+            ),
+            "{head}"
+        );
         let fields: Vec<Field<'_>> = vec![(b"Transfer-Encoding", b"chunked")];
         let mut open = view(Version::H10, &fields);
         open.body = RequestBody::Open;
         open.takes_trailers = true;
         let head = written(&open, None);
         assert!(head.contains(" HTTP/1.1\r\nhost: a.example\r\n"), "{head}");
-        assert!(head.ends_with("connection: te\r\nte: trailers\r\ntransfer-encoding: chunked\r\n\r\n"), "{head}");
+        assert!(
+            head.ends_with("connection: te\r\nte: trailers\r\ntransfer-encoding: chunked\r\n\r\n"),
+            "{head}"
+        );
     }
 
     #[test]
     fn cookie_crumbs_of_http2_are_joined() {
         let fields: Vec<Field<'_>> = vec![(b"cookie", b"a=1"), (b"x", b"1"), (b"cookie", b"b=2")];
         let head = written(&view(Version::H2, &fields), None);
-        assert!(head.contains("\r\ncookie: a=1; b=2\r\nx: 1\r\nx-forwarded"), "{head}");
+        assert!(
+            head.contains("\r\ncookie: a=1; b=2\r\nx: 1\r\nx-forwarded"),
+            "{head}"
+        );
     }
 
     #[test]
@@ -239,7 +266,9 @@ mod tests {
         let fields: Vec<Field<'_>> = vec![(b"Upgrade", b"websocket"), (b"Connection", b"Upgrade")];
         let mut asked = view(Version::H11, &fields);
         asked.upgrade = Some("websocket");
-        assert!(written(&asked, None).ends_with("connection: upgrade\r\nupgrade: websocket\r\n\r\n"));
+        assert!(
+            written(&asked, None).ends_with("connection: upgrade\r\nupgrade: websocket\r\n\r\n")
+        );
         asked.upgrade = Some("h2c");
         assert!(!written(&asked, None).contains("pgrade"));
     }

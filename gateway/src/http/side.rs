@@ -78,7 +78,8 @@ pub(crate) struct Ask {
     pub(crate) is_head: bool,
     /// Whether a 101 is an answer.
     pub(crate) may_switch: bool,
-    /// The scheme that the client used.
+    /// Whether the client used https.
+    #[allow(dead_code, reason = "the scheme of HTTP/2")]
     pub(crate) secure: bool,
 }
 
@@ -148,6 +149,7 @@ pub(crate) enum Room {
 }
 
 /// Why a side cannot go on.
+#[allow(dead_code, reason = "some are HTTP/2's")]
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SideError {
     /// It closed or broke off in the middle. The first byte of an answer may not have come yet.

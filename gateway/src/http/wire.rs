@@ -102,11 +102,6 @@ impl<I> Wire<I> {
         !self.kept.is_empty()
     }
 
-    /// How much is kept.
-    pub(crate) fn kept_len(&self) -> usize {
-        self.kept.len()
-    }
-
     /// Where to append what is to be written.
     pub(crate) fn out(&mut self) -> &mut Vec<u8> {
         self.out.buffer()
@@ -125,13 +120,6 @@ impl<I> Wire<I> {
     /// Bytes that the stream has taken.
     pub(crate) fn written(&self) -> u64 {
         self.written
-    }
-
-    /// Drops what is not written.
-    pub(crate) fn discard_output(&mut self) {
-        self.out = Out::default();
-        self.blocked = false;
-        self.unflushed = false;
     }
 }
 
@@ -160,7 +148,11 @@ impl<I: AsyncRead + Unpin> Wire<I> {
         Poll::Ready(Ok(len > 0))
     }
 
-    fn poll_read(&mut self, cx: &mut Context<'_>, scratch: &mut Scratch) -> Poll<io::Result<usize>> {
+    fn poll_read(
+        &mut self,
+        cx: &mut Context<'_>,
+        scratch: &mut Scratch,
+    ) -> Poll<io::Result<usize>> {
         let mut buffer = ReadBuf::new(&mut scratch.0);
         ready!(Pin::new(&mut self.io).poll_read(cx, &mut buffer))?;
         Poll::Ready(Ok(buffer.filled().len()))

@@ -16,8 +16,10 @@ pub(crate) enum Stage {
     /// Not at all.
     #[default]
     Serving,
-    /// What runs is finished, nothing new begins.
+    /// What runs is finished; a request that is on its way is the last one.
     Draining,
+    /// Connections without a request end.
+    Idle,
     /// Everything ends now.
     Cut,
 }
@@ -48,6 +50,8 @@ impl Ending {
     pub(crate) async fn follow(self, drain: Drain) {
         drain.token().cancelled().await;
         self.enter(Stage::Draining);
+        drain.idle().cancelled().await;
+        self.enter(Stage::Idle);
         drain.cut().cancelled().await;
         self.enter(Stage::Cut);
     }
@@ -107,7 +111,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn watchers_are_woken_at_each_stage_until_they_leave() {
         let (ending, drain) = (Ending::default(), Drain::new());
-        let local = LocalSet::new();
+        let (ended, local) = (ending.clone(), LocalSet::new());
         local.spawn_local(ending.clone().follow(drain.clone()));
         let seen = Rc::new(RefCell::new(Vec::new()));
         let (log, watched) = (Rc::clone(&seen), ending.clone());
@@ -124,12 +128,16 @@ mod tests {
             .await;
         });
         drop(ending.watch(Waker::noop()));
-        let end = drain.run(std::time::Duration::from_secs(1));
         let guard = drain.guard();
+        let end = async {
+            tokio::task::yield_now().await;
+            drain.run(std::time::Duration::from_secs(1)).await
+        };
         let (cut, ()) = tokio::join!(end, local);
         drop(guard);
         assert_eq!(cut, 1);
-        assert_eq!(*seen.borrow(), [Stage::Serving, Stage::Draining, Stage::Cut]);
-        assert_eq!(ending.0.wakers.borrow().slots.iter().flatten().count(), 0);
+        let stages = [Stage::Serving, Stage::Draining, Stage::Idle, Stage::Cut];
+        assert_eq!(*seen.borrow(), stages);
+        assert_eq!(ended.0.wakers.borrow().slots.iter().flatten().count(), 0);
     }
 }

@@ -15,6 +15,7 @@ mod accept;
 mod answer;
 mod bind;
 mod close;
+mod ending;
 mod first;
 mod gate;
 mod prefixed;
@@ -22,6 +23,7 @@ mod serve;
 mod worker;
 
 pub use bind::{Addresses, BindError, BindFailure, Bound, DataListeners, bind};
+pub(crate) use ending::Stage;
 pub use gate::{Gate, Permit, Refused, UpstreamPermit};
 pub use prefixed::Prefixed;
 pub use worker::{Worker, Workers, spawn};

@@ -18,6 +18,7 @@ use tracing::error;
 
 use super::accept::{Accepted, accept};
 use super::bind::{DataListeners, DoorListener};
+use super::ending::Ending;
 use super::serve::serve;
 use crate::shared::Shared;
 use crate::ssh::SshServer;
@@ -31,6 +32,8 @@ pub struct Worker {
     pub shared: Arc<Shared>,
     /// This thread's upstream connections.
     pub pool: Pool,
+    /// How far the process is on its way out.
+    pub(crate) ending: Ending,
 }
 
 /// The running threads.
@@ -95,7 +98,9 @@ async fn run(
     let worker = Rc::new(Worker {
         shared,
         pool: Pool::default(),
+        ending: Ending::default(),
     });
+    tokio::task::spawn_local(worker.ending.clone().follow(worker.shared.drain.clone()));
     let connections = TaskTracker::new();
     let take = |accepted: Accepted| {
         let (worker, ssh) = (Rc::clone(&worker), ssh.clone());

@@ -9,6 +9,6 @@ mod raw;
 mod relay;
 
 pub use fuse::OverTcp;
-pub(crate) use fuse::{Fuse, Fused};
+pub(crate) use fuse::{Fuse, Fused, reset};
 pub use raw::{RawKind, raw};
 pub use relay::{End, Relayed, Side, relay};

@@ -51,7 +51,12 @@ pub(crate) struct H1<I: OverTcp> {
 
 impl<I: OverTcp> H1<I> {
     /// Speaks HTTP on `io`.
-    pub(crate) fn new(io: I, peer: SocketAddr, admission: Admission, counted: ConnectionGauge) -> Self {
+    pub(crate) fn new(
+        io: I,
+        peer: SocketAddr,
+        admission: Admission,
+        counted: ConnectionGauge,
+    ) -> Self {
         Self {
             wire: Wire::new(io),
             peer,
@@ -85,7 +90,9 @@ impl<I: AsyncRead + OverTcp + Unpin + 'static> Reusable for H1<I> {
         let mut buffer = ReadBuf::new(&mut byte);
         // Costs a system call only if something has come.
         let mut cx = Context::from_waker(Waker::noop());
-        Pin::new(self.wire.io_mut()).poll_read(&mut cx, &mut buffer).is_pending()
+        Pin::new(self.wire.io_mut())
+            .poll_read(&mut cx, &mut buffer)
+            .is_pending()
     }
 }
 
@@ -98,7 +105,9 @@ impl<I: AsyncRead + AsyncWrite + OverTcp + Unpin> Outlet for H1<I> {
         if self.sink == Sink::Raw && matches!(piece, Piece::End) {
             self.ending = true;
         }
-        self.sink.put(cx, &mut self.wire, piece).map_err(SideError::Broke)
+        self.sink
+            .put(cx, &mut self.wire, piece)
+            .map_err(SideError::Broke)
     }
 
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SideError>> {
@@ -131,7 +140,11 @@ impl<I: AsyncRead + AsyncWrite + OverTcp + Unpin> Server for H1<I> {
             RequestBody::Length(length) => Sink::Length(length),
             RequestBody::Open => Sink::Chunked { trailers: true },
         };
-        self.question = if ask.is_head { Question::Head } else { Question::Other };
+        self.question = if ask.is_head {
+            Question::Head
+        } else {
+            Question::Other
+        };
         self.may_switch = ask.may_switch;
         self.begun = false;
         self.informed = 0;
@@ -146,9 +159,11 @@ impl<I: AsyncRead + AsyncWrite + OverTcp + Unpin> Server for H1<I> {
         mut take: impl FnMut(&mut Context<'_>, Event<'_>) -> Room,
     ) -> Poll<Result<(), SideError>> {
         if let Some(source) = &mut self.source {
-            let polled = source.poll_pieces(cx, &mut self.wire, &mut |cx: &mut Context<'_>, piece: Piece<'_>| {
-                take(cx, Event::Piece(piece))
-            });
+            let polled = source.poll_pieces(
+                cx,
+                &mut self.wire,
+                &mut |cx: &mut Context<'_>, piece: Piece<'_>| take(cx, Event::Piece(piece)),
+            );
             return polled;
         }
         loop {
@@ -228,7 +243,9 @@ impl<I: OverTcp> H1<I> {
             }
             if head.status == 101 {
                 if !self.may_switch {
-                    return Err(SideError::Malformed("a switch of protocols that was not asked for"));
+                    return Err(SideError::Malformed(
+                        "a switch of protocols that was not asked for",
+                    ));
                 }
                 self.keep_alive = false;
                 self.source = Some(Source::Raw);
@@ -238,7 +255,9 @@ impl<I: OverTcp> H1<I> {
             }
             let (reader, kind) = match head.body {
                 ResponseBody::Chunked => (BodyReader::chunked(), AnswerBody::Open),
-                ResponseBody::Length(length) => (BodyReader::length(length), AnswerBody::Length(length)),
+                ResponseBody::Length(length) => {
+                    (BodyReader::length(length), AnswerBody::Length(length))
+                }
                 ResponseBody::None => (BodyReader::none(), AnswerBody::None(head.content_length)),
                 ResponseBody::UntilClose => (BodyReader::until_close(), AnswerBody::Open),
             };

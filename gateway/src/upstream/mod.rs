@@ -10,6 +10,7 @@ use std::sync::Arc;
 use edd_route::ContainerId;
 
 mod connect;
+mod h1;
 mod pool;
 mod resolve;
 mod socket;
@@ -17,6 +18,7 @@ pub mod tls;
 
 pub(crate) use connect::connect_any;
 pub use connect::{Address, ConnectError, connect};
+pub(crate) use h1::H1;
 pub use pool::{Idle, IdlePool, Reusable};
 pub(crate) use resolve::Names;
 pub use socket::Socket;
@@ -58,5 +60,6 @@ impl fmt::Display for UpstreamKey {
 #[derive(Clone, Debug, Default)]
 pub struct Pool {
     pub(crate) idle: IdlePool<UpstreamKey, crate::http::UpstreamConnection>,
+    pub(crate) h1: IdlePool<UpstreamKey, H1<Socket>>,
     pub(crate) names: Names,
 }

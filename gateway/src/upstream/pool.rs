@@ -14,7 +14,7 @@ use tokio::time::Instant;
 /// A connection that can be kept.
 pub trait Reusable: 'static {
     /// Whether the next request may be sent on it. Also false once what admitted it is over.
-    fn is_open(&self) -> bool;
+    fn is_open(&mut self) -> bool;
 }
 
 /// What is kept, and since when.
@@ -56,7 +56,7 @@ impl<K: Clone + Eq + Hash + 'static, C: Reusable> IdlePool<K, C> {
         let queue = kept.by_key.get_mut(key)?;
         let now = Instant::now();
         let mut found = None;
-        while let Some(idle) = queue.pop_back() {
+        while let Some(mut idle) = queue.pop_back() {
             let fresh = now.duration_since(idle.since) < IDLE_MAX;
             if fresh && idle.connection.is_open() && fits(&idle.connection) {
                 found = Some(idle.connection);
@@ -72,7 +72,7 @@ impl<K: Clone + Eq + Hash + 'static, C: Reusable> IdlePool<K, C> {
     /// Keeps a connection; beyond the limit the oldest of its key goes.
     ///
     /// Must be called on a `LocalSet`: the first one kept starts the sweeper.
-    pub fn put(&self, key: K, connection: C) {
+    pub fn put(&self, key: K, mut connection: C) {
         if !connection.is_open() {
             return;
         }
@@ -110,7 +110,7 @@ async fn sweep<K: Clone + Eq + Hash + 'static, C: Reusable>(pool: Weak<RefCell<K
         let mut kept = pool.borrow_mut();
         let now = Instant::now();
         kept.by_key.retain(|_, queue| {
-            queue.retain(|idle| {
+            queue.retain_mut(|idle| {
                 now.duration_since(idle.since) < IDLE_MAX && idle.connection.is_open()
             });
             !queue.is_empty()
@@ -144,7 +144,7 @@ mod tests {
     }
 
     impl Reusable for Fake {
-        fn is_open(&self) -> bool {
+        fn is_open(&mut self) -> bool {
             self.open.get()
         }
     }

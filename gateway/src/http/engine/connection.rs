@@ -88,7 +88,7 @@ impl Drop for UpstreamConnection {
 }
 
 impl Reusable for UpstreamConnection {
-    fn is_open(&self) -> bool {
+    fn is_open(&mut self) -> bool {
         self.sender.is_ready() && !self.admission.is_revoked()
     }
 }

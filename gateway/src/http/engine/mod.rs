@@ -8,11 +8,12 @@
 //! `pulse` watches for connections that fall silent, `upgrade` joins two
 //! connections after a 101.
 
+#![allow(dead_code, reason = "HTTP/1 has left already")]
+
 mod body;
 mod connection;
 mod fields;
 mod forward;
-mod h1;
 mod h2;
 mod leash;
 mod pulse;
@@ -20,5 +21,4 @@ mod service;
 mod upgrade;
 
 pub use connection::UpstreamConnection;
-pub use h1::serve_h1;
 pub use h2::serve_h2;

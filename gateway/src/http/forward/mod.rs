@@ -13,7 +13,7 @@ use super::answer::{Answer, Form};
 use super::downstream::Downstream;
 use super::exchange::Exchange;
 use super::plan::{Forward, Plan, Turn};
-use super::side::{AnswerBody, AnswerHead, Client, Field, Outlet, Piece, Server};
+use super::side::{AnswerBody, AnswerHead, Client, Field, Piece, Server};
 use super::wire;
 use crate::listener::Stage;
 
@@ -49,10 +49,11 @@ pub(crate) async fn serve<C: Client>(
         plan,
     } = turn;
     let forward = match plan {
-        Plan::Answer(answer) => return own(client, &answer, form, &mut exchange, down, alarm).await,
+        Plan::Answer(answer) => {
+            return own(client, &answer, form, &mut exchange, down, alarm).await;
+        }
         Plan::Forward(forward) => forward,
     };
-    let is_head = forward.ask.is_head;
     let done = pass_on(client, *forward, &mut exchange, down, alarm).await;
     let failure = match done {
         Ok(finished) => return finished,
@@ -61,10 +62,7 @@ pub(crate) async fn serve<C: Client>(
     debug!(request_id = %exchange.request_id, error = %failure, "not forwarded");
     exchange.note(failure.note());
     match failure.answer() {
-        Some(answer) => {
-            exchange.is_head = is_head;
-            own(client, &answer, form, &mut exchange, down, alarm).await
-        }
+        Some(answer) => own(client, &answer, form, &mut exchange, down, alarm).await,
         None => {
             client.abort(false);
             Finished::Last
@@ -85,7 +83,8 @@ async fn pass_on<C: Client>(
     loop {
         // The second time nothing is left to chance.
         let reuse = retries < RETRIES_MAX;
-        let (mut server, reused) = attempt::connection(client, &forward.upstream, down, alarm, reuse).await?;
+        let (mut server, reused) =
+            attempt::connection(client, &forward.upstream, down, alarm, reuse).await?;
         exchange.upstream = Some(server.peer.to_string());
         let mut run = Run::new(&forward, exchange, down);
         let end = poll_fn(|cx| run.poll(cx, client, &mut server, alarm)).await;
@@ -140,9 +139,10 @@ async fn own<C: Client>(
 ) -> Finished {
     exchange.status = answer.status;
     let text = answer.body(form, &exchange.request_id);
+    let digits = text.len().to_string();
     let mut fields: smallvec::SmallVec<[Field<'_>; 3]> = smallvec::smallvec![
         (&b"content-type"[..], form.content_type().as_bytes()),
-        (&b"content-length"[..], &b"0"[..]),
+        (&b"content-length"[..], digits.as_bytes()),
     ];
     if let Some(location) = &answer.location {
         fields.push((b"location", location.as_bytes()));

@@ -18,7 +18,7 @@ use crate::http::exchange::Exchange;
 use crate::http::fields;
 use crate::http::plan::Forward;
 use crate::http::side::{
-    AnswerBody, AnswerHead, AnswerView, Client, Event, Piece, RequestBody, Room, Server, SideError,
+    AnswerBody, AnswerHead, AnswerView, Client, Event, Piece, RequestBody, Room, Server,
 };
 use crate::listener::Stage;
 
@@ -75,7 +75,11 @@ enum Up {
 type Stop = Result<(), End>;
 
 impl<'r> Run<'r> {
-    pub(super) fn new(forward: &'r Forward, exchange: &'r mut Exchange, down: &'r Downstream) -> Self {
+    pub(super) fn new(
+        forward: &'r Forward,
+        exchange: &'r mut Exchange,
+        down: &'r Downstream,
+    ) -> Self {
         let now = Instant::now();
         Self {
             forward,
@@ -105,7 +109,6 @@ impl<'r> Run<'r> {
     ) -> Poll<End> {
         match self.step(cx, client, server, alarm) {
             Ok(()) => Poll::Pending,
-            Err(End::Cut) => Poll::Ready(End::Cut),
             Err(end) => Poll::Ready(end),
         }
     }
@@ -151,8 +154,13 @@ impl<'r> Run<'r> {
         let mut moved = false;
         if !self.asked {
             self.asked = true;
-            server.ask(cx, &self.forward.ask).map_err(|e| End::Failed(Failure::Broke(e)))?;
-            if matches!(self.forward.ask.body, RequestBody::None | RequestBody::Length(0)) {
+            server
+                .ask(cx, &self.forward.ask)
+                .map_err(|e| End::Failed(Failure::Broke(e)))?;
+            if matches!(
+                self.forward.ask.body,
+                RequestBody::None | RequestBody::Length(0)
+            ) {
                 self.up = Up::Over;
                 let _ = server.put(cx, Piece::End);
             }
@@ -187,7 +195,12 @@ impl<'r> Run<'r> {
                     self.expects_continue = false;
                 }
                 Poll::Ready(Err(error)) => {
-                    return Err(self.cut(client, Failure::ClientBroke(error), "client broke off", false));
+                    return Err(self.cut(
+                        client,
+                        Failure::ClientBroke(error),
+                        "client broke off",
+                        false,
+                    ));
                 }
                 Poll::Pending => {
                     self.up_awaits_client = true;
@@ -228,7 +241,7 @@ impl<'r> Run<'r> {
             }
             let mut switch = false;
             let mut gone = false;
-            let (forward, exchange, down) = (self.forward, &mut *self.exchange, self.down);
+            let (exchange, down) = (&mut *self.exchange, self.down);
             let (answered, heard_all) = (&mut self.answered, &mut self.heard_all);
             let expects_continue = &mut self.expects_continue;
             let polled = server.poll_event(cx, |cx, event| match event {
@@ -242,7 +255,6 @@ impl<'r> Run<'r> {
                 Event::Answered(view) => {
                     *answered = true;
                     switch = answer(client, &view, exchange, down);
-                    let _ = forward;
                     if switch { Room::Full } else { Room::More }
                 }
                 Event::Piece(piece) => {
@@ -263,7 +275,12 @@ impl<'r> Run<'r> {
             match polled {
                 Poll::Ready(Ok(())) => moved = true,
                 Poll::Ready(Err(error)) if self.answered => {
-                    return Err(self.cut(client, Failure::Broke(error), "upstream broke off", true));
+                    return Err(self.cut(
+                        client,
+                        Failure::Broke(error),
+                        "upstream broke off",
+                        true,
+                    ));
                 }
                 Poll::Ready(Err(error)) => return Err(End::Failed(Failure::Broke(error))),
                 Poll::Pending => break,
@@ -311,9 +328,9 @@ impl<'r> Run<'r> {
     ) -> Stop {
         loop {
             let (due, what) = self.due();
-            let Poll::Ready(now) = alarm.poll_due(cx, due) else {
+            if alarm.poll_due(cx, due).is_pending() {
                 return Ok(());
-            };
+            }
             match what {
                 Due::Continue => {
                     // The upstream is silent, and nothing says that it does not want the body.
@@ -327,20 +344,26 @@ impl<'r> Run<'r> {
                 }
                 Due::HalfClosed => return Err(self.left(client)),
                 Due::Body if self.answered => {
-                    return Err(self.cut(client, Failure::ClientStalled, "the request's body stalled", false));
+                    return Err(self.cut(
+                        client,
+                        Failure::ClientStalled,
+                        "the request's body stalled",
+                        false,
+                    ));
                 }
                 Due::Body => return Err(End::Failed(Failure::ClientStalled)),
                 Due::Answer => return Err(End::Failed(Failure::TimedOut)),
                 Due::Upload => return Err(End::Complete { reusable: false }),
                 Due::Silence => {
-                    let note = match server.poll_ready(cx).is_pending() || client.poll_ready(cx).is_ready() {
+                    let note = match server.poll_ready(cx).is_pending()
+                        || client.poll_ready(cx).is_ready()
+                    {
                         true => "upstream silent",
                         false => "client does not read",
                     };
                     return Err(self.cut(client, Failure::TimedOut, note, false));
                 }
             }
-            debug_assert!(self.due().0 > now || self.due().1 != what, "the alarm moves on");
         }
     }
 
@@ -462,6 +485,3 @@ const HALF_CLOSED_WAIT: Duration = Duration::from_secs(5);
 
 /// How long an upload may pause once it is answered.
 const UPLOAD_REST: Duration = Duration::from_secs(2);
-
-#[allow(dead_code, reason = "named in signatures of the sides")]
-type Error = SideError;

@@ -80,10 +80,11 @@ where
         let ending = &down.worker.ending;
         let mut first = true;
         loop {
-            let turn = match self.next(down, first, &mut |cx| {
-                watch.get_or_insert_with(|| ending.watch(cx.waker()));
-            })
-            .await
+            let turn = match self
+                .next(down, first, &mut |cx| {
+                    watch.get_or_insert_with(|| ending.watch(cx.waker()));
+                })
+                .await
             {
                 Next::Turn(turn) => turn,
                 Next::Over => return,

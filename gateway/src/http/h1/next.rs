@@ -19,6 +19,7 @@ use crate::listener::Stage;
 use crate::tcp::OverTcp;
 
 /// What comes next on a connection.
+#[expect(clippy::large_enum_variant, reason = "made and taken apart at once")]
 pub(super) enum Next {
     /// Nothing: it is idle for too long, the client has left, or the gateway drains.
     Over,
@@ -27,6 +28,7 @@ pub(super) enum Next {
 }
 
 /// What was made of the bytes at hand.
+#[expect(clippy::large_enum_variant, reason = "made and taken apart at once")]
 enum Read {
     Partial,
     Turn(Turn, usize),
@@ -48,7 +50,12 @@ where
     ) -> Next {
         let timeouts = &down.worker.shared.config.timeouts;
         let begun = Instant::now();
-        let mut due = begun + if first { timeouts.header } else { timeouts.idle };
+        let mut due = begun
+            + if first {
+                timeouts.header
+            } else {
+                timeouts.idle
+            };
         let mut partial = false;
         poll_fn(|cx| {
             polled(cx);
@@ -76,8 +83,9 @@ where
             }
             match down.worker.ending.stage() {
                 Stage::Cut => return Poll::Ready(Next::Over),
-                Stage::Draining if !partial => return Poll::Ready(Next::Over),
-                Stage::Draining | Stage::Serving => {}
+                // What has come was read above.
+                Stage::Idle if !partial => return Poll::Ready(Next::Over),
+                Stage::Draining | Stage::Idle | Stage::Serving => {}
             }
             if self.alarm.poll_due(cx, due).is_pending() {
                 return Poll::Pending;
@@ -86,7 +94,11 @@ where
                 return Poll::Ready(Next::Over);
             }
             self.peer.refuse(Version::H11);
-            Poll::Ready(Next::Turn(Turn::refused(down, Version::H11, Answer::request_timeout())))
+            Poll::Ready(Next::Turn(Turn::refused(
+                down,
+                Version::H11,
+                Answer::request_timeout(),
+            )))
         })
         .await
     }

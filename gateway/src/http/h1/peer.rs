@@ -136,7 +136,9 @@ pub(super) fn view<'v>(head: &RequestHead<'_, 'v>, fields: &'v [Field<'v>]) -> R
         },
         method: head.method,
         authority: head.authority,
-        host: head.host.map_or(HostField::None, |host| HostField::One(host.as_bytes())),
+        host: head
+            .host
+            .map_or(HostField::None, |host| HostField::One(host.as_bytes())),
         path: head.path,
         query: head.query,
         fields,
@@ -161,7 +163,9 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Outlet for Peer<I> {
             // Of another protocol it is one direction that ends.
             self.ending = self.switched;
         }
-        self.sink.put(cx, &mut self.wire, piece).map_err(SideError::Broke)
+        self.sink
+            .put(cx, &mut self.wire, piece)
+            .map_err(SideError::Broke)
     }
 
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SideError>> {
@@ -232,7 +236,12 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Client for Peer<I> {
         let out = self.wire.out();
         let before = out.len();
         let mut head = || {
-            write::status_line(out, edd_http1::Version::H11, status, reason(status).as_bytes())?;
+            write::status_line(
+                out,
+                edd_http1::Version::H11,
+                status,
+                reason(status).as_bytes(),
+            )?;
             for (name, value) in fields {
                 write::field(out, name, value)?;
             }
