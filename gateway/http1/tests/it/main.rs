@@ -7,6 +7,7 @@
 )]
 
 mod chunked_model;
+mod corpus;
 mod requests;
 mod responses;
 mod round_trip;
