@@ -3,25 +3,25 @@
 //! First everything that must be right (the routes or the last good table, the
 //! certificates, every listener), then what may come late (NATS, the database).
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, anyhow};
 use arc_swap::ArcSwap;
 use edd_daemon::cli::Exit;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::admin;
 use crate::config::Config;
-use crate::control::{self, Boot, Control};
+use crate::control::{self, Boot, Control, Face};
 use crate::drain::Drain;
-use crate::listener::{self, Gate, Workers};
+use crate::listener::{self, Doors, Gate, Inherited, Role, Workers};
 use crate::shared::Shared;
 use crate::ssh::SshServer;
+use crate::take_over::{self, Predecessor, Successor, Successors, TakeOverError};
 use crate::telemetry::{AccessLog, Metrics};
 use crate::tls::{CertError, CertStore};
 
@@ -32,26 +32,42 @@ pub use crate::listener::Addresses;
 pub struct Running {
     /// Where it listens.
     pub addresses: Addresses,
-    /// The admin listener.
-    pub admin: SocketAddr,
     /// Its table, metrics and state.
     pub shared: Arc<Shared>,
-    control: Control,
+    face: Face,
+    control: ControlPath,
     workers: Workers,
     /// Ends what only watches: certificates, the admin listener.
     background: CancellationToken,
     shutdown: CancellationToken,
+    successors: Option<Successors>,
+}
+
+/// The control path, which can be let go of and taken up again.
+#[derive(Debug)]
+struct ControlPath {
+    /// None: a successor has it, or it has ended.
+    running: Option<Control>,
+    ssh_public_key: String,
+    events_metrics: edd_events::Metrics,
 }
 
 /// Starts everything on the caller's runtime; data-plane threads of its own.
 ///
-/// It serves until `shutdown` is cancelled; [`Running::ended`] then drains it.
+/// With `config.take_over` it asks the gateway that runs on the same `--state-dir` for its
+/// listening sockets and returns when that one has stopped accepting; else it listens on what is
+/// `inherited`, and on sockets of its own. It serves until `shutdown` is cancelled or a successor
+/// has taken over; [`Running::ended`] then drains it.
 ///
 /// # Errors
 /// [`Exit::Usage`] for routes or certificates that leave nothing to serve,
-/// [`Exit::Failure`] for addresses that cannot be bound and files that cannot be
-/// written.
-pub async fn start(config: Config, shutdown: CancellationToken) -> Result<Running, Exit> {
+/// [`Exit::Failure`] for addresses that cannot be bound, files that cannot be written, and a
+/// take-over that does not come about: the old gateway then goes on.
+pub async fn start(
+    config: Config,
+    mut inherited: Inherited,
+    shutdown: CancellationToken,
+) -> Result<Running, Exit> {
     let mut registry = Registry::with_prefix("edd_gateway");
     let metrics = Metrics::register(&mut registry);
     let events_metrics = edd_events::Metrics::register(&mut registry);
@@ -59,23 +75,33 @@ pub async fn start(config: Config, shutdown: CancellationToken) -> Result<Runnin
     std::fs::create_dir_all(&config.state_dir)
         .with_context(|| format!("cannot create {}", config.state_dir.display()))?;
 
-    let boot = Boot::read(&config).map_err(|error| {
-        let mut lines = vec![error.to_string()];
-        lines.extend(error.mistakes);
-        Exit::Usage(lines)
-    })?;
-    let bound = listener::bind(&config).map_err(|error| Exit::Failure(error.into()))?;
-    let admin_listener = TcpListener::bind(config.admin_addr)
-        .await
-        .with_context(|| format!("cannot listen on --admin-addr {}", config.admin_addr))?;
-    let admin_addr = admin_listener
-        .local_addr()
-        .context("the admin listener has no address")?;
-
+    let mut boot = read(&config)?;
+    let mut predecessor = None;
+    if config.take_over {
+        match Predecessor::ask(&config.state_dir)
+            .await
+            .context("cannot take over")?
+        {
+            Some((found, sockets)) => {
+                info!(
+                    sockets = sockets.len(),
+                    "taking over from a running gateway"
+                );
+                (predecessor, inherited) = (Some(found), sockets);
+            }
+            None => info!("no gateway runs that could be taken over from"),
+        }
+    }
+    let bound = listener::bind(&config, inherited).map_err(|error| Exit::Failure(error.into()))?;
     let certs = CertStore::open(&config, metrics.clone()).map_err(|error| match error {
         CertError::OnlyBadPairs(_) => Exit::Usage(vec![error.to_string()]),
         CertError::DevCa(_) | CertError::Library(_) => Exit::Failure(error.into()),
     })?;
+    if let Some(predecessor) = &mut predecessor {
+        predecessor.release().await.context("cannot take over")?;
+        // What the old one wrote last.
+        boot = read(&config)?;
+    }
     let table = boot.table();
     certs.cover(table.static_specs().map(|route| route.host.clone()));
     let gate = Gate::new(
@@ -83,53 +109,113 @@ pub async fn start(config: Config, shutdown: CancellationToken) -> Result<Runnin
         config.max_connections_per_ip,
         config.max_upstream_connections,
     );
-    let mut own = bound.addresses().all();
-    own.push(admin_addr);
-    gate.listening_on(own);
+    let addresses = bound.addresses();
+    gate.listening_on(addresses.all());
     let shared = Arc::new(Shared {
         config,
         table: ArcSwap::new(table),
         certs: Arc::new(certs),
+        doors: Doors::new(),
         gate,
         metrics,
         access,
         drain: Drain::new(),
     });
 
-    let addresses = bound.addresses();
-    let (bound, ssh_listener) = bound.split_ssh();
+    let (bound, ssh_listener, admin_listener) = bound.split();
     let ssh = SshServer::start(Arc::clone(&shared), ssh_listener).await?;
     let background = CancellationToken::new();
     tokio::spawn(Arc::clone(&shared.certs).watch(background.clone()));
-    let control = control::start(control::Inputs {
-        shared: Arc::clone(&shared),
-        boot,
+    let face = Face::new(&shared);
+    let mut control = ControlPath {
+        running: None,
         ssh_public_key: ssh.public_key_line(),
         events_metrics,
-    })
-    .await?;
+    };
+    control.start(&shared, &face, boot).await?;
     let workers = listener::spawn(Arc::clone(&shared), bound, ssh)
         .context("cannot start the data threads")?;
-    let router = admin::router(Arc::clone(&shared), &control, Arc::new(registry));
+    if let Some(predecessor) = &mut predecessor {
+        let mut status = face.status();
+        let not_ready = tokio::select! {
+            _ = status.wait_for(|status| !status.starting) => None,
+            lost = predecessor.lost() => Some(anyhow::Error::new(lost)),
+            () = shutdown.cancelled() => Some(anyhow!("stopped before it was ready")),
+        };
+        if let Some(error) = not_ready {
+            control.stop().await;
+            return Err(error.context("cannot take over").into());
+        }
+    }
+    shared.doors.open();
+    let second = admin_listener.try_clone();
+    let second = second.context("the admin listener cannot be used")?;
+    shared.doors.keep(Role::Admin, second.into());
+    let admin_listener =
+        TcpListener::from_std(admin_listener).context("the admin listener cannot be used")?;
+    let router = admin::router(Arc::clone(&shared), &face, Arc::new(registry));
     tokio::spawn(admin::serve(admin_listener, router, background.clone()));
-    announce(&addresses, admin_addr);
+    if let Some(predecessor) = predecessor
+        && let Err(error) = predecessor.ready().await
+    {
+        // It goes on, or is gone. Two must not: what came here in the meantime is finished.
+        control.stop().await;
+        shared.drain.run(shared.config.timeouts.drain).await;
+        return Err(anyhow::Error::new(error).context("cannot take over").into());
+    }
+    let successors = Successors::listen(&shared.config.state_dir)
+        .inspect_err(|error| {
+            let socket = take_over::path(&shared.config.state_dir);
+            warn!(socket = %socket.display(), %error, "nobody will be able to take over");
+        })
+        .ok();
+    announce(&addresses);
     Ok(Running {
         addresses,
-        admin: admin_addr,
         shared,
+        face,
         control,
         workers,
         background,
         shutdown,
+        successors,
     })
 }
 
-fn announce(addresses: &Addresses, admin: SocketAddr) {
+fn read(config: &Config) -> Result<Boot, Exit> {
+    Boot::read(config).map_err(|error| {
+        let mut lines = vec![error.to_string()];
+        lines.extend(error.mistakes);
+        Exit::Usage(lines)
+    })
+}
+
+impl ControlPath {
+    async fn start(&mut self, shared: &Arc<Shared>, face: &Face, boot: Boot) -> anyhow::Result<()> {
+        let inputs = control::Inputs {
+            shared: Arc::clone(shared),
+            face: face.clone(),
+            boot,
+            ssh_public_key: self.ssh_public_key.clone(),
+            events_metrics: self.events_metrics.clone(),
+        };
+        self.running = Some(control::start(inputs).await?);
+        Ok(())
+    }
+
+    async fn stop(&mut self) {
+        if let Some(control) = self.running.take() {
+            control.stop().await;
+        }
+    }
+}
+
+fn announce(addresses: &Addresses) {
     let named = [
         ("http", addresses.http),
         ("https", addresses.https),
         ("ssh", addresses.ssh),
-        ("admin", admin),
+        ("admin", addresses.admin),
     ];
     for (listener, addr) in named {
         info!(listener, %addr, "listening");
@@ -140,11 +226,42 @@ fn announce(addresses: &Addresses, admin: SocketAddr) {
 }
 
 impl Running {
-    /// Waits for the shutdown, drains, and returns when everything has ended.
+    /// Waits for the shutdown or a successor, drains, and returns when everything has ended.
     ///
     /// Bounded by `--drain-timeout` and some seconds for cutting the rest.
-    pub async fn ended(self) {
-        self.shutdown.cancelled().await;
+    pub async fn ended(mut self) {
+        let shutdown = self.shutdown.clone();
+        let follower = CancellationToken::new();
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => break,
+                successor = next(self.successors.as_ref()) => {
+                    let taken = self.hand_over(successor, &follower);
+                    match shutdown.run_until_cancelled(taken).await {
+                        Some(true) => break,
+                        Some(false) => {}
+                        None => break,
+                    }
+                }
+            }
+        }
+        self.drain().await;
+        follower.cancel();
+        self.control.stop().await;
+        self.workers.join().await;
+        // Last, so that it can be asked to the end.
+        self.background.cancel();
+        self.shared.doors.forget();
+        let access = self.shared.access.clone();
+        let flush = move || access.flush(FLUSH_LIMIT);
+        if tokio::task::spawn_blocking(flush).await.is_err() {
+            warn!("the access log was not written to its end");
+        }
+    }
+
+    async fn drain(&mut self) {
+        // Nobody takes over from here on.
+        self.successors = None;
         let drain = &self.shared.drain;
         let timeout = self.shared.config.timeouts.drain;
         info!(connections = self.shared.gate.open(), ?timeout, "draining");
@@ -152,15 +269,63 @@ impl Running {
             0 => info!("drained"),
             cut => warn!(cut, "the drain's time is over, connections cut"),
         }
-        self.control.stop().await;
-        self.workers.join().await;
-        // Last, so that it can be asked to the end.
-        self.background.cancel();
-        let access = self.shared.access.clone();
-        let flush = move || access.flush(FLUSH_LIMIT);
-        if tokio::task::spawn_blocking(flush).await.is_err() {
-            warn!("the access log was not written to its end");
+    }
+
+    /// Gives everything to a successor; false if that did not come about and all is as before.
+    async fn hand_over(
+        &mut self,
+        successor: Result<Successor, TakeOverError>,
+        follower: &CancellationToken,
+    ) -> bool {
+        let following = follower.child_token();
+        let taken = match successor {
+            Ok(successor) => self.try_hand_over(successor, &following).await,
+            Err(error) => Err(error),
+        };
+        let Err(error) = taken else {
+            info!("a new process has taken over");
+            // It answers for both of us.
+            self.background.cancel();
+            return true;
+        };
+        warn!(%error, "a new process did not take over, going on");
+        following.cancel();
+        if self.control.running.is_none() {
+            let boot = Boot::resume(&self.shared);
+            let started = self.control.start(&self.shared, &self.face, boot);
+            if let Err(error) = started.await {
+                error!(%error, "the control path does not start again, the table in use goes on");
+            }
         }
+        false
+    }
+
+    async fn try_hand_over(
+        &mut self,
+        mut successor: Successor,
+        following: &CancellationToken,
+    ) -> Result<(), TakeOverError> {
+        info!(pid = successor.pid, "a new process wants to take over");
+        successor.offer(&self.shared.doors).await?;
+        successor.wants_release().await?;
+        // Its database, its consumers, its outbox: never those of two processes at once.
+        self.control.stop().await;
+        let follow = self
+            .face
+            .clone()
+            .follow(Arc::clone(&self.shared), following.clone());
+        tokio::spawn(follow);
+        successor.becomes_ready().await?;
+        successor.go().await?;
+        self.shared.doors.hand_over();
+        Ok(())
+    }
+}
+
+async fn next(successors: Option<&Successors>) -> Result<Successor, TakeOverError> {
+    match successors {
+        Some(successors) => successors.next().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -25,6 +25,7 @@ pub mod control;
 pub mod admin;
 pub mod drain;
 pub mod shared;
+pub mod take_over;
 pub mod telemetry;
 
 pub mod commands;

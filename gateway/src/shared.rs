@@ -7,7 +7,7 @@ use edd_route::{Published, RouteTable};
 
 use crate::config::Config;
 use crate::drain::Drain;
-use crate::listener::Gate;
+use crate::listener::{Doors, Gate};
 use crate::telemetry::access::HttpRecord;
 use crate::telemetry::{AccessLog, Metrics};
 use crate::tls::CertStore;
@@ -21,6 +21,8 @@ pub struct Shared {
     pub table: ArcSwap<RouteTable>,
     /// The certificates in force.
     pub certs: Arc<CertStore>,
+    /// The listening sockets.
+    pub doors: Doors,
     /// Caps on connections, and the addresses that are our own.
     pub gate: Gate,
     /// Counters of the whole process.

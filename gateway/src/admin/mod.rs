@@ -20,7 +20,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::control::{Control, DatabaseStatus, NatsStatus, Status};
+use crate::control::{DatabaseStatus, Face, NatsStatus, Status};
 use crate::shared::Shared;
 
 /// Longest wait of `/api/v1/wait`.
@@ -38,7 +38,7 @@ struct Admin {
 }
 
 /// All routes of the admin endpoint.
-pub fn router(shared: Arc<Shared>, control: &Control, registry: Arc<Registry>) -> Router {
+pub fn router(shared: Arc<Shared>, control: &Face, registry: Arc<Registry>) -> Router {
     let admin = Admin {
         shared,
         status: control.status(),

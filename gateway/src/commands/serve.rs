@@ -7,6 +7,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::app;
 use crate::config::ServeArgs;
+use crate::listener::Inherited;
 
 /// Threads of the runtime for control, SSH and admin; data has its own.
 const CONTROL_THREADS: usize = 4;
@@ -23,7 +24,7 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Exit> {
         .context("cannot start the runtime")?;
     runtime.block_on(async {
         let shutdown = shutdown::on_signals();
-        let running = app::start(config, shutdown).await?;
+        let running = app::start(config, Inherited::default(), shutdown).await?;
         running.ended().await;
         Ok(())
     })

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use clap::builder::BoolishValueParser;
 
 /// Flags and variables of `serve`, as text; [`ServeArgs::check`] reports every mistake at once.
 #[derive(Args, Clone, Debug)]
@@ -225,6 +226,13 @@ pub struct ServeArgs {
         value_name = "TIME"
     )]
     pub drain_timeout: String,
+    /// Take over from the gateway that runs on this --state-dir, if one does
+    #[arg(
+        long,
+        env = "EDD_GATEWAY_TAKE_OVER",
+        value_parser = BoolishValueParser::new()
+    )]
+    pub take_over: bool,
     /// Client connections in all; 0: from the file limit
     #[arg(
         long,

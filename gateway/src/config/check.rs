@@ -167,6 +167,7 @@ impl ServeArgs {
             max_upstream_connections: caps.upstreams,
             max_connections_per_ip: Some(per_ip).filter(|max| *max > 0),
             workers,
+            take_over: self.take_over,
             log: self.log,
             log_format,
         })

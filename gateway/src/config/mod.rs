@@ -68,6 +68,8 @@ pub struct Config {
     pub max_connections_per_ip: Option<usize>,
     /// Data-plane threads.
     pub workers: usize,
+    /// Whether a gateway that runs on `state_dir` is taken over from.
+    pub take_over: bool,
     /// Log filter.
     pub log: String,
     /// Log format.

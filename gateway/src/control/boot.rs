@@ -11,6 +11,7 @@ use edd_route::{RouteTable, TableWriter};
 use super::last_good;
 use super::sources::routes_file::{self, Seen};
 use crate::config::Config;
+use crate::shared::Shared;
 
 /// The routes file is unusable and there is no last good table.
 #[derive(Debug, thiserror::Error)]
@@ -88,6 +89,18 @@ impl Boot {
             last_good_revision,
             routes_seen,
         })
+    }
+
+    /// Goes on from the table in force, after the control path was stopped for a while.
+    pub(crate) fn resume(shared: &Shared) -> Self {
+        let table = shared.table();
+        Self {
+            writer: TableWriter::new(RouteTable::clone(&table)),
+            last_good_revision: table.revision,
+            table,
+            // Whatever is in the files is looked at.
+            routes_seen: Seen::default(),
+        }
     }
 
     /// The first table, to be served at once.

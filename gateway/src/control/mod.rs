@@ -10,6 +10,7 @@
 //! may take long or never come. The data path sees nothing of it but the table.
 
 pub mod boot;
+pub mod follow;
 pub mod last_good;
 pub mod plan;
 pub mod reconcile;
@@ -23,7 +24,7 @@ use std::time::Duration;
 
 use async_nats::jetstream;
 use edd_events::connect::{NatsOptions, connect};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -48,11 +49,45 @@ const STARTING_MAX: Duration = Duration::from_secs(2);
 /// How long the tasks may take to end.
 const STOP_TIMEOUT: Duration = Duration::from_secs(8);
 
+/// A reload that was asked for: answered when it is done.
+type Reload = oneshot::Sender<()>;
+
+/// What others see of the control path, whether it runs at the moment or not. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Face {
+    board: StatusBoard,
+    revision: watch::Sender<u64>,
+}
+
+impl Face {
+    /// The face of a control path that has yet to start.
+    pub fn new(shared: &Shared) -> Self {
+        Self {
+            board: StatusBoard::new(shared.config.nats.is_some()),
+            revision: watch::Sender::new(shared.table().revision),
+        }
+    }
+
+    /// Follows what the control path says about itself.
+    pub fn status(&self) -> watch::Receiver<Status> {
+        self.board.watch()
+    }
+
+    /// Follows the revision in force.
+    pub fn revision(&self) -> watch::Receiver<u64> {
+        self.revision.subscribe()
+    }
+
+    /// Follows the last good table, which a successor writes, until `shutdown`.
+    pub async fn follow(self, shared: Arc<Shared>, shutdown: CancellationToken) {
+        follow::run(shared, self.revision, shutdown).await;
+    }
+}
+
 /// The running control path.
 #[derive(Debug)]
 pub struct Control {
-    board: StatusBoard,
-    revision: watch::Receiver<u64>,
+    reloads: mpsc::Sender<Reload>,
     shutdown: CancellationToken,
     /// After the others: writer and database write down what they did last.
     last: CancellationToken,
@@ -64,6 +99,8 @@ pub struct Control {
 pub struct Inputs {
     /// The process; its table is that of `boot`.
     pub shared: Arc<Shared>,
+    /// Where it shows how it is.
+    pub face: Face,
     /// What was read before.
     pub boot: Boot,
     /// The line that answers `gateway.ssh.public_key.request`.
@@ -80,6 +117,7 @@ pub struct Inputs {
 pub async fn start(inputs: Inputs) -> anyhow::Result<Control> {
     let Inputs {
         shared,
+        face: Face { board, revision },
         boot,
         ssh_public_key,
         events_metrics,
@@ -97,12 +135,11 @@ pub async fn start(inputs: Inputs) -> anyhow::Result<Control> {
         }
         None => None,
     };
-    let board = StatusBoard::new(client.is_some());
-    let revision = watch::Sender::new(shared.table().revision);
+    board.update(Status::begin);
+    let (reloads, reload_asked) = mpsc::channel(1);
     shared.metrics.table_published(&shared.table());
     let control = Control {
-        board: board.clone(),
-        revision: revision.subscribe(),
+        reloads,
         shutdown: CancellationToken::new(),
         last: CancellationToken::new(),
         tasks: TaskTracker::new(),
@@ -116,20 +153,21 @@ pub async fn start(inputs: Inputs) -> anyhow::Result<Control> {
         boot.writer,
         boot.last_good_revision,
         board.clone(),
-        revision,
+        revision.clone(),
     );
     control
         .last_tasks
         .spawn(writer.run(queue, control.last.child_token()));
     control.last_tasks.spawn(last_good::keep(
         Arc::clone(&shared),
-        control.revision.clone(),
+        revision.subscribe(),
         control.last.child_token(),
     ));
     control.tasks.spawn(routes_watch::run(
         Arc::clone(&shared),
         boot.routes_seen,
         commands.clone(),
+        reload_asked,
         shutdown(),
     ));
     let (opened, sessions) = watch::channel(None);
@@ -170,14 +208,13 @@ pub async fn start(inputs: Inputs) -> anyhow::Result<Control> {
 }
 
 impl Control {
-    /// Follows what the control path says about itself.
-    pub fn status(&self) -> watch::Receiver<Status> {
-        self.board.watch()
-    }
-
-    /// Follows the revision in force.
-    pub fn revision(&self) -> watch::Receiver<u64> {
-        self.revision.clone()
+    /// Looks at the routes file now; returns when what it says is in force or refused.
+    pub async fn reload(&self) {
+        let (done, is_done) = oneshot::channel();
+        // Fails only when it is about to end.
+        if self.reloads.send(done).await.is_ok() {
+            let _ = is_done.await;
+        }
     }
 
     /// Ends it: sources first, then the writer, and the last good table is

@@ -65,6 +65,16 @@ impl Status {
         }
     }
 
+    /// Nothing is known any more: the control path begins, perhaps not for the first time.
+    pub(super) fn begin(&mut self) {
+        let first = Self::at_start(self.nats != NatsStatus::Off);
+        *self = Self {
+            starting: self.starting,
+            stale_since: self.stale_since,
+            ..first
+        };
+    }
+
     /// Whether changes come in and are kept.
     pub fn is_whole(&self) -> bool {
         self.nats != NatsStatus::Disconnected

@@ -91,6 +91,8 @@ pub enum Command<S> {
     StreamReset(&'static str),
     /// The routes file says so.
     Routes(Vec<StaticRouteSpec>),
+    /// To be answered when everything before it is done.
+    Settled(oneshot::Sender<()>),
 }
 
 /// Owns the state and the table.
@@ -194,6 +196,10 @@ impl<S: GatewayStore> Writer<S> {
             }
             Command::Opened(session) => self.opened(*session).await,
             Command::Routes(specs) => self.routes(specs).await,
+            Command::Settled(done) => {
+                // Whoever asked may have lost patience.
+                let _ = done.send(());
+            }
             Command::StreamReset(stream) => self.stream_reset(stream).await,
         }
     }

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use edd_route::Door;
-use futures_util::FutureExt as _;
+use rustix::net::SocketFlags;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::sleep;
 use tokio_util::task::task_tracker::TaskTrackerToken;
@@ -35,16 +35,24 @@ pub(super) struct Held {
     _live: TaskTrackerToken,
 }
 
-/// Accepts on `listener`, gives each connection to `take`, ends when draining begins.
+/// Accepts on `listener` from when the doors are open, gives each connection to `take`, ends when
+/// draining begins.
 ///
-/// Connections that had come before that are still taken.
+/// Connections that had come before that are still taken, unless a successor takes them.
 pub(super) async fn accept(
     shared: &Shared,
-    listener: TcpListener,
+    listener: &TcpListener,
     door: Door,
     take: impl Fn(Accepted),
 ) {
     let draining = shared.drain.token();
+    if draining
+        .run_until_cancelled(shared.doors.opened())
+        .await
+        .is_none()
+    {
+        return;
+    }
     let mut failing = false;
     loop {
         let accepted = tokio::select! {
@@ -70,9 +78,21 @@ pub(super) async fn accept(
             }
         }
     }
-    while let Some(Ok((stream, peer))) = listener.accept().now_or_never() {
+    if shared.doors.are_handed_over() {
+        return;
+    }
+    for (stream, peer) in std::iter::from_fn(|| accept_now(listener)) {
         take_one(shared, stream, peer, door, &take);
     }
+}
+
+/// A connection that waits, asked of the system itself: the runtime may not know of it yet.
+fn accept_now(listener: &TcpListener) -> Option<(TcpStream, SocketAddr)> {
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let stream = rustix::net::accept_with(listener, flags).ok()?;
+    let stream = TcpStream::from_std(stream.into()).ok()?;
+    let peer = stream.peer_addr().ok()?;
+    Some((stream, peer))
 }
 
 fn take_one(

@@ -2,7 +2,8 @@
 //!
 //! The data-plane threads share their addresses by SO_REUSEPORT, which would
 //! let two gateways share them too without a word. So each address is first
-//! taken alone.
+//! taken alone. What was given to this process is taken as it is: it is bound
+//! and listened on already, and connections may wait in it.
 
 use std::fmt;
 use std::io;
@@ -11,7 +12,9 @@ use std::time::Duration;
 
 use edd_route::Door;
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use tracing::info;
 
+use super::doors::{Inherited, Role};
 use crate::config::Config;
 
 /// Addresses that cannot be listened on, all of them.
@@ -65,6 +68,8 @@ pub struct Addresses {
     pub https: SocketAddr,
     /// Behind public port 22.
     pub ssh: SocketAddr,
+    /// The admin endpoint.
+    pub admin: SocketAddr,
     /// The dynamic ports, in the order of `--ports`.
     pub ports: Vec<SocketAddr>,
 }
@@ -72,7 +77,7 @@ pub struct Addresses {
 impl Addresses {
     /// All of them, as [`super::Gate::listening_on`] wants them.
     pub fn all(&self) -> Vec<SocketAddr> {
-        let fixed = [self.http, self.https, self.ssh];
+        let fixed = [self.http, self.https, self.ssh, self.admin];
         fixed
             .into_iter()
             .chain(self.ports.iter().copied())
@@ -85,6 +90,7 @@ impl Addresses {
 pub struct Bound {
     addresses: Addresses,
     ssh: TcpListener,
+    admin: TcpListener,
     threads: Vec<Vec<DoorListener>>,
 }
 
@@ -106,78 +112,171 @@ impl Bound {
         self.addresses.clone()
     }
 
-    /// The sockets of the data-plane threads, and that of the SSH server.
-    pub fn split_ssh(self) -> (DataListeners, TcpListener) {
-        (DataListeners(self.threads), self.ssh)
+    /// The sockets of the data-plane threads, that of the SSH server and that of the admin
+    /// endpoint.
+    pub fn split(self) -> (DataListeners, TcpListener, TcpListener) {
+        (DataListeners(self.threads), self.ssh, self.admin)
     }
 }
 
-/// Binds everything that `config` asks for. Call it before anything else is started.
+/// An address to listen on.
+struct Wanted {
+    flag: &'static str,
+    role: Role,
+    addr: SocketAddr,
+    /// None: the data-plane threads have no part in it.
+    door: Option<Door>,
+}
+
+/// Listens on everything that `config` asks for, where possible on what was given. Call it
+/// before anything else is started.
 ///
-/// The admin address is only tried, so that its failure is listed with the others.
-pub fn bind(config: &Config) -> Result<Bound, BindError> {
-    let dynamic = config.ports.iter().map(|port| {
-        let addr = SocketAddr::new(config.ports_addr, port);
-        ("--ports", addr, Door::Dynamic(port))
-    });
-    let doors: Vec<_> = [
-        ("--http-addr", config.http_addr, Door::PublicHttp),
-        ("--https-addr", config.https_addr, Door::PublicHttps),
+/// # Errors
+/// Every address that cannot be listened on, and every given socket that nobody asked for.
+pub fn bind(config: &Config, mut inherited: Inherited) -> Result<Bound, BindError> {
+    let fixed = |flag, role, addr, door| Wanted {
+        flag,
+        role,
+        addr,
+        door,
+    };
+    let all = [
+        fixed(
+            "--http-addr",
+            Role::Http,
+            config.http_addr,
+            Some(Door::PublicHttp),
+        ),
+        fixed(
+            "--https-addr",
+            Role::Https,
+            config.https_addr,
+            Some(Door::PublicHttps),
+        ),
+        fixed("--ssh-addr", Role::Ssh, config.ssh_addr, None),
+        fixed("--admin-addr", Role::Admin, config.admin_addr, None),
     ]
     .into_iter()
-    .chain(dynamic)
-    .collect();
+    .chain(config.ports.iter().map(|port| Wanted {
+        flag: "--ports",
+        role: Role::Port,
+        addr: SocketAddr::new(config.ports_addr, port),
+        door: Some(Door::Dynamic(port)),
+    }));
 
     // All are held until all are tried, so that two flags with one address clash.
     let mut failures = Vec::new();
-    let mut alone = |flag, addr| {
-        let bound = open(addr, false).and_then(|listener| Ok((listener.local_addr()?, listener)));
-        bound
-            .map_err(|source| failures.push(BindFailure { flag, addr, source }))
-            .ok()
-    };
-    let probes: Vec<_> = doors
-        .iter()
-        .map(|&(flag, addr, _)| alone(flag, addr))
+    let tried: Vec<_> = all
+        .map(|wanted| {
+            let Wanted { flag, addr, .. } = wanted;
+            let given = inherited.take(wanted.role, addr);
+            let alone = given.is_empty().then(|| open(addr, false));
+            let alone = alone.transpose().unwrap_or_else(|source| {
+                failures.push(BindFailure { flag, addr, source });
+                None
+            });
+            (wanted, given, alone)
+        })
         .collect();
-    let ssh = alone("--ssh-addr", config.ssh_addr);
-    let admin = alone("--admin-addr", config.admin_addr);
-    drop((probes, admin));
-    let (Some((ssh_addr, ssh)), true) = (ssh, failures.is_empty()) else {
+    for (role, addr) in inherited.rest() {
+        info!(role = role.map(|role| role.to_string()), %addr, "a given socket is not asked for and is closed");
+    }
+    if !failures.is_empty() {
         return Err(BindError(failures));
-    };
+    }
 
     let mut threads: Vec<Vec<_>> = (0..config.workers).map(|_| Vec::new()).collect();
+    let (mut ssh, mut admin) = (None, None);
     let mut addresses = Vec::new();
-    for (flag, mut addr, door) in doors {
-        for thread in &mut threads {
-            let bound = open(addr, true).and_then(|listener| {
-                // Port 0 is chosen for the first thread; the others share it.
-                addr = listener.local_addr()?;
-                Ok(listener)
-            });
-            match bound {
-                Ok(listener) => thread.push(DoorListener { door, listener }),
-                Err(source) => failures.push(BindFailure { flag, addr, source }),
+    // The probes of the others stay until it is their turn.
+    for (
+        Wanted {
+            flag,
+            role,
+            addr,
+            door,
+        },
+        given,
+        alone,
+    ) in tried
+    {
+        let opened = match door {
+            Some(door) => {
+                let shared = match given.is_empty() {
+                    true => {
+                        drop(alone);
+                        open_shared(addr, threads.len())
+                    }
+                    false => Ok(given),
+                };
+                shared.and_then(|shared| spread(&mut threads, door, &shared))
             }
+            None => {
+                let listener = given.into_iter().next().or(alone);
+                let addr = listener.as_ref().map(TcpListener::local_addr);
+                match role {
+                    Role::Admin => admin = listener,
+                    _ => ssh = listener,
+                }
+                addr.unwrap_or_else(|| Err(io::ErrorKind::NotFound.into()))
+            }
+        };
+        match opened {
+            Ok(addr) => addresses.push(addr),
+            Err(source) => failures.push(BindFailure { flag, addr, source }),
         }
-        addresses.push(addr);
     }
     let mut addresses = addresses.into_iter();
-    let (Some(http), Some(https), true) = (addresses.next(), addresses.next(), failures.is_empty())
-    else {
-        return Err(BindError(failures));
-    };
-    Ok(Bound {
-        addresses: Addresses {
-            http,
-            https,
-            ssh: ssh_addr,
-            ports: addresses.collect(),
-        },
-        ssh,
-        threads,
-    })
+    let mut next = || addresses.next();
+    match (next(), next(), next(), next(), ssh, admin) {
+        (Some(http), Some(https), Some(ssh_addr), Some(admin_addr), Some(ssh), Some(admin))
+            if failures.is_empty() =>
+        {
+            Ok(Bound {
+                addresses: Addresses {
+                    http,
+                    https,
+                    ssh: ssh_addr,
+                    admin: admin_addr,
+                    ports: addresses.collect(),
+                },
+                ssh,
+                admin,
+                threads,
+            })
+        }
+        _ => Err(BindError(failures)),
+    }
+}
+
+/// A socket for each of `count` threads. Port 0 is chosen for the first; the others share it.
+fn open_shared(mut addr: SocketAddr, count: usize) -> io::Result<Vec<TcpListener>> {
+    let mut shared = Vec::with_capacity(count);
+    for _ in 0..count {
+        let listener = open(addr, true)?;
+        addr = listener.local_addr()?;
+        shared.push(listener);
+    }
+    Ok(shared)
+}
+
+/// Gives the sockets of a door to the threads: each socket to some thread, each thread some
+/// socket. The kernel deals connections out by socket, so none may be left alone.
+fn spread(
+    threads: &mut [Vec<DoorListener>],
+    door: Door,
+    sockets: &[TcpListener],
+) -> io::Result<SocketAddr> {
+    let rounds = threads.len().max(sockets.len());
+    let seats = (0..threads.len()).cycle();
+    for (thread, socket) in seats.zip(sockets.iter().cycle()).take(rounds) {
+        let listener = socket.try_clone()?;
+        if let Some(thread) = threads.get_mut(thread) {
+            thread.push(DoorListener { door, listener });
+        }
+    }
+    let first = sockets.first().ok_or(io::ErrorKind::NotFound)?;
+    first.local_addr()
 }
 
 /// What is set here is inherited by the connections, which saves calls on each of them.
@@ -240,6 +339,36 @@ mod tests {
         (listener, addr)
     }
 
+    /// The doors of each thread, and which socket (by its address) is behind each.
+    fn seats(sockets: usize, workers: &str) -> Vec<Vec<Door>> {
+        let ports = free_port().to_string();
+        let mut inherited = Inherited::default();
+        let shared = open_shared("127.0.0.1:0".parse().unwrap(), sockets).unwrap();
+        let addr = shared[0].local_addr().unwrap().to_string();
+        for socket in shared {
+            inherited.add(Some(Role::Http), socket).unwrap();
+        }
+        let flags = [
+            ("--http-addr", addr.as_str()),
+            ("--ports", &ports),
+            ("--workers", workers),
+        ];
+        let (DataListeners(threads), ..) = bind(&config(&flags), inherited).unwrap().split();
+        let doors = |listeners: Vec<DoorListener>| {
+            let doors = listeners.into_iter().map(|listener| listener.door);
+            doors.filter(|door| *door == Door::PublicHttp).collect()
+        };
+        threads.into_iter().map(doors).collect()
+    }
+
+    #[test]
+    fn every_given_socket_has_a_thread_and_every_thread_a_socket() {
+        let counts = |seats: Vec<Vec<Door>>| -> Vec<usize> { seats.iter().map(Vec::len).collect() };
+        assert_eq!(counts(seats(5, "2")), [3, 2]);
+        assert_eq!(counts(seats(2, "3")), [1, 1, 1]);
+        assert_eq!(counts(seats(1, "3")), [1, 1, 1]);
+    }
+
     fn free_port() -> u16 {
         taken().0.local_addr().unwrap().port()
     }
@@ -256,7 +385,9 @@ mod tests {
             ("--ssh-addr", "192.0.2.1:22"),
             ("--ports", number),
         ];
-        let error = bind(&config(&flags)).unwrap_err().to_string();
+        let error = bind(&config(&flags), Inherited::default())
+            .unwrap_err()
+            .to_string();
         for part in [
             format!("{http} (--http-addr): already in use"),
             format!("{admin} (--admin-addr): already in use"),
@@ -274,8 +405,8 @@ mod tests {
         let addr = format!("127.0.0.1:{port}");
         let ports = free_port().to_string();
         let flags = [("--https-addr", addr.as_str()), ("--ports", &ports)];
-        let first = bind(&config(&flags)).unwrap();
-        let error = bind(&config(&flags)).unwrap_err();
+        let first = bind(&config(&flags), Inherited::default()).unwrap();
+        let error = bind(&config(&flags), Inherited::default()).unwrap_err();
         assert_eq!(error.0.len(), 2, "{error}");
         drop(first);
 
@@ -284,17 +415,24 @@ mod tests {
             ("--http-addr", addr.as_str()),
             ("--ports", &ports),
         ];
-        assert_eq!(bind(&config(&twice)).unwrap_err().0.len(), 1);
-        assert!(bind(&config(&flags)).is_ok());
+        assert_eq!(
+            bind(&config(&twice), Inherited::default())
+                .unwrap_err()
+                .0
+                .len(),
+            1
+        );
+        assert!(bind(&config(&flags), Inherited::default()).is_ok());
     }
 
     #[test]
     fn all_threads_share_the_port_that_was_chosen() {
         let ports = free_port().to_string();
-        let bound = bind(&config(&[("--ports", &ports)])).unwrap();
+        let bound = bind(&config(&[("--ports", &ports)]), Inherited::default()).unwrap();
         let addresses = bound.addresses();
-        assert_eq!(addresses.all().len(), 4);
-        let (DataListeners(threads), ssh) = bound.split_ssh();
+        assert_eq!(addresses.all().len(), 5);
+        let (DataListeners(threads), ssh, admin) = bound.split();
+        assert_eq!(admin.local_addr().unwrap(), addresses.admin);
         assert_eq!(ssh.local_addr().unwrap(), addresses.ssh);
         assert_eq!(threads.len(), 3);
         for listeners in threads {

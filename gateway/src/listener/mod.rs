@@ -1,6 +1,7 @@
 //! Listeners and the data-plane threads behind them.
 //!
-//! In the order a connection meets them: [`bind`] opens the sockets, [`worker`]
+//! In the order a connection meets them: [`bind`] opens the sockets or takes
+//! those that were given, [`doors`] says when they are used, [`worker`]
 //! runs the threads, [`accept`] takes connections as far as [`gate`] lets them
 //! in, [`first`] reads until it is clear what a client speaks, [`serve`] gives it
 //! to whoever speaks it, with what was read put back before it ([`prefixed`]).
@@ -15,6 +16,7 @@ mod accept;
 mod answer;
 mod bind;
 mod close;
+mod doors;
 mod ending;
 mod first;
 mod gate;
@@ -23,6 +25,7 @@ mod serve;
 mod worker;
 
 pub use bind::{Addresses, BindError, BindFailure, Bound, DataListeners, bind};
+pub use doors::{Doors, Inherited, Open, Role, UnknownRole};
 pub(crate) use ending::Stage;
 pub use gate::{Gate, Permit, Refused, UpstreamPermit};
 pub use prefixed::Prefixed;

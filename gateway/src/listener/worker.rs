@@ -8,6 +8,7 @@ use std::sync::mpsc::sync_channel;
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
+use edd_route::Door;
 use futures_util::FutureExt as _;
 use futures_util::future::join_all;
 use tokio::net::TcpListener;
@@ -18,6 +19,7 @@ use tracing::error;
 
 use super::accept::{Accepted, accept};
 use super::bind::{DataListeners, DoorListener};
+use super::doors::Role;
 use super::ending::Ending;
 use super::serve::serve;
 use crate::shared::Shared;
@@ -112,7 +114,10 @@ async fn run(
         .into_iter()
         .map(
             async |DoorListener { door, listener }| match TcpListener::from_std(listener) {
-                Ok(listener) => accept(&worker.shared, listener, door, &take).await,
+                Ok(listener) => {
+                    let listener = worker.shared.doors.add(role(door), listener);
+                    accept(&worker.shared, &listener, door, &take).await;
+                }
                 Err(error) => error!(?door, %error, "a listener cannot be used"),
             },
         );
@@ -122,6 +127,14 @@ async fn run(
     tokio::select! {
         () = connections.wait() => {}
         () = cut(&worker.shared) => {}
+    }
+}
+
+fn role(door: Door) -> Role {
+    match door {
+        Door::Dynamic(_) => Role::Port,
+        Door::PublicHttp => Role::Http,
+        Door::PublicHttps => Role::Https,
     }
 }
 

@@ -51,6 +51,7 @@ pub use self::upstream::DialError;
 use self::keys::Keys;
 use self::lobby::Lobby;
 use self::upstream::Dialer;
+use crate::listener::Role;
 use crate::shared::Shared;
 
 /// The SSH server; clones share it.
@@ -70,7 +71,7 @@ struct Inner {
 
 impl SshServer {
     /// Reads or makes the keys under the state directory and serves `listener` on the runtime of
-    /// the caller, until draining begins.
+    /// the caller, from when the doors are open until draining begins.
     pub async fn start(
         shared: Arc<Shared>,
         listener: std::net::TcpListener,
@@ -103,6 +104,7 @@ impl SshServer {
             runtime: Handle::current(),
             shared,
         }));
+        let listener = server.0.shared.doors.add(Role::Ssh, listener);
         tokio::spawn(accept(Arc::clone(&server.0), listener));
         Ok(server)
     }
@@ -139,8 +141,12 @@ impl SshServer {
 /// Pause after an accept that failed for want of something (files, memory).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-async fn accept(inner: Arc<Inner>, listener: TcpListener) {
+async fn accept(inner: Arc<Inner>, listener: Arc<TcpListener>) {
     let draining = inner.shared.drain.token().clone();
+    let opened = inner.shared.doors.opened();
+    if draining.run_until_cancelled(opened).await.is_none() {
+        return;
+    }
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,

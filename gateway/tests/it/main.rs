@@ -13,6 +13,7 @@ mod ports;
 mod ssh;
 mod stream;
 mod support;
+mod take_over;
 mod tls;
 mod upgrade;
 mod whole;

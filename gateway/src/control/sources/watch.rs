@@ -1,5 +1,5 @@
 //! routes.yaml as it changes: plain writes, renames, the `..data` swap of a
-//! Kubernetes ConfigMap, and SIGHUP.
+//! Kubernetes ConfigMap, and whoever asks (SIGHUP).
 //!
 //! The folder is watched, never the file: a rename replaces the file that a
 //! watch would hold on to. What counts is the content; a bad one is refused
@@ -10,8 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
-use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::routes_file::{self, Checked, Seen};
@@ -30,6 +29,7 @@ pub async fn run(
     shared: Arc<Shared>,
     mut seen: Seen,
     writer: mpsc::Sender<Command<SqliteStore>>,
+    mut asked: mpsc::Receiver<oneshot::Sender<()>>,
     shutdown: CancellationToken,
 ) {
     let file = &shared.config.routes;
@@ -45,44 +45,58 @@ pub async fn run(
             );
         })
         .ok();
-    let mut hangup = signal(SignalKind::hangup()).ok();
     let mut poll = tokio::time::interval(POLL_INTERVAL);
     poll.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
-        let mut asked = false;
+        let mut answer = None;
         tokio::select! {
             _ = changes.recv() => tokio::time::sleep(DEBOUNCE).await,
             _ = poll.tick() => {}
-            () = hung_up(&mut hangup) => asked = true,
+            // None: nobody can ask any more, it is about to end.
+            Some(done) = asked.recv() => answer = Some(done),
             () = shutdown.cancelled() => return,
         }
         // What was told meanwhile is covered by the look that follows.
         while changes.try_recv().is_ok() {}
-        let Some((now, checked)) = look(&shared, &seen).await else {
-            if asked {
-                tracing::info!(file = %file.display(), "routes are unchanged");
-            }
-            continue;
-        };
-        seen = now;
-        match checked {
-            Ok(specs) => {
-                if writer.send(Command::Routes(specs)).await.is_err() {
+        match look(&shared, &seen).await {
+            Some((now, checked)) => {
+                seen = now;
+                if take(&shared, checked, &writer).await.is_err() {
                     return;
                 }
             }
-            Err(mistakes) => {
-                shared.metrics.reload_failed("routes");
-                for mistake in &mistakes {
-                    tracing::error!("{mistake}");
-                }
-                tracing::error!(
-                    file = %file.display(), mistakes = mistakes.len(),
-                    "routes refused whole, the table in use stays"
-                );
+            None if answer.is_some() => {
+                tracing::info!(file = %file.display(), "routes are unchanged");
             }
+            None => {}
+        }
+        if let Some(done) = answer
+            && writer.send(Command::Settled(done)).await.is_err()
+        {
+            return;
         }
     }
+}
+
+/// Hands good routes on, tells every mistake of bad ones. An error: the writer has ended.
+async fn take(
+    shared: &Shared,
+    checked: Checked,
+    writer: &mpsc::Sender<Command<SqliteStore>>,
+) -> Result<(), ()> {
+    let mistakes = match checked {
+        Ok(specs) => return writer.send(Command::Routes(specs)).await.map_err(drop),
+        Err(mistakes) => mistakes,
+    };
+    shared.metrics.reload_failed("routes");
+    for mistake in &mistakes {
+        tracing::error!("{mistake}");
+    }
+    tracing::error!(
+        file = %shared.config.routes.display(), mistakes = mistakes.len(),
+        "routes refused whole, the table in use stays"
+    );
+    Ok(())
 }
 
 /// Reads and checks everything if anything differs from what was seen.
@@ -122,13 +136,4 @@ fn watch(folder: &Path, changed: mpsc::Sender<()>) -> notify::Result<Recommended
     })?;
     watcher.watch(folder, RecursiveMode::NonRecursive)?;
     Ok(watcher)
-}
-
-async fn hung_up(signal: &mut Option<Signal>) {
-    match signal {
-        Some(signal) => {
-            signal.recv().await;
-        }
-        None => std::future::pending().await,
-    }
 }

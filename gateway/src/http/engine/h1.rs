@@ -78,6 +78,8 @@ where
     let drain = &worker.shared.drain;
     let timeouts = &worker.shared.config.timeouts;
     let mut draining = pin!(drain.token().cancelled());
+    let mut idle = pin!(drain.idle().cancelled());
+    let mut begun = false;
     let mut cut = pin!(drain.cut().cancelled());
     let mut revoked = pin!(admission.revoked());
     let mut timer = pin!(tokio::time::sleep_until(pulse.deadline(timeouts)));
@@ -90,7 +92,15 @@ where
         tokio::select! {
             biased;
             // First: an answer that is ready now still gets its `Connection: close`.
-            () = &mut draining, if !last => {
+            // While nothing is asked, a request may be on its way: it is waited for a moment.
+            () = poll_fn(|cx| {
+                begun = begun || draining.as_mut().poll(cx).is_ready();
+                if begun && (!downstream.is_idle() || idle.as_mut().poll(cx).is_ready()) {
+                    Poll::Ready(())
+                } else {
+                    Poll::Pending
+                }
+            }), if !last => {
                 last = true;
                 connection.as_mut().graceful_shutdown();
             }
@@ -100,7 +110,7 @@ where
                 }
                 return true;
             }
-            () = &mut cut, if last => return false,
+            () = &mut cut => return false,
             () = &mut revoked => return false,
             () = poll_fn(leashed) => return false,
             () = &mut timer => {

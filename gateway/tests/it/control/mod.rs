@@ -65,7 +65,7 @@ async fn messages(bus: &Bus, stream: &str) -> Vec<(String, Vec<u8>)> {
 }
 
 /// What the gateway said about rules: created with its target or deleted, port.
-async fn announced(bus: &Bus) -> Vec<(String, i32, Option<i32>)> {
+pub(crate) async fn announced(bus: &Bus) -> Vec<(String, i32, Option<i32>)> {
     let mut all = Vec::new();
     for (subject, payload) in messages(bus, "GATEWAY").await {
         if !subject.starts_with("gateway.ingress.") {

@@ -12,7 +12,7 @@ use arc_swap::ArcSwap;
 use clap::Parser;
 use edd_gateway::config::{Config, ServeArgs};
 use edd_gateway::drain::Drain;
-use edd_gateway::listener::Gate;
+use edd_gateway::listener::{Doors, Gate};
 use edd_gateway::shared::Shared;
 use edd_gateway::ssh::{Limits, SshServer};
 use edd_gateway::telemetry::{AccessLog, Metrics};
@@ -102,8 +102,10 @@ impl Rig {
             table: ArcSwap::from_pointee(table.clone()),
             metrics,
             access: AccessLog::off(),
+            doors: Doors::new(),
             drain: Drain::new(),
         });
+        shared.doors.open();
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
         let address = listener.local_addr().expect("an address");
         let server = SshServer::start_with(Arc::clone(&shared), listener, limits)

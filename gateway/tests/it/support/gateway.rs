@@ -10,6 +10,7 @@ use clap::Parser;
 use edd_daemon::cli::Exit;
 use edd_gateway::app::{self, Addresses};
 use edd_gateway::config::{Config, ServeArgs};
+use edd_gateway::listener::Inherited;
 use edd_gateway::shared::Shared;
 use edd_route::RouteTable;
 use tempfile::TempDir;
@@ -131,10 +132,10 @@ impl Gateway {
         let shutdown = CancellationToken::new();
         let mut config = args.serve.check()?;
         (options.tune)(&mut config);
-        let running = app::start(config, shutdown.clone()).await?;
+        let running = app::start(config, Inherited::default(), shutdown.clone()).await?;
         Ok(Self {
             addresses: running.addresses.clone(),
-            admin: running.admin,
+            admin: running.addresses.admin,
             shared: Arc::clone(&running.shared),
             folder,
             shutdown,
@@ -145,6 +146,14 @@ impl Gateway {
     /// SIGTERM and the wait for its end.
     pub(crate) async fn stop(mut self) {
         self.shutdown.cancel();
+        tokio::time::timeout(Duration::from_secs(30), &mut self.ended)
+            .await
+            .expect("an end")
+            .expect("no panic");
+    }
+
+    /// Waits until it ends by itself.
+    pub(crate) async fn ended(mut self) {
         tokio::time::timeout(Duration::from_secs(30), &mut self.ended)
             .await
             .expect("an end")
