@@ -7,6 +7,7 @@ mod cut;
 mod drain_http;
 mod first_bytes;
 mod http;
+mod http1;
 mod identity;
 mod logs;
 mod ports;
