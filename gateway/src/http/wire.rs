@@ -30,7 +30,11 @@ pub(crate) struct Wire<I> {
 
 /// Bytes at hand, for one look. Give it back by [`Wire::keep`].
 #[derive(Debug)]
-pub(crate) struct Input(Held);
+pub(crate) struct Input {
+    held: Held,
+    /// How many of them were looked at before, in vain.
+    seen: usize,
+}
 
 #[derive(Debug)]
 enum Held {
@@ -41,10 +45,25 @@ enum Held {
 impl Input {
     /// The bytes; none: the stream has ended.
     pub(crate) fn bytes(&self) -> &[u8] {
-        match &self.0 {
+        match &self.held {
             Held::Kept(bytes) => bytes,
             Held::Read(scratch, len) => scratch.0.get(..*len).unwrap_or_default(),
         }
+    }
+
+    /// Whether another look may find what the last one missed: a line, or too much of one.
+    ///
+    /// So heads that trickle in are not parsed from their begin with every byte.
+    pub(crate) fn is_worth_a_look(&self) -> bool {
+        let bytes = self.bytes();
+        let fresh = bytes.get(self.seen..).unwrap_or_default();
+        self.seen == 0
+            || self.seen / LOOK_EVERY != bytes.len() / LOOK_EVERY
+            || fresh.contains(&b'\n')
+    }
+
+    fn new(held: Held, seen: usize) -> Self {
+        Self { held, seen }
     }
 }
 
@@ -77,7 +96,7 @@ impl<I> Wire<I> {
     /// `starved`: the rest is of no use before there is more.
     pub(crate) fn keep(&mut self, input: Input, consumed: usize, starved: bool) {
         self.starved = starved;
-        match input.0 {
+        match input.held {
             Held::Kept(mut bytes) => {
                 if consumed >= bytes.len() {
                     give_back(bytes);
@@ -127,16 +146,19 @@ impl<I: AsyncRead + Unpin> Wire<I> {
     /// What is at hand: kept, else read now. Empty at the end of the stream.
     pub(crate) fn poll_input(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Input>> {
         if !self.kept.is_empty() && !self.starved {
-            return Poll::Ready(Ok(Input(Held::Kept(std::mem::take(&mut self.kept)))));
+            let kept = Held::Kept(std::mem::take(&mut self.kept));
+            return Poll::Ready(Ok(Input::new(kept, 0)));
         }
         let mut scratch = Scratch::take();
         let len = ready!(self.poll_read(cx, &mut scratch))?;
         if self.kept.is_empty() || len == 0 {
-            return Poll::Ready(Ok(Input(Held::Read(scratch, len))));
+            return Poll::Ready(Ok(Input::new(Held::Read(scratch, len), 0)));
         }
         let read = scratch.0.get(..len).unwrap_or_default();
+        let seen = self.kept.len();
         self.kept.extend_from_slice(read);
-        Poll::Ready(Ok(Input(Held::Kept(std::mem::take(&mut self.kept)))))
+        let kept = Held::Kept(std::mem::take(&mut self.kept));
+        Poll::Ready(Ok(Input::new(kept, seen)))
     }
 
     /// Reads ahead, behind what is kept; false at the end of the stream.
@@ -319,6 +341,9 @@ thread_local! {
 /// Read at once. Halves the cost of bulk against 8 KiB.
 const SCRATCH_BYTES: usize = 64 * 1024;
 
+/// Bytes of an unfinished line after which it is looked at all the same: it may be too long.
+const LOOK_EVERY: usize = 4 * 1024;
+
 /// What is smaller is gathered, since copying it costs less than a system call.
 const DIRECT_MIN: usize = 8 * 1024;
 
@@ -333,3 +358,75 @@ const SPARE_BYTES_MAX: usize = 64 * 1024;
 
 /// Buffers that a thread keeps.
 const SPARE_MAX: usize = 64;
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_head_that_trickles_in_is_looked_at_once_per_line() {
+        let (mut far, near) = duplex(1 << 20);
+        let mut wire = Wire::new(near);
+        let mut looks = 0;
+        let lines = "a: b\r\n".repeat(20) + &"x".repeat(9000);
+        for byte in lines.bytes() {
+            far.write_all(&[byte]).await.unwrap();
+            let input = poll_fn(|cx| wire.poll_input(cx)).await.unwrap();
+            looks += usize::from(input.is_worth_a_look());
+            wire.keep(input, 0, true);
+        }
+        // The first byte, the lines, and every 4 KiB of the last one.
+        assert_eq!(looks, 1 + 20 + 2);
+        let input = poll_fn(|cx| wire.poll_input(cx));
+        drop(far);
+        assert_eq!(input.await.unwrap().bytes(), b"");
+    }
+
+    #[tokio::test]
+    async fn what_is_not_consumed_is_at_hand_again_before_anything_is_read() {
+        let (mut far, near) = duplex(64);
+        let mut wire = Wire::new(near);
+        far.write_all(b"onetwo").await.unwrap();
+        let input = poll_fn(|cx| wire.poll_input(cx)).await.unwrap();
+        assert_eq!(input.bytes(), b"onetwo");
+        wire.keep(input, 3, false);
+        assert!(wire.has_kept());
+        let input = poll_fn(|cx| wire.poll_input(cx)).await.unwrap();
+        assert_eq!(input.bytes(), b"two");
+        wire.keep(input, 3, false);
+        assert!(!wire.has_kept());
+        far.write_all(b"x").await.unwrap();
+        assert!(poll_fn(|cx| wire.poll_ahead(cx)).await.unwrap());
+        let input = poll_fn(|cx| wire.poll_input(cx)).await.unwrap();
+        assert_eq!(input.bytes(), b"x");
+    }
+
+    #[tokio::test]
+    async fn small_and_large_pieces_arrive_in_order_whatever_the_stream_takes() {
+        let (mut far, near) = duplex(10_000);
+        let mut wire = Wire::new(near);
+        let large: Vec<u8> = (0..100_000_u32).map(|i| i as u8).collect();
+        let reader = tokio::spawn(async move {
+            let mut all = Vec::new();
+            far.read_to_end(&mut all).await.unwrap();
+            all
+        });
+        let mut expected = Vec::new();
+        for piece in [b"head".as_slice(), &large, b"tail", b"end", &large] {
+            expected.extend_from_slice(piece);
+            poll_fn(|cx| wire.poll_room(cx)).await.unwrap();
+            poll_fn(|cx| Poll::Ready(wire.send(cx, piece)))
+                .await
+                .unwrap();
+        }
+        poll_fn(|cx| wire.poll_flush(cx)).await.unwrap();
+        assert!(wire.is_flushed());
+        assert_eq!(wire.written(), expected.len() as u64);
+        drop(wire);
+        assert!(reader.await.unwrap() == expected);
+    }
+}

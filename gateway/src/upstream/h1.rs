@@ -173,6 +173,10 @@ impl<I: AsyncRead + AsyncWrite + OverTcp + Unpin> Server for H1<I> {
                 return Poll::Ready(Err(body::cut_short()));
             }
             self.begun = true;
+            if !input.is_worth_a_look() {
+                self.wire.keep(input, 0, true);
+                continue;
+            }
             let taken = self.read(cx, bytes, &mut take)?;
             self.wire.keep(input, taken.consumed, taken.starved);
             if taken.handed_on {

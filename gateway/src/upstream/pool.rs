@@ -125,9 +125,11 @@ async fn sweep<K: Clone + Eq + Hash + 'static, C: Reusable>(pool: Weak<RefCell<K
 /// Common servers close idle connections after 5 s; a request must not meet that moment.
 const IDLE_MAX: Duration = Duration::from_secs(4);
 
-const IDLE_PER_KEY_MAX: usize = 64;
+/// As many as there may be requests at once; what is not needed ages out.
+const IDLE_PER_KEY_MAX: usize = 1024;
 
-const SWEEP_EVERY: Duration = Duration::from_secs(1);
+/// A removed container's connections go within a second.
+const SWEEP_EVERY: Duration = Duration::from_millis(500);
 
 #[cfg(test)]
 mod tests {

@@ -68,6 +68,10 @@ where
                     }
                     Poll::Pending => break,
                 };
+                if !input.is_worth_a_look() {
+                    self.peer.wire.keep(input, 0, true);
+                    continue;
+                }
                 match self.read(down, input.bytes()) {
                     Read::Turn(turn, len) => {
                         self.peer.wire.keep(input, len, false);
