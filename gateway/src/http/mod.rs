@@ -18,11 +18,11 @@ mod answer;
 pub(crate) mod body;
 mod decide;
 mod downstream;
-mod engine;
 mod exchange;
 mod fields;
 mod forward;
 mod h1;
+pub(crate) mod h2;
 mod head;
 mod plan;
 mod policy;
@@ -31,8 +31,8 @@ mod rewrite;
 pub(crate) mod side;
 pub(crate) mod wire;
 
-pub use engine::{UpstreamConnection, serve_h2};
 pub use h1::serve_h1;
+pub use h2::serve_h2;
 
 /// What is known of a connection when HTTP begins on it.
 #[derive(Clone, Debug)]

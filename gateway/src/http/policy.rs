@@ -1,63 +1,11 @@
-//! Which header fields pass, and what the gateway says about the client.
+//! What of a client's words is believed, and what the gateway says about the client.
 //!
-//! Pure functions over names and values, so that any engine can use them: each
-//! walks its own head and asks here.
+//! Pure functions over values. Which fields pass at all, `fields` knows.
 
 use std::fmt::Write as _;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-
-/// Whether a field belongs to one connection only (RFC 9110, section 7.6.1).
-///
-/// `name` in lower case. `Trailer` is about the message and stays.
-pub(crate) fn is_hop_by_hop(name: &str) -> bool {
-    matches!(
-        name,
-        "connection"
-            | "http2-settings"
-            | "keep-alive"
-            | "proxy-authenticate"
-            | "proxy-authorization"
-            | "proxy-connection"
-            | "te"
-            | "transfer-encoding"
-            | "upgrade"
-    )
-}
-
-/// Whether a field of the client's goes on to the upstream. `name` in lower case.
-///
-/// `Expect` is answered here. The forwarding fields are always dropped: those
-/// of a trusted proxy are read before and written anew. An underscore counts as
-/// a hyphen, since CGI-style upstreams cannot tell them apart.
-pub(crate) fn request_field_passes(name: &str) -> bool {
-    !(is_hop_by_hop(name) || name == "expect" || is_forwarding(name))
-}
-
-/// Whether a field of the upstream's goes on to the client. `name` in lower case.
-pub(crate) fn response_field_passes(name: &str) -> bool {
-    !is_hop_by_hop(name) && name != "x-request-id"
-}
-
-fn is_forwarding(name: &str) -> bool {
-    let is = |known: &str| same_field(name, known);
-    is("forwarded")
-        || is("x-request-id")
-        || name
-            .get(..FORWARDED_PREFIX.len())
-            .is_some_and(|start| same_field(start, FORWARDED_PREFIX))
-}
-
-fn same_field(name: &str, known: &str) -> bool {
-    name.len() == known.len()
-        && name
-            .bytes()
-            .zip(known.bytes())
-            .all(|(a, b)| a == b || (a == b'_' && b == b'-'))
-}
-
-const FORWARDED_PREFIX: &str = "x-forwarded-";
 
 /// The tokens of a comma-separated field (`Connection`, `Accept`, `X-Forwarded-For`).
 pub(crate) fn tokens(value: &str) -> impl DoubleEndedIterator<Item = &str> {
@@ -172,40 +120,6 @@ impl Chain {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn hop_by_hop_and_forwarding_fields_stay_here() {
-        for name in [
-            "connection",
-            "te",
-            "transfer-encoding",
-            "upgrade",
-            "proxy-authorization",
-            "expect",
-            "forwarded",
-            "x-forwarded-for",
-            "x_forwarded_for",
-            "x-forwarded_port",
-            "x-request-id",
-            "x_request_id",
-        ] {
-            assert!(!request_field_passes(name), "{name}");
-        }
-        for name in [
-            "trailer",
-            "cookie",
-            "traceparent",
-            "x-forwarded",
-            "x-real",
-            "authorization",
-            "content-length",
-        ] {
-            assert!(request_field_passes(name), "{name}");
-        }
-        assert!(response_field_passes("set-cookie"));
-        assert!(!response_field_passes("keep-alive"));
-        assert!(!response_field_passes("x-request-id"));
-    }
 
     #[test]
     fn h2c_is_never_offered() {

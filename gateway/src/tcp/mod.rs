@@ -2,13 +2,13 @@
 //!
 //! [`relay`] is the mechanism and knows no routes; [`raw`] takes a client to
 //! the container that was decided for it and writes the record. Where data is
-//! cut, the end is a reset, here or by a `Fuse`.
+//! cut, the end is a reset.
 
-mod fuse;
+mod over;
 mod raw;
 mod relay;
 
-pub use fuse::OverTcp;
-pub(crate) use fuse::{Fuse, Fused, reset};
+pub use over::OverTcp;
+pub(crate) use over::reset;
 pub use raw::{RawKind, raw};
 pub use relay::{End, Relayed, Side, relay};

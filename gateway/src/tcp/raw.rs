@@ -7,7 +7,7 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tracing::debug;
 
-use super::fuse::reset;
+use super::over::reset;
 use super::{End, Relayed, relay};
 use crate::listener::Prefixed;
 use crate::shared::Shared;

@@ -63,6 +63,7 @@ pub struct Metrics {
     entries: Family<KindLabels, Level>,
     reload_failures: Family<KindLabels, Counter>,
     panics: Counter,
+    h2_ended: Family<ReasonLabels, Counter>,
 }
 
 /// Counts one live thing for as long as it is held.
@@ -101,6 +102,7 @@ impl Metrics {
             entries: Family::default(),
             reload_failures: Family::default(),
             panics: Counter::default(),
+            h2_ended: Family::default(),
         };
         let m = metrics.clone();
         registry.register("connections", "Open client connections", m.connections);
@@ -133,6 +135,11 @@ impl Metrics {
             m.reload_failures,
         );
         registry.register("panics", "Connections lost to a bug", m.panics);
+        registry.register(
+            "h2_connections_ended",
+            "HTTP/2 client connections ended for what they sent",
+            m.h2_ended,
+        );
         metrics
     }
 
@@ -197,6 +204,12 @@ impl Metrics {
         self.reload_failures
             .get_or_create(&KindLabels { kind })
             .inc();
+    }
+
+    /// Counts an HTTP/2 connection ended with a GOAWAY for what its client sent: `rapid_reset`,
+    /// `control_flood`, `empty_flood`, `calm`, `protocol`, `flow_control`, ….
+    pub fn h2_ended(&self, reason: &'static str) {
+        self.h2_ended.get_or_create(&ReasonLabels { reason }).inc();
     }
 
     /// Counts a connection lost to a panic.

@@ -8,6 +8,7 @@ mod drain_http;
 mod first_bytes;
 mod http;
 mod http1;
+mod http2;
 mod identity;
 mod logs;
 mod ports;

@@ -1,0 +1,330 @@
+//! The task of one HTTP/2 client connection.
+//!
+//! It drives the h2 crate and all streams in one place: what the streams write
+//! in one round goes to the socket as one piece. A stream is polled when it is
+//! woken, not when the connection is. Ends by itself, after silence, when the
+//! client sends too much of something, with the drain, or with the admission.
+
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use bytes::Bytes;
+use edd_route::Admission;
+use futures_util::StreamExt as _;
+use futures_util::future::{Either, LocalBoxFuture};
+use futures_util::stream::FuturesUnordered;
+use h2::server::{Connection, SendResponse};
+use h2::{Ping, PingPong, Reason, RecvStream};
+use http::Request;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::{Instant, Sleep, sleep_until};
+use tracing::debug;
+
+use super::coalesce::Coalesced;
+use super::gather::Gather;
+use super::meter::Meter;
+use super::stream::Link;
+use crate::listener::Worker;
+
+/// What became of something that the task waits for.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Happened {
+    /// The drain's deadline has passed.
+    Cut,
+    /// The process drains.
+    Draining,
+    /// What admitted the connection is over.
+    Revoked,
+    /// An exchange is over.
+    StreamEnded,
+}
+
+/// Ends with the first thing that ends the connection from outside.
+async fn outside(worker: Rc<Worker>, admission: Admission, draining: bool) -> Happened {
+    let drain = &worker.shared.drain;
+    let (signal, happened) = match draining {
+        false => (drain.token(), Happened::Draining),
+        true => (drain.cut(), Happened::Cut),
+    };
+    tokio::select! {
+        biased;
+        () = admission.revoked() => Happened::Revoked,
+        () = signal.cancelled() => happened,
+    }
+}
+
+/// A connection whose handshake is done. `S` makes an exchange of a request.
+pub(super) struct Task<I, S, F> {
+    worker: Rc<Worker>,
+    admission: Admission,
+    h2: Connection<Coalesced<I, Meter>, Bytes>,
+    io: Coalesced<I, Meter>,
+    link: Rc<Link>,
+    serve: S,
+    /// The exchanges, and one future more for what comes from outside.
+    work: FuturesUnordered<Either<F, LocalBoxFuture<'static, Happened>>>,
+    gather: Arc<Gather>,
+    waker: Waker,
+    timer: Pin<Box<Sleep>>,
+    rest: Rest,
+    pings: Option<PingPong>,
+    /// When the last ping was sent.
+    pinged: Option<Instant>,
+    /// It was told to go for what it sent.
+    abused: bool,
+}
+
+/// Whether anything is going on.
+#[derive(Clone, Copy, Debug)]
+enum Rest {
+    /// A stream is open.
+    Busy,
+    /// The client has been told to go; at this moment the connection is closed.
+    Ending(Instant),
+    /// No stream is open, from this moment on.
+    Since(Instant),
+}
+
+impl<I, S, F> Task<I, S, F>
+where
+    I: AsyncRead + AsyncWrite + Unpin,
+    S: FnMut(Request<RecvStream>, SendResponse<Bytes>) -> F,
+    F: Future<Output = Happened>,
+{
+    pub(super) fn new(
+        worker: &Rc<Worker>,
+        admission: Admission,
+        h2: Connection<Coalesced<I, Meter>, Bytes>,
+        io: Coalesced<I, Meter>,
+        link: Rc<Link>,
+        serve: S,
+    ) -> Self {
+        let gather = Arc::new(Gather::default());
+        let now = Instant::now();
+        let first = now + worker.shared.config.timeouts.idle.min(PING_EVERY);
+        let task = Self {
+            worker: Rc::clone(worker),
+            admission,
+            h2,
+            io,
+            link,
+            serve,
+            work: FuturesUnordered::new(),
+            waker: Waker::from(Arc::clone(&gather)),
+            gather,
+            timer: Box::pin(sleep_until(first)),
+            rest: Rest::Since(now),
+            pings: None,
+            pinged: None,
+            abused: false,
+        };
+        task.listen_outside(false);
+        task
+    }
+
+    fn listen_outside(&self, draining: bool) {
+        let outside = outside(Rc::clone(&self.worker), self.admission.clone(), draining);
+        self.work.push(Either::Right(Box::pin(outside)));
+    }
+
+    /// Streams whose exchange is not over.
+    fn open(&self) -> usize {
+        self.work.len() - 1
+    }
+
+    /// Runs everything until there is nothing to do. Ready when the connection is over.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.gather.begin(cx.waker());
+        let waker = self.waker.clone();
+        let inner = &mut Context::from_waker(&waker);
+        for _ in 0..ROUNDS_MAX {
+            self.gather.look();
+            self.io.admit();
+            if self.poll_round(inner).is_ready() {
+                return Poll::Ready(());
+            }
+            if self.gather.rest() {
+                return Poll::Pending;
+            }
+        }
+        // Others of the thread want to be served too.
+        self.gather.yield_now();
+        Poll::Pending
+    }
+
+    /// Reads requests, lets streams run, writes what they said.
+    fn poll_round(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            match self.h2.poll_accept(cx) {
+                Poll::Ready(Some(Ok((request, respond)))) => {
+                    self.rest = match self.rest {
+                        Rest::Since(_) => Rest::Busy,
+                        other => other,
+                    };
+                    let exchange = (self.serve)(request, respond);
+                    self.work.push(Either::Left(exchange));
+                }
+                Poll::Ready(Some(Err(error))) => {
+                    self.ended_by(&error);
+                    return Poll::Ready(());
+                }
+                Poll::Ready(None) => return Poll::Ready(()),
+                Poll::Pending => break,
+            }
+        }
+        if !self.abused {
+            self.look_for_abuse();
+        }
+        while let Poll::Ready(Some(happened)) = self.work.poll_next_unpin(cx) {
+            match happened {
+                Happened::StreamEnded => {}
+                Happened::Cut | Happened::Revoked => return Poll::Ready(()),
+                Happened::Draining => {
+                    self.h2.graceful_shutdown();
+                    self.listen_outside(true);
+                    cx.waker().wake_by_ref();
+                }
+            }
+        }
+        if self.gather.is_woken() {
+            // The streams have written something; it is sent with the next round's.
+            return Poll::Pending;
+        }
+        match self.io.poll_drain(cx) {
+            Poll::Ready(Ok(())) => self.link.quota.refill(),
+            Poll::Ready(Err(error)) => {
+                debug!(%error, "connection ended");
+                return Poll::Ready(());
+            }
+            Poll::Pending => {}
+        }
+        self.count_streams();
+        self.poll_timer(cx)
+    }
+
+    fn count_streams(&mut self) {
+        let answered = self.link.take_answered();
+        if answered > 0 {
+            self.io.watch().answered(answered);
+        }
+        if matches!(self.rest, Rest::Busy) && self.open() == 0 {
+            let now = Instant::now();
+            self.rest = Rest::Since(now);
+            let due = now + self.worker.shared.config.timeouts.idle;
+            if due < self.timer.deadline() {
+                self.timer.as_mut().reset(due);
+            }
+        }
+    }
+
+    fn look_for_abuse(&mut self) {
+        let Some(abuse) = self.io.watch().abuse() else {
+            return;
+        };
+        debug!(?abuse, "connection ended");
+        self.abused = true;
+        self.worker.shared.metrics.h2_ended(abuse.label());
+        self.h2.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
+        let at = Instant::now() + GOODBYE;
+        self.rest = Rest::Ending(at);
+        self.timer.as_mut().reset(at);
+        self.waker.wake_by_ref();
+    }
+
+    /// The h2 crate has ended it, and told the client why.
+    fn ended_by(&self, error: &h2::Error) {
+        debug!(%error, "connection ended");
+        if self.abused || error.is_remote() || error.is_io() {
+            return;
+        }
+        let reason = match error.reason() {
+            Some(Reason::COMPRESSION_ERROR) => "compression",
+            Some(Reason::ENHANCE_YOUR_CALM) => "calm",
+            Some(Reason::FLOW_CONTROL_ERROR) => "flow_control",
+            Some(Reason::FRAME_SIZE_ERROR) => "frame_size",
+            Some(Reason::NO_ERROR) | None => return,
+            Some(_) => "protocol",
+        };
+        self.worker.shared.metrics.h2_ended(reason);
+    }
+
+    /// Looks for silence. The timer is set when it fires, hardly ever else.
+    fn poll_timer(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        while self.timer.as_mut().poll(cx).is_ready() {
+            let now = Instant::now();
+            let due = match self.rest {
+                Rest::Ending(at) => at,
+                Rest::Since(since) => {
+                    let due = since + self.worker.shared.config.timeouts.idle;
+                    if due > now {
+                        due
+                    } else {
+                        self.h2.graceful_shutdown();
+                        self.waker.wake_by_ref();
+                        self.rest = Rest::Ending(now + GOODBYE);
+                        now + GOODBYE
+                    }
+                }
+                Rest::Busy => match self.ping(now) {
+                    Some(due) => due,
+                    None => {
+                        debug!("connection ended: the client is silent");
+                        return Poll::Ready(());
+                    }
+                },
+            };
+            if due <= now {
+                return Poll::Ready(());
+            }
+            self.timer.as_mut().reset(due);
+        }
+        Poll::Pending
+    }
+
+    /// Asks a client that is silent for a sign; when to look again, or none if it gave none.
+    ///
+    /// Bytes that the socket takes are a sign too: a slow reader is no dead one.
+    fn ping(&mut self, now: Instant) -> Option<Instant> {
+        let moved = self.io.moved();
+        match self.pinged {
+            Some(pinged) if moved <= pinged => {
+                (now < pinged + PING_WAIT).then_some(pinged + PING_WAIT)
+            }
+            _ if now < moved + PING_EVERY => {
+                self.pinged = None;
+                Some(moved + PING_EVERY)
+            }
+            _ => {
+                self.send_ping();
+                self.pinged = Some(now);
+                Some(now + PING_WAIT)
+            }
+        }
+    }
+
+    fn send_ping(&mut self) {
+        if self.pings.is_none() {
+            self.pings = self.h2.ping_pong();
+        }
+        if let Some(pings) = &mut self.pings {
+            // The last one's answer must be taken before there is another.
+            let _ = pings.poll_pong(&mut Context::from_waker(Waker::noop()));
+            // Refused only while one is on its way, which serves as well.
+            let _ = pings.send_ping(Ping::opaque());
+        }
+        self.waker.wake_by_ref();
+    }
+}
+
+/// Rounds in one poll of the task.
+const ROUNDS_MAX: usize = 16;
+
+const PING_EVERY: Duration = Duration::from_secs(20);
+
+const PING_WAIT: Duration = Duration::from_secs(10);
+
+/// How long a client may take to close after it was told to go.
+const GOODBYE: Duration = Duration::from_secs(5);

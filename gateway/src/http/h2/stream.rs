@@ -1,0 +1,216 @@
+//! One stream of a client's connection, as the client of an exchange.
+
+use std::cell::Cell;
+use std::io;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use h2::server::SendResponse;
+use h2::{Reason, RecvStream};
+use http::header::{self, HeaderName, HeaderValue};
+use http::{Response, StatusCode};
+
+use super::fields;
+use super::flow::{Quota, Receiving, Sending, side_error};
+use crate::http::side::{AnswerBody, AnswerHead, Client, Field, Outlet, Piece, Room, SideError};
+
+/// What the streams of a connection share with its task.
+#[derive(Debug, Default)]
+pub(super) struct Link {
+    pub(super) quota: Quota,
+    /// Streams answered to their end since the task last asked.
+    answered: Cell<u32>,
+}
+
+impl Link {
+    /// Streams answered to their end since the last call.
+    pub(super) fn take_answered(&self) -> u32 {
+        self.answered.take()
+    }
+}
+
+/// A stream with its request's head read.
+#[derive(Debug)]
+pub(super) struct Stream {
+    link: Rc<Link>,
+    receiving: Receiving,
+    /// Gone after a reset.
+    respond: Option<SendResponse<Bytes>>,
+    /// There from the answer's head on.
+    sending: Option<Sending>,
+    /// It was opened by an extended CONNECT, whose 101 is a 200.
+    tunnel: bool,
+    /// The upstream broke off: to be reset once what came is with the client.
+    broken: bool,
+}
+
+impl Stream {
+    pub(super) fn new(
+        link: &Rc<Link>,
+        body: RecvStream,
+        respond: SendResponse<Bytes>,
+        tunnel: bool,
+    ) -> Self {
+        Self {
+            link: Rc::clone(link),
+            receiving: Receiving::new(body),
+            respond: Some(respond),
+            sending: None,
+            tunnel,
+            broken: false,
+        }
+    }
+
+    /// Resets the stream if its answer is broken, after a moment in which the client may read what there is of it.
+    ///
+    /// Clients that find data and a reset in one read tend to throw the data away.
+    pub(super) async fn settle(&mut self) {
+        if !self.broken {
+            return;
+        }
+        tokio::time::sleep(READING).await;
+        if let Some(mut respond) = self.respond.take() {
+            respond.send_reset(Reason::INTERNAL_ERROR);
+        }
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        if self.sending.as_ref().is_some_and(Sending::has_ended) && !self.broken {
+            self.link.answered.set(self.link.answered.get() + 1);
+        }
+    }
+}
+
+impl Outlet for Stream {
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SideError>> {
+        match &mut self.sending {
+            Some(sending) => sending.poll_ready(cx, &self.link.quota),
+            // The head always has room.
+            None if self.respond.is_some() => Poll::Ready(Ok(())),
+            None => Poll::Ready(Err(gone())),
+        }
+    }
+
+    fn put(&mut self, cx: &mut Context<'_>, piece: Piece<'_>) -> Result<Room, SideError> {
+        match &mut self.sending {
+            Some(sending) => sending.put(cx, &self.link.quota, piece),
+            None => Err(gone()),
+        }
+    }
+
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SideError>> {
+        match &mut self.sending {
+            Some(sending) => sending.poll_flush(cx, &self.link.quota),
+            None => Poll::Ready(Ok(())),
+        }
+    }
+
+    fn switch(&mut self) {
+        // Frames carry any bytes, and each direction has an end of its own.
+    }
+
+    fn abort(&mut self, gently: bool) {
+        if gently {
+            if let Some(sending) = &mut self.sending {
+                sending.give_up(&self.link.quota);
+            }
+            self.broken = true;
+        } else if let Some(mut respond) = self.respond.take() {
+            respond.send_reset(Reason::CANCEL);
+        }
+    }
+}
+
+impl Client for Stream {
+    fn poll_body(
+        &mut self,
+        cx: &mut Context<'_>,
+        take: impl FnMut(&mut Context<'_>, Piece<'_>) -> Room,
+    ) -> Poll<Result<(), SideError>> {
+        self.receiving.poll_pieces(cx, take)
+    }
+
+    fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<SideError> {
+        if let Some(sending) = &mut self.sending {
+            return sending.poll_reset(cx);
+        }
+        let Some(respond) = &mut self.respond else {
+            return Poll::Ready(gone());
+        };
+        Poll::Ready(match ready!(respond.poll_reset(cx)) {
+            Ok(reason) => SideError::Reset(reason.into()),
+            Err(error) => side_error(error),
+        })
+    }
+
+    /// A stream's half-close is the end of the body, and says nothing of the client.
+    fn is_half_closed(&self) -> bool {
+        false
+    }
+
+    fn inform(&mut self, status: u16, fields: &[Field<'_>]) {
+        let (Some(respond), None, Ok(status)) = (
+            &mut self.respond,
+            &self.sending,
+            StatusCode::from_u16(status),
+        ) else {
+            return;
+        };
+        let mut response = Response::new(());
+        *response.status_mut() = status;
+        *response.headers_mut() = fields::map(fields.iter().copied(), 0);
+        // A client that has left learns nothing more.
+        let _ = respond.send_informational(response);
+    }
+
+    fn answer(&mut self, head: &AnswerHead<'_>) {
+        let Some(respond) = &mut self.respond else {
+            return;
+        };
+        let tunnelled = head.switched_to.is_some();
+        let status = if tunnelled { 200 } else { head.status };
+        let mut response = Response::new(());
+        // Upstreams may invent statuses; three digits they have.
+        *response.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY);
+        let mut map = fields::map(head.fields.iter().copied(), 2);
+        if let Ok(mut id) = HeaderValue::from_str(head.request_id) {
+            // Never the same twice: not worth a place in the compression's table.
+            id.set_sensitive(true);
+            map.insert(X_REQUEST_ID, id);
+        }
+        let (length, ends) = match head.body {
+            AnswerBody::None(length) => (length, true),
+            AnswerBody::Length(length) => (Some(length), length == 0),
+            AnswerBody::Open => (None, false),
+        };
+        if let Some(length) = length.filter(|_| !tunnelled) {
+            map.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+        }
+        if tunnelled && self.tunnel {
+            map.remove(header::SEC_WEBSOCKET_ACCEPT);
+        }
+        *response.headers_mut() = map;
+        let ends = ends && !tunnelled;
+        // If it fails, the stream is gone, and whoever puts a piece is told.
+        if let Ok(stream) = respond.send_response(response, ends) {
+            self.sending = Some(match ends {
+                true => Sending::ended(stream),
+                false => Sending::new(stream),
+            });
+        }
+    }
+}
+
+/// The stream was reset, or its answer could not be sent.
+fn gone() -> SideError {
+    SideError::Broke(io::ErrorKind::NotConnected.into())
+}
+
+/// Local clients need microseconds, others would need their whole round trip.
+const READING: Duration = Duration::from_millis(5);
+
+const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
