@@ -11,6 +11,8 @@ use edd_route::ContainerId;
 
 mod connect;
 mod h1;
+#[allow(dead_code, unused_imports, reason = "routes are about to name such targets")]
+pub(crate) mod h2;
 mod pool;
 mod resolve;
 mod socket;
@@ -59,7 +61,6 @@ impl fmt::Display for UpstreamKey {
 /// What one thread knows of the upstreams. Clones share it.
 #[derive(Clone, Debug, Default)]
 pub struct Pool {
-    pub(crate) idle: IdlePool<UpstreamKey, crate::http::UpstreamConnection>,
     pub(crate) h1: IdlePool<UpstreamKey, H1<Socket>>,
     pub(crate) names: Names,
 }
