@@ -1,4 +1,4 @@
-//! The commands of the README: `cargo xtask up` and `cargo xtask test`, and `cargo xtask bench`.
+//! The commands of the README: `cargo xtask up` and `cargo xtask test`, and `cargo xtask bench` and `fuzz`.
 //!
 //! Owns the command line and the exit code, nothing else. Everything that a command needs is
 //! found on the machine or fetched by [`tools`]; every process is started and ended by [`child`].
@@ -12,6 +12,7 @@ use std::process::ExitCode;
 mod bench;
 mod child;
 mod daemon;
+mod fuzz;
 mod http;
 mod report;
 mod site;
@@ -33,6 +34,7 @@ Commands:
                             `up`, and exit 0 or 1 (DIR: data/check, wiped)
      --profile NAME         for both: build with this cargo profile (dev-release)
   test                      fetch what the tests need, then format check, lints, all tests
+  fuzz [SECONDS [TARGET..]] run the fuzz targets, each for that long (30; needs nightly and c++)
   bench                     measure the gateway beside other proxies: CPU time per request, in a
                             table and in bench/results (docs/benchmarks.md)
      --list                 the names of rows and peers
@@ -52,6 +54,7 @@ fn main() -> ExitCode {
     let done = child::catch_signals().and_then(|()| match args.as_slice() {
         ["up", flags @ ..] => up(flags),
         ["test"] => test::run(),
+        ["fuzz", rest @ ..] => test::fuzz(rest),
         ["bench", rest @ ..] => bench::run(rest),
         [] | ["help" | "--help" | "-h"] => {
             print!("{USAGE}");

@@ -5,10 +5,12 @@
 
 use std::collections::BTreeSet;
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 
 use crate::child;
+use crate::fuzz;
 use crate::report::Parts;
 use crate::tools::Tools;
 use crate::workspace::cargo;
@@ -57,8 +59,21 @@ pub(crate) fn run() -> Result<()> {
             .env("RUSTDOCFLAGS", RUSTDOC_FLAGS);
         child::run(&mut doc, "cargo doc")
     })?;
+    parts.run("fuzz", || fuzz::run(&[], fuzz::SHORT, &host()?))?;
     parts.finish();
     Ok(())
+}
+
+/// `cargo xtask fuzz [SECONDS [TARGET..]]`.
+pub(crate) fn fuzz(args: &[&str]) -> Result<()> {
+    let (time, names) = match args {
+        [] => (fuzz::SHORT, args),
+        [seconds, names @ ..] => {
+            let seconds = seconds.parse().context("how many seconds?")?;
+            (Duration::from_secs(seconds), names)
+        }
+    };
+    fuzz::run(names, time, &host()?)
 }
 
 /// `cargo tree` resolves features as the build does; `cargo metadata` would also

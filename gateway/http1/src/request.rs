@@ -78,9 +78,12 @@ pub enum RequestError {
     /// A `Connection` field that is no list of tokens.
     #[error("malformed Connection")]
     Connection,
-    /// An expectation other than `100-continue`.
+    /// An expectation other than a single `100-continue` (RFC 9110, section 10.1.1).
     #[error("unknown expectation")]
     Expectation,
+    /// An `Expect` that is no list of expectations.
+    #[error("malformed Expect")]
+    ExpectMalformed,
     /// A malformed field name: blank before the colon, folded line, empty name, control byte.
     #[error("malformed field name")]
     FieldName,
@@ -139,6 +142,7 @@ impl RequestError {
     pub fn status(&self) -> u16 {
         match self {
             Self::TargetTooLong => 414,
+            Self::Expectation => 417,
             Self::HeadTooLong | Self::TooManyFields => 431,
             Self::MethodTooLong | Self::Framing(FramingError::CodingUnknown) => 501,
             Self::Version => 505,
@@ -375,7 +379,7 @@ impl<'b> Facts<'b> {
                 6 if name.eq_ignore_ascii_case(b"expect") => {
                     expects = value.eq_ignore_ascii_case(b"100-continue");
                     if !expects {
-                        return Err(RequestError::Expectation);
+                        return Err(expectation(value));
                     }
                 }
                 7 if name.eq_ignore_ascii_case(b"upgrade") => {
@@ -421,6 +425,19 @@ impl<'b> Facts<'b> {
             host,
             names_fields: options.names_fields,
         })
+    }
+}
+
+/// Well-formed but unknown, or one that hides a known one.
+fn expectation(value: &[u8]) -> RequestError {
+    let is_expectation = |member: &[u8]| match memchr(b'=', member) {
+        Some(at) => is_token(member.get(..at).unwrap_or_default()),
+        None => is_token(member),
+    };
+    if tokens(value).all(is_expectation) {
+        RequestError::Expectation
+    } else {
+        RequestError::ExpectMalformed
     }
 }
 

@@ -110,6 +110,7 @@ impl TranslateError {
     pub fn status(&self) -> u16 {
         match self {
             Self::PathTooLong => 414,
+            Self::Expectation => 417,
             Self::HeadTooLong | Self::TooManyFields => 431,
             _ => 400,
         }

@@ -81,6 +81,7 @@ impl Answer {
     pub(crate) fn malformed(status: u16, why: impl ToString) -> Self {
         let code = match status {
             414 => "uri_too_long",
+            417 => "expectation_failed",
             431 => "headers_too_large",
             501 => "not_implemented",
             505 => "version_not_supported",

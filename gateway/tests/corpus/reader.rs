@@ -39,6 +39,11 @@ impl Case {
         bytes(&self.all("in").collect::<String>())
     }
 
+    /// The `body` line as bytes.
+    pub(crate) fn body(&self) -> Vec<u8> {
+        bytes(self.need("body"))
+    }
+
     /// The fields of an HTTP/2 request: name and value.
     pub(crate) fn fields(&self) -> Vec<(Vec<u8>, Vec<u8>)> {
         let mut fields = Vec::new();

@@ -3,6 +3,7 @@
 mod caps;
 mod cli;
 mod control;
+mod corpus;
 mod cut;
 mod drain_http;
 mod first_bytes;

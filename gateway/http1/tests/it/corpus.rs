@@ -7,6 +7,7 @@ use edd_http1::{
 };
 
 #[path = "../../../tests/corpus/reader.rs"]
+#[allow(dead_code, reason = "what only the whole gateway needs")]
 mod reader;
 
 use reader::{Case, Forwarded, Framing, Request};

@@ -218,7 +218,8 @@ fn lines_and_fields_have_one_form() {
         (b"a: \x7f\r\n", Some(FieldValue)),
         (b"Connection: a b\r\n", Some(Connection)),
         (b"Expect: 200-ok\r\n", Some(Expectation)),
-        (b"Expect: y 100-continue\r\n", Some(Expectation)),
+        (b"Expect: y 100-continue\r\n", Some(ExpectMalformed)),
+        (b"Expect: a=b, 100-continue\r\n", Some(Expectation)),
     ] {
         let bytes = [b"GET / HTTP/1.1\r\nHost: a\r\n", fields, b"\r\n"].concat();
         assert_eq!(refused(&bytes), error, "{}", bytes.escape_ascii());
