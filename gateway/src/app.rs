@@ -18,7 +18,7 @@ use crate::admin;
 use crate::config::Config;
 use crate::control::{self, Boot, Control, Face};
 use crate::drain::Drain;
-use crate::listener::{self, Doors, Gate, Inherited, Role, Workers};
+use crate::listener::{self, Doors, Gate, Inherited, RequestGate, Role, Workers};
 use crate::shared::Shared;
 use crate::ssh::SshServer;
 use crate::take_over::{self, Predecessor, Successor, Successors, TakeOverError};
@@ -112,6 +112,7 @@ pub async fn start(
     let addresses = bound.addresses();
     gate.listening_on(addresses.all());
     let shared = Arc::new(Shared {
+        request_gate: RequestGate::new(config.request_rate),
         config,
         table: ArcSwap::new(table),
         certs: Arc::new(certs),

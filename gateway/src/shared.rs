@@ -7,7 +7,7 @@ use edd_route::{Published, RouteTable};
 
 use crate::config::Config;
 use crate::drain::Drain;
-use crate::listener::{Doors, Gate};
+use crate::listener::{Doors, Gate, RequestGate};
 use crate::telemetry::access::HttpRecord;
 use crate::telemetry::{AccessLog, Metrics};
 use crate::tls::CertStore;
@@ -25,6 +25,8 @@ pub struct Shared {
     pub doors: Doors,
     /// Caps on connections, and the addresses that are our own.
     pub gate: Gate,
+    /// How many requests an address may make.
+    pub request_gate: RequestGate,
     /// Counters of the whole process.
     pub metrics: Metrics,
     /// Where the records of requests go.

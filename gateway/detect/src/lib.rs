@@ -8,7 +8,8 @@
 //!
 //! [`hello`] reads a TLS ClientHello (RFC 8446, section 4.1.2) far enough to
 //! route by it; [`http`] knows a request line (RFC 9112, section 3) and the
-//! HTTP/2 preface (RFC 9113, section 3.4).
+//! HTTP/2 preface (RFC 9113, section 3.4). [`proxy`] reads what a load balancer
+//! may have put before all of it; it is asked apart, since only some are believed.
 
 #![cfg_attr(
     not(test),
@@ -17,6 +18,7 @@
 
 pub mod hello;
 pub mod http;
+pub mod proxy;
 
 pub use hello::{ClientHello, HelloError};
 

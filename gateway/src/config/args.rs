@@ -162,7 +162,7 @@ pub struct ServeArgs {
         value_name = "PORT"
     )]
     pub container_ssh_port: String,
-    /// Peers whose X-Forwarded-* and Forwarded are believed
+    /// Peers whose X-Forwarded-*, Forwarded and PROXY protocol are believed
     #[arg(
         long,
         env = "EDD_GATEWAY_TRUSTED_PROXIES",
@@ -170,6 +170,14 @@ pub struct ServeArgs {
         value_name = "LIST"
     )]
     pub trusted_proxies: String,
+    /// PROXY protocol (v1, v2) of trusted proxies: off, optional or required
+    #[arg(
+        long,
+        env = "EDD_GATEWAY_PROXY_PROTOCOL",
+        default_value = "off",
+        value_name = "MODE"
+    )]
+    pub proxy_protocol: String,
     /// First bytes, TLS and header section
     #[arg(
         long,
@@ -249,6 +257,22 @@ pub struct ServeArgs {
         value_name = "N"
     )]
     pub max_connections_per_ip: String,
+    /// Requests per second and address; 0: no limit
+    #[arg(
+        long,
+        env = "EDD_GATEWAY_MAX_REQUESTS_PER_IP",
+        default_value = "0",
+        value_name = "N"
+    )]
+    pub max_requests_per_ip: String,
+    /// Requests of an address at once, after a quiet time; 0: those of one second
+    #[arg(
+        long,
+        env = "EDD_GATEWAY_MAX_REQUESTS_PER_IP_BURST",
+        default_value = "0",
+        value_name = "N"
+    )]
+    pub max_requests_per_ip_burst: String,
     /// Data-plane threads; 0: one per core
     #[arg(
         long,

@@ -5,8 +5,11 @@ use edd_daemon::store::DatabaseUrl;
 use edd_daemon::telemetry::{LogFormat, parse_filter};
 
 use super::files::{self, Caps};
-use super::parse::{parse_domain, parse_ip, parse_net, parse_number, parse_port};
-use super::{Config, NatsConfig, Ports, ServeArgs, Timeouts};
+use super::parse::{
+    parse_domain, parse_ip, parse_net, parse_number, parse_port, parse_proxy_protocol,
+};
+use super::{Config, NatsConfig, Ports, ProxyProtocol, ServeArgs, Timeouts};
+use crate::listener::RequestRate;
 
 impl ServeArgs {
     /// Checks everything; every mistake is in the error.
@@ -48,6 +51,16 @@ impl ServeArgs {
         let platform_domain = p.check("--platform-domain", parse_domain(&self.platform_domain));
         let container_cidrs = p.check_list("--container-cidrs", &self.container_cidrs, parse_net);
         let trusted_proxies = p.check_list("--trusted-proxies", &self.trusted_proxies, parse_net);
+        let proxy_protocol = p.check(
+            "--proxy-protocol",
+            parse_proxy_protocol(&self.proxy_protocol),
+        );
+        if trusted_proxies.is_empty()
+            && proxy_protocol.is_some_and(|mode| mode != ProxyProtocol::Off)
+        {
+            let why = "is believed of --trusted-proxies only, and there are none";
+            p.push("--proxy-protocol", why);
+        }
         let container_tls_ports = p.check_list(
             "--container-tls-ports",
             &self.container_tls_ports,
@@ -84,6 +97,12 @@ impl ServeArgs {
             "--max-connections-per-ip",
             parse_number(&self.max_connections_per_ip, 0, usize::MAX),
         );
+        let rate = |text: &str| parse_number(text, 0, RATE_MAX);
+        let per_second = p.check("--max-requests-per-ip", rate(&self.max_requests_per_ip));
+        let burst = p.check(
+            "--max-requests-per-ip-burst",
+            rate(&self.max_requests_per_ip_burst),
+        );
         let workers = p.check("--workers", parse_number(&self.workers, 0, 1024));
         let log_format = p.check("--log-format", self.log_format.parse::<LogFormat>());
         p.check("--log", parse_filter(&self.log).map(drop));
@@ -102,8 +121,11 @@ impl ServeArgs {
             Some(replicas),
             Some(platform_domain),
             Some(container_ssh_port),
+            Some(proxy_protocol),
             Some(max_connections),
             Some(per_ip),
+            Some(per_second),
+            Some(burst),
             Some(workers),
             Some(log_format),
         ) = (
@@ -120,15 +142,17 @@ impl ServeArgs {
             replicas,
             platform_domain,
             container_ssh_port,
+            proxy_protocol,
             max_connections,
             per_ip,
+            per_second,
+            burst,
             workers,
             log_format,
         )
         else {
             return Err(problems.into_invalid());
         };
-        problems.finish()?;
         let workers = match workers {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
             workers => workers,
@@ -136,7 +160,16 @@ impl ServeArgs {
         // Each worker has its own socket of each port and of HTTP and HTTPS.
         let listeners = workers.saturating_mul(ports.iter().count() + 2);
         let asked = Some(max_connections).filter(|max| *max > 0);
-        let caps = Caps::within(files::limit(), listeners, asked);
+        let files = files::limit();
+        let carried = Caps::clients_max(files, listeners);
+        if asked.is_some_and(|asked| asked > carried) {
+            problems.push(
+                "--max-connections",
+                format!("{max_connections} is more than a limit of {files} open files carries: at most {carried} (raise it with ulimit -n or LimitNOFILE)"),
+            );
+        }
+        problems.finish()?;
+        let caps = Caps::within(files, listeners, asked);
         Ok(Config {
             routes: self.routes,
             certs_dir: self.certs_dir,
@@ -162,10 +195,12 @@ impl ServeArgs {
             container_tls_ports,
             container_ssh_port,
             trusted_proxies,
+            proxy_protocol,
             timeouts,
             max_connections: caps.clients,
             max_upstream_connections: caps.upstreams,
             max_connections_per_ip: Some(per_ip).filter(|max| *max > 0),
+            request_rate: request_rate(per_second, burst),
             workers,
             take_over: self.take_over,
             log: self.log,
@@ -173,3 +208,15 @@ impl ServeArgs {
         })
     }
 }
+
+fn request_rate(per_second: usize, burst: usize) -> Option<RequestRate> {
+    let per_second = u32::try_from(per_second).ok().filter(|n| *n > 0)?;
+    let burst = u32::try_from(burst).ok().filter(|n| *n > 0);
+    Some(RequestRate {
+        per_second,
+        burst: burst.unwrap_or(per_second),
+    })
+}
+
+/// A million requests per second and address is no limit.
+const RATE_MAX: usize = 1_000_000;

@@ -16,6 +16,12 @@ const RESERVE: usize = 512;
 const CAP_MIN: usize = 64;
 
 impl Caps {
+    /// Connections of clients that `files` can carry after `listeners`, the reserve and the least for upstreams.
+    pub(super) fn clients_max(files: usize, listeners: usize) -> usize {
+        let taken = RESERVE.saturating_add(listeners).saturating_add(CAP_MIN);
+        files.saturating_sub(taken).max(CAP_MIN)
+    }
+
     /// Shares out `files` after `listeners` and the reserve: half to each side, or `clients` to the
     /// clients and what is left to the upstreams.
     ///
@@ -54,6 +60,10 @@ mod tests {
                 "{files}: {caps:?}"
             );
             assert_eq!(caps.clients, clients.unwrap_or(caps.clients));
+            let most = Caps::clients_max(files, listeners);
+            assert!(caps.clients <= most);
+            let caps = Caps::within(files, listeners, Some(most));
+            assert!(caps.clients + caps.upstreams + listeners + RESERVE <= files);
         }
     }
 

@@ -14,6 +14,8 @@ use edd_daemon::store::DatabaseUrl;
 use edd_daemon::telemetry::LogFormat;
 use ipnet::IpNet;
 
+use crate::listener::RequestRate;
+
 pub use args::ServeArgs;
 pub use ports::Ports;
 
@@ -56,8 +58,10 @@ pub struct Config {
     pub container_tls_ports: Vec<u16>,
     /// Where containers listen for SSH.
     pub container_ssh_port: u16,
-    /// Peers whose forwarding headers are believed.
+    /// Peers whose forwarding headers and announcements are believed.
     pub trusted_proxies: Vec<IpNet>,
+    /// Whether they announce their clients by the PROXY protocol.
+    pub proxy_protocol: ProxyProtocol,
     /// Every wait on a peer.
     pub timeouts: Timeouts,
     /// Client connections in all.
@@ -66,6 +70,8 @@ pub struct Config {
     pub max_upstream_connections: usize,
     /// Client connections per address; none: no limit.
     pub max_connections_per_ip: Option<usize>,
+    /// Requests per address; none: no limit.
+    pub request_rate: Option<RequestRate>,
     /// Data-plane threads.
     pub workers: usize,
     /// Whether a gateway that runs on `state_dir` is taken over from.
@@ -74,6 +80,32 @@ pub struct Config {
     pub log: String,
     /// Log format.
     pub log_format: LogFormat,
+}
+
+impl Config {
+    /// Whether `address` is a proxy whose words are believed.
+    pub fn trusts(&self, address: IpAddr) -> bool {
+        let address = address.to_canonical();
+        self.trusted_proxies
+            .iter()
+            .any(|net| net.contains(&address))
+    }
+
+    /// Whether connections from `address` may begin with whose they are.
+    pub fn announces_clients(&self, address: IpAddr) -> bool {
+        self.proxy_protocol != ProxyProtocol::Off && self.trusts(address)
+    }
+}
+
+/// What connections begin with.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum ProxyProtocol {
+    /// Never with a PROXY header.
+    Off,
+    /// Those of trusted proxies may begin with one.
+    Optional,
+    /// All do, or are refused.
+    Required,
 }
 
 /// How to reach NATS.

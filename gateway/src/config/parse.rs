@@ -5,6 +5,8 @@ use std::net::IpAddr;
 use edd_route::Host;
 use ipnet::IpNet;
 
+use super::ProxyProtocol;
+
 pub(super) fn parse_ip(text: &str) -> Result<IpAddr, String> {
     text.parse()
         .map_err(|_| format!("{text:?} is not an IP address"))
@@ -21,6 +23,15 @@ pub(super) fn parse_port(text: &str) -> Result<u16, String> {
         .ok()
         .filter(|port| *port > 0)
         .ok_or_else(|| format!("{text:?} is not a port from 1 to 65535"))
+}
+
+pub(super) fn parse_proxy_protocol(text: &str) -> Result<ProxyProtocol, String> {
+    match text {
+        "off" => Ok(ProxyProtocol::Off),
+        "optional" => Ok(ProxyProtocol::Optional),
+        "required" => Ok(ProxyProtocol::Required),
+        _ => Err(format!("{text:?} is not off, optional or required")),
+    }
 }
 
 pub(super) fn parse_number(text: &str, min: usize, max: usize) -> Result<usize, String> {

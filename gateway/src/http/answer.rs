@@ -17,6 +17,8 @@ pub(crate) struct Answer {
     pub(crate) message: String,
     /// `Location` of a redirect.
     pub(crate) location: Option<String>,
+    /// `Retry-After`, in seconds.
+    pub(crate) retry_after_secs: Option<u64>,
     /// Whether an HTTP/1 connection ends with it.
     pub(crate) close: bool,
 }
@@ -65,6 +67,7 @@ impl Answer {
             code,
             message: message.into(),
             location: None,
+            retry_after_secs: None,
             close: false,
         }
     }
@@ -108,6 +111,18 @@ impl Answer {
             "misdirected_request",
             "this connection is not for this host",
         )
+    }
+
+    /// 429: this client asks too often.
+    pub(crate) fn too_many_requests(retry_after_secs: u64) -> Self {
+        Self {
+            retry_after_secs: Some(retry_after_secs),
+            ..Self::new(
+                429,
+                "too_many_requests",
+                "too many requests, come again later",
+            )
+        }
     }
 
     /// 502: the upstream refused or broke.

@@ -23,6 +23,9 @@ pub(crate) struct Ground {
     pub(crate) secure: bool,
     /// Whether the connection's certificate has the host among its names; true without TLS.
     pub(crate) covered: bool,
+    /// Whether it has proved of its client what the host demands; see
+    /// [`CertStore::proves`](crate::tls::CertStore::proves).
+    pub(crate) proven: bool,
     /// Port that redirects to https name.
     pub(crate) public_https_port: u16,
 }
@@ -87,7 +90,7 @@ pub(crate) fn decide(
     client: IpAddr,
 ) -> Verdict {
     let none = || Arc::clone(&labels.none);
-    if !ground.covered {
+    if !ground.covered || (ground.secure && !ground.proven) {
         return Verdict::Answer(Answer::misdirected(), none());
     }
     let question = HttpQuestion {
@@ -98,6 +101,10 @@ pub(crate) fn decide(
         client,
     };
     match table.decide_http(&question) {
+        // Without TLS nothing can be proved; being sent to where it can is no harm.
+        HttpDecision::Container(_) | HttpDecision::Static(_) if !ground.proven => {
+            Verdict::Answer(Answer::misdirected(), none())
+        }
         HttpDecision::Container(found) => Verdict::Forward(Upstream {
             key: UpstreamKey::Container {
                 id: found.id,
@@ -201,6 +208,7 @@ mod tests {
             door,
             secure: door == Door::PublicHttps,
             covered: host != "other.example",
+            proven: !path.starts_with("/unproven"),
             public_https_port: 8443,
         };
         let to = Destination {
@@ -241,6 +249,15 @@ mod tests {
         let https = Door::PublicHttps;
         for (door, host, path, client, expected) in [
             (https, "other.example", "/", "192.0.2.1", 421),
+            (https, "a.example", "/unproven", "192.0.2.1", 421),
+            (Door::PublicHttp, "a.example", "/unproven", "192.0.2.1", 308),
+            (
+                Door::Dynamic(8000),
+                "c1.compute.example",
+                "/unproven",
+                "192.0.2.1",
+                421,
+            ),
             (https, "none.example", "/", "192.0.2.1", 404),
             (https, "a.example", "/", "192.0.2.66", 403),
             (https, "a.example", "/../x", "192.0.2.1", 400),

@@ -58,19 +58,21 @@ impl Downstream {
 
     /// What a decision needs to know of the connection.
     pub(crate) fn ground(&self, to: &Destination<'_>) -> Ground {
-        let covered = |tls: &crate::tls::Secured| tls.covers.contains(to.host.as_str());
-        Ground {
-            door: self.facts.door,
-            secure: self.facts.tls.is_some(),
-            covered: self.facts.tls.as_ref().is_none_or(covered),
-            public_https_port: self.worker.shared.config.public_https_port,
-        }
+        self.facts.ground(&self.worker.shared, to.host.as_str())
     }
 
     /// What the upstream is told about the client of a request.
     pub(crate) fn identity<'r>(&'r self, fields: &[Field<'_>], authority: &'r str) -> Identity<'r> {
         let secure = self.facts.tls.is_some();
         let mut said = Identity::new();
+        let verified = self
+            .facts
+            .tls
+            .as_ref()
+            .and_then(|tls| tls.client_cert.as_deref());
+        if let Some(certificate) = verified {
+            said.push(("client-cert", Cow::Borrowed(certificate)));
+        }
         if !self.is_trusted {
             said.push(("x-forwarded-for", Cow::Borrowed(self.peer.as_str())));
             said.push((

@@ -28,8 +28,10 @@ pub(crate) enum Kind {
     RequestId,
     /// Says who the client is: a client's own is dropped, an upstream's passes.
     Reserved,
-    /// Passed on unchanged, unless it is continued.
+    /// Passes, unless it is no trace that could go on.
     Trace,
+    /// Passes with its trace.
+    TraceState,
 }
 
 impl Kind {
@@ -51,6 +53,7 @@ impl Kind {
             9 if is(b"forwarded") || alike(b"x-real-ip") => Self::Reserved,
             10 if is(b"connection") => Self::Connection,
             10 if is(b"keep-alive") => Self::Hop,
+            10 if is(b"tracestate") => Self::TraceState,
             11 if is(b"traceparent") => Self::Trace,
             11 if alike(b"client-cert") => Self::Reserved,
             12 if alike(b"x-request-id") => Self::RequestId,
@@ -106,6 +109,15 @@ pub(crate) fn passing<'v>(fields: &[Field<'v>], sized: bool) -> Passing<'v> {
     fields.iter().filter(passes).copied().collect()
 }
 
+/// The values of all fields of that name.
+pub(crate) fn all<'f, 'v>(
+    fields: &'f [Field<'v>],
+    name: &'f [u8],
+) -> impl Iterator<Item = &'v [u8]> + use<'f, 'v> {
+    let named = move |field: &&Field<'v>| field.0.eq_ignore_ascii_case(name);
+    fields.iter().filter(named).map(|(_, value)| *value)
+}
+
 /// The value of the first field of that name.
 pub(crate) fn first<'v>(fields: &[Field<'v>], name: &[u8]) -> Option<&'v [u8]> {
     let found = fields.iter().find(|(n, _)| n.eq_ignore_ascii_case(name));
@@ -122,6 +134,11 @@ mod tests {
         for (name, up, down) in [
             ("accept", true, true),
             ("authorization", true, true),
+            ("client-cert", false, true),
+            ("client_cert", false, true),
+            ("client-cert-chain", false, true),
+            ("client_cert_chain", false, true),
+            ("client-certificate", true, true),
             ("connection", false, false),
             ("cookie", true, true),
             ("expect", false, true),
@@ -133,6 +150,7 @@ mod tests {
             ("proxy-connection", false, false),
             ("te", false, false),
             ("traceparent", true, true),
+            ("tracestate", true, true),
             ("trailer", true, true),
             ("transfer-encoding", false, false),
             ("upgrade", false, false),
@@ -140,10 +158,15 @@ mod tests {
             ("x-forwarded-for", false, true),
             ("x_forwarded-port", false, true),
             ("x-real", true, true),
+            ("x-real-ip", false, true),
+            ("x_real_ip", false, true),
             ("x-request-id", false, false),
         ] {
             let kind = Kind::of(name.as_bytes());
-            let passes = matches!(kind, Kind::Cookie | Kind::Other | Kind::Trace);
+            let passes = matches!(
+                kind,
+                Kind::Cookie | Kind::Other | Kind::Trace | Kind::TraceState
+            );
             assert_eq!(passes, up, "{name}");
             assert_eq!(kind, Kind::of(name.to_uppercase().as_bytes()));
             let field: Field<'_> = (name.as_bytes(), b"1");

@@ -14,7 +14,7 @@ use super::head::{HeadView, is_safe};
 use super::request_id;
 use super::rewrite::{self, Rewrite};
 use super::side::{Ask, RequestBody, RequestView};
-use super::wire;
+use super::{trace, wire};
 
 /// A request whose head was read.
 #[derive(Debug)]
@@ -114,7 +114,13 @@ fn plan(down: &Downstream, view: &RequestView<'_>, exchange: &mut Exchange) -> P
     to.host.as_str().clone_into(&mut exchange.host);
     // A question to the server as a whole goes where its root goes.
     let path = if view.path == "*" { "/" } else { view.path };
-    let table = down.worker.shared.table();
+    let shared = &down.worker.shared;
+    let client = down.client(view.fields);
+    if let Err(too_soon) = shared.request_gate.admit(client) {
+        shared.metrics.request_refused();
+        return Plan::Answer(Answer::too_many_requests(too_soon.retry_after_secs));
+    }
+    let table = shared.table();
     exchange.revision = table.revision;
     let verdict = decide(
         &table,
@@ -123,7 +129,7 @@ fn plan(down: &Downstream, view: &RequestView<'_>, exchange: &mut Exchange) -> P
         &to,
         path,
         view.query,
-        down.client(view.fields),
+        client,
     );
     drop(table);
     let upstream = match verdict {
@@ -135,12 +141,16 @@ fn plan(down: &Downstream, view: &RequestView<'_>, exchange: &mut Exchange) -> P
     };
     exchange.route = std::sync::Arc::clone(&upstream.label);
     let identity = down.identity(view.fields, to.authority);
+    let trace = trace::judge(
+        fields::all(view.fields, b"traceparent"),
+        fields::all(view.fields, b"tracestate"),
+    );
     let rewrite = Rewrite {
         authority: to.authority,
         target: upstream.path.as_deref().filter(|_| view.path != "*"),
         request_id: &exchange.request_id,
         identity: &identity,
-        trace: None,
+        trace: &trace,
     };
     let mut head = wire::lend();
     if let Err(error) = rewrite.write(view, &mut head) {

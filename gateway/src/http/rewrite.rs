@@ -11,6 +11,7 @@ use super::fields::{Kind, Named};
 use super::head::Version;
 use super::policy;
 use super::side::{RequestBody, RequestView};
+use super::trace::Trace;
 
 /// What the head says instead of what the client said.
 #[derive(Debug)]
@@ -23,8 +24,8 @@ pub(crate) struct Rewrite<'r> {
     pub(crate) request_id: &'r str,
     /// What is said about the client, in the order it is written.
     pub(crate) identity: &'r [(&'r str, Cow<'r, str>)],
-    /// `traceparent`, where the client's does not pass as it is.
-    pub(crate) trace: Option<&'r str>,
+    /// What becomes of `traceparent` and `tracestate`.
+    pub(crate) trace: &'r Trace,
 }
 
 /// The switch of protocols that may be offered to the upstream.
@@ -60,7 +61,7 @@ impl Rewrite<'_> {
             write::field(out, name.as_bytes(), value.as_bytes())?;
         }
         write::field(out, b"x-request-id", self.request_id.as_bytes())?;
-        if let Some(trace) = self.trace {
+        if let Trace::New(trace) = self.trace {
             write::field(out, b"traceparent", trace.as_bytes())?;
         }
         let upgrade = upgrade_offered(view);
@@ -112,8 +113,9 @@ impl Rewrite<'_> {
                     }
                 }
                 Kind::Host => write::field(out, name, self.authority.as_bytes())?,
-                Kind::Trace if self.trace.is_some() => {}
-                Kind::Cookie | Kind::Other | Kind::Trace => {
+                Kind::Trace if matches!(self.trace, Trace::New(_)) => {}
+                Kind::TraceState if *self.trace != Trace::Continued(true) => {}
+                Kind::Cookie | Kind::Other | Kind::Trace | Kind::TraceState => {
                     if !named.has(name) {
                         write::field(out, name, value)?;
                     }
@@ -191,7 +193,7 @@ mod tests {
             target,
             request_id: "id",
             identity: &[("x-forwarded-for", Cow::Borrowed("192.0.2.1"))],
-            trace: None,
+            trace: &Trace::Continued(true),
         };
         let mut out = Vec::new();
         rewrite.write(view, &mut out).unwrap();

@@ -1,7 +1,7 @@
 //! Takes connections from a listener until draining begins.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use edd_route::Door;
@@ -11,7 +11,7 @@ use tokio::time::sleep;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 use tracing::{debug, info, warn};
 
-use super::Permit;
+use super::{Permit, Refused};
 use crate::shared::Shared;
 use crate::telemetry::ConnectionGauge;
 
@@ -21,8 +21,6 @@ pub(super) struct Accepted {
     pub(super) stream: TcpStream,
     /// The client; an IPv4 address is always written as one.
     pub(super) peer: SocketAddr,
-    /// Our side.
-    pub(super) local: SocketAddr,
     pub(super) door: Door,
     pub(super) held: Held,
 }
@@ -30,9 +28,16 @@ pub(super) struct Accepted {
 /// What a connection holds for as long as it lives, whoever serves it.
 #[derive(Debug)]
 pub(super) struct Held {
-    _permit: Permit,
+    permit: Permit,
     _gauge: ConnectionGauge,
     _live: TaskTrackerToken,
+}
+
+impl Held {
+    /// Counts the connection for its client, if it was not when it came.
+    pub(super) fn count_for(&mut self, client: IpAddr) -> Result<(), Refused> {
+        self.permit.count_for(client)
+    }
 }
 
 /// Accepts on `listener` from when the doors are open, gives each connection to `take`, ends when
@@ -103,7 +108,11 @@ fn take_one(
     take: impl Fn(Accepted),
 ) {
     let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
-    let permit = match shared.gate.admit(peer) {
+    let admitted = match shared.config.announces_clients(peer.ip()) {
+        true => shared.gate.admit_messenger(peer),
+        false => shared.gate.admit(peer),
+    };
+    let permit = match admitted {
         Ok(permit) => permit,
         Err(refused) => {
             shared.metrics.connection_refused(refused.label());
@@ -111,19 +120,14 @@ fn take_one(
             return;
         }
     };
-    // Gone already if this fails.
-    let Ok(local) = stream.local_addr() else {
-        return;
-    };
     let held = Held {
-        _permit: permit,
+        permit,
         _gauge: shared.metrics.connection(label(door)),
         _live: shared.drain.guard(),
     };
     take(Accepted {
         stream,
         peer,
-        local,
         door,
         held,
     });

@@ -1,10 +1,15 @@
 //! Reads the first bytes of a connection until it is clear what it speaks.
 
+use std::future::poll_fn;
+use std::io;
+use std::mem::MaybeUninit;
+use std::pin::Pin;
+use std::task::{Poll, ready};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use edd_detect::{Verdict, detect};
-use tokio::io::{AsyncRead, AsyncReadExt as _};
+use tokio::io::{AsyncRead, ReadBuf};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
@@ -25,23 +30,26 @@ pub(super) enum First {
 
 /// How long to wait, and for what.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Patience<'t> {
+pub(crate) struct Patience<'t> {
     /// For all of it.
-    pub(super) deadline: Instant,
+    pub(crate) deadline: Instant,
     /// For each byte while it is not clear; none: only the deadline counts.
-    pub(super) silence: Option<Duration>,
+    pub(crate) silence: Option<Duration>,
     /// Ends the wait of a client that has sent nothing.
-    pub(super) draining: &'t CancellationToken,
+    pub(crate) draining: &'t CancellationToken,
 }
 
-/// Reads until a verdict is final or patience ends.
+/// Reads on from `bytes` until a verdict is final or patience ends.
 ///
 /// Bounded by what `edd-detect` looks at. Not cancellation safe: what was read is lost.
-pub(super) async fn read_first<S>(stream: &mut S, patience: Patience<'_>) -> First
+pub(super) async fn read_first<S>(
+    stream: &mut S,
+    mut bytes: BytesMut,
+    patience: Patience<'_>,
+) -> First
 where
     S: AsyncRead + Unpin,
 {
-    let mut bytes = BytesMut::with_capacity(READ_BYTES);
     loop {
         let verdict = detect(&bytes);
         if verdict.is_final() {
@@ -52,11 +60,10 @@ where
         let silent_at = silence.map(|silence| Instant::now() + silence);
         let until = silent_at.map_or(patience.deadline, |at| at.min(patience.deadline));
 
-        bytes.reserve(READ_BYTES);
         let idle = bytes.is_empty();
         let read = tokio::select! {
             biased;
-            read = timeout_at(until, stream.read_buf(&mut bytes)) => read,
+            read = timeout_at(until, read_more(stream, &mut bytes)) => read,
             () = patience.draining.cancelled(), if idle => return First::Gone,
         };
         match read {
@@ -68,6 +75,23 @@ where
             Err(_) => return First::TimedOut(bytes.freeze(), is_tls),
         }
     }
+}
+
+/// Appends what has come and tells how much; 0 at the end. A connection that waits holds no memory here.
+///
+/// Cancellation safe: nothing is read without being appended.
+pub(super) async fn read_more<S>(stream: &mut S, bytes: &mut BytesMut) -> io::Result<usize>
+where
+    S: AsyncRead + Unpin,
+{
+    poll_fn(|cx| {
+        let mut scratch = [const { MaybeUninit::uninit() }; READ_BYTES];
+        let mut read = ReadBuf::uninit(&mut scratch);
+        ready!(Pin::new(&mut *stream).poll_read(cx, &mut read))?;
+        bytes.extend_from_slice(read.filled());
+        Poll::Ready(Ok(read.filled().len()))
+    })
+    .await
 }
 
 /// Enough for the head of most requests and for a ClientHello with post-quantum keys.
@@ -104,7 +128,7 @@ mod tests {
             std::future::pending::<()>().await;
         };
         tokio::select! {
-            first = read_first(&mut far, patience) => {
+            first = read_first(&mut far, BytesMut::new(), patience) => {
                 (first, u64::try_from(begun.elapsed().as_millis()).unwrap())
             }
             () = send => unreachable!(),
@@ -174,10 +198,13 @@ mod tests {
             silence: None,
             draining: &draining,
         };
-        assert_eq!(read_first(&mut far, patience).await, First::Gone);
+        assert_eq!(
+            read_first(&mut far, BytesMut::new(), patience).await,
+            First::Gone
+        );
         near.write_all(b"GET / ").await.unwrap();
         let known = First::Known(Verdict::Http1, Bytes::from_static(b"GET / "));
-        assert_eq!(read_first(&mut far, patience).await, known);
+        assert_eq!(read_first(&mut far, BytesMut::new(), patience).await, known);
     }
 
     #[tokio::test(start_paused = true)]

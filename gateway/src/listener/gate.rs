@@ -2,13 +2,16 @@
 //!
 //! One gate for all listeners, the SSH one too, and for all connections to
 //! upstreams, which have a cap of their own: one client may need many. At a cap
-//! the new connection is refused; those that live, live.
+//! the new connection is refused; those that live, live. A connection of a proxy
+//! that announces its clients counts for the client's address, once that is told.
 
 use std::collections::HashMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use super::subscriber::subscriber;
 
 /// Why a connection is refused at the door.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
@@ -82,29 +85,24 @@ impl Gate {
 
     /// Lets a connection in, or says why not. Hold the permit while it lives.
     pub fn admit(&self, peer: SocketAddr) -> Result<Permit, Refused> {
+        let mut permit = self.admit_messenger(peer)?;
+        permit.count_for(peer.ip())?;
+        Ok(permit)
+    }
+
+    /// [`Self::admit`] without a count for the peer's address: it speaks for others,
+    /// whose addresses [`Permit::count_for`] is told.
+    pub fn admit_messenger(&self, peer: SocketAddr) -> Result<Permit, Refused> {
         if self.is_own(peer) {
             return Err(Refused::Loop);
         }
         let before = self.0.open.fetch_add(1, Ordering::Relaxed);
-        let mut permit = Permit {
+        let permit = Permit {
             gate: self.clone(),
             address: None,
         };
         if before >= self.0.max {
             return Err(Refused::Limit);
-        }
-        if let Some(per_address) = &self.0.per_address {
-            let address = peer.ip().to_canonical();
-            let mut open = per_address
-                .open
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
-            let count = open.entry(address).or_default();
-            if *count >= per_address.max {
-                return Err(Refused::AddressLimit);
-            }
-            *count += 1;
-            permit.address = Some(address);
         }
         Ok(permit)
     }
@@ -164,6 +162,33 @@ impl fmt::Debug for State {
 pub struct Permit {
     gate: Gate,
     address: Option<IpAddr>,
+}
+
+impl Permit {
+    /// Counts the connection for its client's address; the first that is told counts.
+    ///
+    /// # Errors
+    /// The address has as many as it may have.
+    pub fn count_for(&mut self, client: IpAddr) -> Result<(), Refused> {
+        let Some(per_address) = &self.gate.0.per_address else {
+            return Ok(());
+        };
+        if self.address.is_some() {
+            return Ok(());
+        }
+        let address = subscriber(client);
+        let mut open = per_address
+            .open
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let count = open.entry(address).or_default();
+        if *count >= per_address.max {
+            return Err(Refused::AddressLimit);
+        }
+        *count += 1;
+        self.address = Some(address);
+        Ok(())
+    }
 }
 
 impl Drop for Permit {
@@ -246,6 +271,27 @@ mod tests {
         assert_eq!(gate.open(), 2);
         drop(first);
         assert!(gate.admit(addr("192.0.2.1:2")).is_ok());
+    }
+
+    #[test]
+    fn a_proxys_connections_count_for_the_clients_that_it_announces() {
+        let gate = Gate::new(10, Some(1), 1);
+        let proxy = addr("10.0.0.1:1");
+        let mut permits: Vec<_> = (0..3)
+            .map(|_| gate.admit_messenger(proxy).unwrap())
+            .collect();
+        let told: Vec<_> = ["192.0.2.1", "192.0.2.1", "2001:db8::1"]
+            .into_iter()
+            .zip(&mut permits)
+            .map(|(client, permit)| permit.count_for(client.parse().unwrap()))
+            .collect();
+        assert_eq!(told, [Ok(()), Err(Refused::AddressLimit), Ok(())]);
+        // A /64 network is one address, also for those who come by themselves.
+        let neighbour = gate.admit(addr("[2001:db8::2]:1")).unwrap_err();
+        assert_eq!(neighbour, Refused::AddressLimit);
+        permits.clear();
+        assert!(gate.admit(addr("192.0.2.1:1")).is_ok());
+        assert_eq!(gate.open(), 0);
     }
 
     #[test]

@@ -3,9 +3,11 @@
 //! In the order a connection meets them: [`bind`] opens the sockets or takes
 //! those that were given, [`doors`] says when they are used, [`worker`]
 //! runs the threads, [`accept`] takes connections as far as [`gate`] lets them
-//! in, [`first`] reads until it is clear what a client speaks, [`serve`] gives it
-//! to whoever speaks it, with what was read put back before it ([`prefixed`]).
-//! [`answer`] and [`close`] are for those that nobody serves.
+//! in, [`proxy_in`] hears whose connection it is, [`first`] reads until it is
+//! clear what a client speaks, [`serve`] gives it to whoever speaks it, with what
+//! was read put back before it ([`prefixed`]). [`answer`] and [`close`] are for
+//! those that nobody serves. [`rate`] counts requests per address, of which
+//! [`subscriber`] says what one is.
 
 #![cfg_attr(
     not(test),
@@ -21,7 +23,10 @@ mod ending;
 mod first;
 mod gate;
 mod prefixed;
+mod proxy_in;
+mod rate;
 mod serve;
+mod subscriber;
 mod worker;
 
 pub use bind::{Addresses, BindError, BindFailure, Bound, DataListeners, bind};
@@ -29,4 +34,9 @@ pub use doors::{Doors, Inherited, Open, Role, UnknownRole};
 pub(crate) use ending::Stage;
 pub use gate::{Gate, Permit, Refused, UpstreamPermit};
 pub use prefixed::Prefixed;
+pub use rate::{RequestGate, RequestRate, TooSoon};
 pub use worker::{Worker, Workers, spawn};
+
+pub(crate) use first::Patience;
+pub(crate) use proxy_in::{Identified, identify};
+pub(crate) use subscriber::subscriber;

@@ -16,6 +16,7 @@ use super::accept::{Accepted, Held};
 use super::answer::Answer;
 use super::close::close;
 use super::first::{First, Patience, read_first};
+use super::proxy_in::{Identified, identify};
 use super::{Prefixed, Worker};
 use crate::http::{ConnectionFacts, serve_h1, serve_h2};
 use crate::ssh::SshServer;
@@ -26,10 +27,9 @@ use crate::tls::{HandshakeError, Secured};
 pub(super) async fn serve(accepted: Accepted, worker: &Rc<Worker>, ssh: &SshServer) {
     let Accepted {
         mut stream,
-        peer,
-        local,
+        peer: messenger,
         door,
-        held,
+        mut held,
     } = accepted;
     let shared = &worker.shared;
     if let Door::Dynamic(port) = door
@@ -39,17 +39,38 @@ pub(super) async fn serve(accepted: Accepted, worker: &Rc<Worker>, ssh: &SshServ
         return close(stream, b"").await;
     }
     let begun = Instant::now();
-    let patience = Patience {
+    let mut patience = Patience {
         deadline: begun + shared.config.timeouts.header,
         silence: matches!(door, Door::Dynamic(_)).then_some(SILENCE),
         draining: shared.drain.idle(),
     };
-    let first = read_first(&mut stream, patience).await;
+    let (peer, bytes) = match identify(&mut stream, messenger, &shared.config, patience).await {
+        Ok(Identified {
+            client,
+            bytes,
+            was_silent,
+        }) => {
+            if was_silent {
+                patience.silence = Some(Duration::ZERO);
+            }
+            (client, bytes)
+        }
+        Err(unidentified) => {
+            debug!(peer = %messenger, ?door, %unidentified, "refused");
+            shared.metrics.connection_refused(unidentified.label());
+            return;
+        }
+    };
+    if let Err(refused) = held.count_for(peer.ip()) {
+        debug!(%peer, ?door, %refused, "refused");
+        shared.metrics.connection_refused(refused.label());
+        return;
+    }
+    let first = read_first(&mut stream, bytes, patience).await;
     let connection = Connection {
         worker,
         door,
         peer,
-        local,
         begun,
         deadline: patience.deadline,
     };
@@ -65,7 +86,6 @@ struct Connection<'w> {
     worker: &'w Rc<Worker>,
     door: Door,
     peer: SocketAddr,
-    local: SocketAddr,
     begun: Instant,
     /// For the first bytes and the TLS handshake together.
     deadline: Instant,
@@ -228,7 +248,6 @@ impl Connection<'_> {
         ConnectionFacts {
             door: self.door,
             peer: self.peer,
-            local: self.local,
             tls,
             admission: None,
         }

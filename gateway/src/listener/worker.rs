@@ -60,6 +60,7 @@ pub fn spawn(shared: Arc<Shared>, listeners: DataListeners, ssh: SshServer) -> i
                 .build_local(LocalOptions::default());
             match runtime {
                 Ok(runtime) => {
+                    crate::tls::warm_up();
                     let _ = report.send(Ok(()));
                     runtime.block_on(run(shared, listeners, ssh, accepting));
                     // A resolver that hangs must not keep the process.

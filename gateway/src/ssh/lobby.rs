@@ -4,8 +4,10 @@
 //! counted in all and per address. Who has logged in is not counted here.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::listener::subscriber;
 
 /// Counts the connections that have not logged in.
 #[derive(Debug)]
@@ -60,7 +62,7 @@ impl Lobby {
 
     /// Takes a place, if there is one.
     pub(crate) fn enter(self: &Arc<Self>, peer: IpAddr) -> Result<Ticket, Full> {
-        let address = counted_as(peer);
+        let address = subscriber(peer);
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         if waiting.all >= self.max {
             return Err(Full::All);
@@ -89,14 +91,6 @@ impl Drop for Ticket {
                 waiting.by_address.remove(&self.address);
             }
         }
-    }
-}
-
-/// One subscriber has a /64 of IPv6 at least, so that is what counts as an address.
-fn counted_as(peer: IpAddr) -> IpAddr {
-    match peer.to_canonical() {
-        IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() & !u128::from(u64::MAX)).into(),
-        v4 => v4,
     }
 }
 

@@ -41,6 +41,7 @@ use bytes::Bytes;
 use futures_util::FutureExt as _;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Handle;
+use tokio::time::Instant;
 use tracing::{debug, error, warn};
 
 pub use self::hostkeys::HostKeyError;
@@ -51,7 +52,7 @@ pub use self::upstream::DialError;
 use self::keys::Keys;
 use self::lobby::Lobby;
 use self::upstream::Dialer;
-use crate::listener::Role;
+use crate::listener::{Identified, Patience, Permit, Role, identify};
 use crate::shared::Shared;
 
 /// The SSH server; clones share it.
@@ -154,20 +155,21 @@ async fn accept(inner: Arc<Inner>, listener: Arc<TcpListener>) {
         };
         match accepted {
             Ok((stream, peer)) => {
-                let permit = match inner.shared.gate.admit(peer) {
-                    Ok(permit) => permit,
-                    Err(refused) => {
-                        inner.shared.metrics.connection_refused(refused.label());
-                        debug!(%peer, %refused, "SSH connection refused");
-                        continue;
-                    }
+                let shared = &inner.shared;
+                let admitted = match shared.config.announces_clients(peer.ip()) {
+                    true => shared.gate.admit_messenger(peer),
+                    false => shared.gate.admit(peer),
                 };
-                let inner = Arc::clone(&inner);
-                tokio::spawn(async move {
-                    let _permit = permit;
-                    let _gauge = inner.shared.metrics.connection("ssh");
-                    serve(inner, stream, Bytes::new(), peer).await;
-                });
+                match admitted {
+                    Ok(permit) => {
+                        let inner = Arc::clone(&inner);
+                        tokio::spawn(take(inner, stream, peer, permit));
+                    }
+                    Err(refused) => {
+                        shared.metrics.connection_refused(refused.label());
+                        debug!(%peer, %refused, "SSH connection refused");
+                    }
+                }
             }
             Err(error) if is_of_the_connection(&error) => debug!(%error, "accept"),
             Err(error) => {
@@ -177,6 +179,34 @@ async fn accept(inner: Arc<Inner>, listener: Arc<TcpListener>) {
         }
     }
 }
+
+/// Hears whose connection it is, then serves it to its end.
+async fn take(inner: Arc<Inner>, mut stream: TcpStream, peer: SocketAddr, mut permit: Permit) {
+    let shared = Arc::clone(&inner.shared);
+    let _gauge = shared.metrics.connection("ssh");
+    let patience = Patience {
+        deadline: Instant::now() + shared.config.timeouts.header,
+        // Clients may wait for our banner.
+        silence: Some(SILENCE),
+        draining: shared.drain.token(),
+    };
+    let Identified { client, bytes, .. } =
+        match identify(&mut stream, peer, &shared.config, patience).await {
+            Ok(identified) => identified,
+            Err(unidentified) => {
+                debug!(%peer, %unidentified, "SSH connection refused");
+                return shared.metrics.connection_refused(unidentified.label());
+            }
+        };
+    if let Err(refused) = permit.count_for(client.ip()) {
+        debug!(%client, %refused, "SSH connection refused");
+        return shared.metrics.connection_refused(refused.label());
+    }
+    serve(inner, stream, bytes.freeze(), client).await;
+}
+
+/// How long a proxy that may announce its client is waited for before our banner.
+const SILENCE: Duration = Duration::from_millis(500);
 
 /// Whether the next accept may well succeed at once.
 fn is_of_the_connection(error: &io::Error) -> bool {

@@ -55,6 +55,8 @@ pub struct Metrics {
     connections: Family<ListenerLabels, Level>,
     refused: Family<ReasonLabels, Counter>,
     handshakes: Family<HandshakeLabels, Counter>,
+    resumptions: Counter,
+    requests_refused: Counter,
     upstream_active: Level,
     upstream_idle: Level,
     ssh_sessions: Level,
@@ -94,6 +96,8 @@ impl Metrics {
             connections: Family::default(),
             refused: Family::default(),
             handshakes: Family::default(),
+            resumptions: Counter::default(),
+            requests_refused: Counter::default(),
             upstream_active: upstream_in("active"),
             upstream_idle: upstream_in("idle"),
             ssh_sessions: Level::default(),
@@ -112,6 +116,16 @@ impl Metrics {
             m.refused,
         );
         registry.register("tls_handshakes", "TLS handshakes", m.handshakes);
+        registry.register(
+            "tls_resumptions",
+            "TLS handshakes by ticket, of those that succeeded",
+            m.resumptions,
+        );
+        registry.register(
+            "requests_refused",
+            "Requests above --max-requests-per-ip",
+            m.requests_refused,
+        );
         registry.register("upstream_connections", "Connections to upstreams", upstream);
         registry.register(
             "ssh_sessions",
@@ -163,6 +177,16 @@ impl Metrics {
         self.handshakes
             .get_or_create(&HandshakeLabels { result, version })
             .inc();
+    }
+
+    /// Counts a request of an address that has made too many.
+    pub fn request_refused(&self) {
+        self.requests_refused.inc();
+    }
+
+    /// Counts a TLS handshake that a ticket shortened.
+    pub fn tls_resumed(&self) {
+        self.resumptions.inc();
     }
 
     /// Counts an upstream connection that is in use while it is held.

@@ -3,17 +3,19 @@
 use std::io;
 use std::sync::Arc;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use rustls::crypto::CryptoProvider;
-use rustls::crypto::aws_lc_rs::Ticketer;
 use rustls::server::{NoServerSessionStorage, ServerConfig};
-use rustls::{ProtocolVersion, version};
+use rustls::{HandshakeKind, ProtocolVersion, version};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
+use super::policy::ClientPolicy;
 use super::store::Resolver;
-use super::{CertStore, Secured};
+use super::{CertStore, PolicyId, Secured, TicketKeys};
 
 /// Why a handshake did not finish.
 #[derive(Debug, thiserror::Error)]
@@ -45,10 +47,12 @@ impl CertStore {
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        // A reload between here and the choice is possible, and harmless: the
-        // client is then sent away with 421 and comes back.
-        let covers = self.covers(sni.as_deref());
-        let accept = self.acceptor.accept(stream).into_fallible();
+        // One snapshot decides who answers, with what, and on which conditions.
+        let in_force = self.in_force.load_full();
+        let pair = in_force.table.select(sni.as_deref()).cloned();
+        let acceptor = in_force.acceptor(pair.as_deref());
+        let accept = acceptor.accept(stream).into_fallible();
+        drop(in_force);
         let stream = match timeout_at(deadline, accept).await {
             Ok(Ok(stream)) => stream,
             Ok(Err((error, stream))) => {
@@ -65,15 +69,35 @@ impl CertStore {
             Some(ProtocolVersion::TLSv1_2) => "1.2",
             _ => "1.3",
         };
+        let policy = pair.as_ref().and_then(|pair| pair.policy.as_deref());
+        let chain = session.peer_certificates();
+        if session.handshake_kind() == Some(HandshakeKind::Resumed) {
+            if policy.is_some_and(|policy| !policy.still_takes(chain)) {
+                self.metrics.tls_handshake("failed", version);
+                let error = io::Error::other("the client's certificate is no longer valid");
+                let stream = stream.into_inner().0;
+                return Err(HandshakeError::Failed { error, stream });
+            }
+            self.metrics.tls_resumed();
+        }
+        let leaf = chain.and_then(<[_]>::first);
         let secured = Secured {
-            sni,
             alpn_h2: session.alpn_protocol() == Some(b"h2"),
             version,
-            covers,
+            policy: policy.map_or(PolicyId::NONE, |policy| policy.id),
+            // Without a policy none is asked for, so none is there.
+            client_cert: leaf.map(|leaf| client_cert(leaf)),
+            covers: pair.map(|pair| Arc::clone(&pair.names)).unwrap_or_default(),
+            sni,
         };
         self.metrics.tls_handshake("ok", version);
         Ok((stream, secured))
     }
+}
+
+/// A byte sequence of structured fields (RFC 9440, section 2.1).
+fn client_cert(leaf: &[u8]) -> Arc<str> {
+    format!(":{}:", STANDARD.encode(leaf)).into()
 }
 
 /// TLS 1.2 and 1.3, h2 and http/1.1, tickets; key exchange and ciphers as the provider prefers
@@ -81,14 +105,21 @@ impl CertStore {
 pub(super) fn acceptor(
     resolver: Arc<Resolver>,
     provider: Arc<CryptoProvider>,
+    policy: Option<&ClientPolicy>,
+    tickets: &TicketKeys,
 ) -> Result<TlsAcceptor, rustls::Error> {
-    let mut config = ServerConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&version::TLS13, &version::TLS12])?
-        .with_no_client_auth()
-        .with_cert_resolver(resolver);
+    let builder = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&version::TLS13, &version::TLS12])?;
+    let builder = match policy {
+        None => builder.with_no_client_auth(),
+        Some(policy) => builder.with_client_cert_verifier(Arc::clone(&policy.verifier)),
+    };
+    let mut config = builder.with_cert_resolver(resolver);
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     // Tickets need no memory per client and no lock between the threads.
-    config.ticketer = Ticketer::new()?;
+    config.ticketer = tickets.ticketer(policy.map_or(PolicyId::NONE, |policy| policy.id));
+    // A second one costs each handshake as much again, and few clients have a use for it.
+    config.send_tls13_tickets = 1;
     config.session_storage = Arc::new(NoServerSessionStorage {});
     Ok(TlsAcceptor::from(Arc::new(config)))
 }

@@ -2,9 +2,10 @@
 //!
 //! [`store`] holds the certificates and is all that others see; [`pair`] reads
 //! `--certs-dir`, [`table`] finds a certificate by name, [`names`] says what one
-//! covers, [`dev_ca`] makes them up while there are none, [`watch`] follows the
-//! folder, [`handshake`] turns a connection into a [`Secured`] one. Passing TLS
-//! through is not done here but in `tcp`.
+//! covers, [`policy`] what its hosts demand of clients, [`dev_ca`] makes them up
+//! while there are none, [`watch`] follows the folder, [`handshake`] turns a
+//! connection into a [`Secured`] one, [`tickets`] lets clients come back cheaply.
+//! Passing TLS through is not done here but in `tcp`.
 
 #![cfg_attr(
     not(test),
@@ -15,8 +16,10 @@ mod dev_ca;
 mod handshake;
 mod names;
 mod pair;
+mod policy;
 mod store;
 mod table;
+mod tickets;
 mod watch;
 
 use std::sync::Arc;
@@ -25,7 +28,9 @@ pub use dev_ca::DevCaError;
 pub use handshake::HandshakeError;
 pub use names::CertNames;
 pub use pair::PairError;
+pub use policy::PolicyId;
 pub use store::{CertError, CertStore};
+pub use tickets::{NAME_BYTES, SECRET_BYTES, SLOT, TicketKey, TicketKeys};
 
 /// What a finished handshake says.
 #[derive(Clone, Debug)]
@@ -38,6 +43,17 @@ pub struct Secured {
     pub version: &'static str,
     /// The names that the certificate covers.
     pub covers: Arc<CertNames>,
+    /// What was demanded of the client; see [`CertStore::proves`].
+    pub policy: PolicyId,
+    /// The client's verified certificate as the value of `Client-Cert` (RFC 9440).
+    pub client_cert: Option<Arc<str>>,
+}
+
+/// Seeds this thread's random numbers: the first ones of a thread, and of the process even more
+/// so, take longer than a handshake may.
+pub(crate) fn warm_up() {
+    // Without randomness the first handshake says so.
+    let _ = aws_lc_rs::rand::fill(&mut [0; 32]);
 }
 
 #[cfg(test)]

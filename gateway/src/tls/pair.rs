@@ -13,6 +13,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 
 use super::CertNames;
+use super::policy::ClientPolicy;
 
 /// Why a certificate and a key are no pair.
 #[derive(Debug, thiserror::Error)]
@@ -20,6 +21,12 @@ pub enum PairError {
     /// The certificate file holds no certificate that can be read.
     #[error("{0} holds no certificate (PEM)")]
     Certificate(PathBuf),
+    /// The file of client authorities holds none, or one that cannot be used.
+    #[error("{0} holds no CA certificates (PEM)")]
+    ClientCa(PathBuf),
+    /// Both files of client authorities are there.
+    #[error("{0} and {OPTIONAL_CLIENT_CA} exclude each other")]
+    ClientCas(PathBuf),
     /// The key file holds no private key that can be read.
     #[error("{0} holds no private key (PEM)")]
     Key(PathBuf),
@@ -49,6 +56,8 @@ pub enum PairError {
 pub(super) struct Pair {
     pub(super) key: Arc<CertifiedKey>,
     pub(super) names: Arc<CertNames>,
+    /// What its hosts demand of clients.
+    pub(super) policy: Option<Arc<ClientPolicy>>,
 }
 
 impl Pair {
@@ -77,6 +86,7 @@ impl Pair {
         Ok(Self {
             key: Arc::new(key),
             names: Arc::new(names),
+            policy: None,
         })
     }
 
@@ -102,6 +112,8 @@ pub(super) struct Found {
     path: PathBuf,
     certificate: Content,
     key: Content,
+    client_ca: Content,
+    optional_client_ca: Content,
 }
 
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -113,10 +125,30 @@ enum Content {
 
 impl Found {
     /// Makes a pair of it.
-    pub(super) fn parse(&self, provider: &CryptoProvider) -> Result<Pair, PairError> {
+    pub(super) fn parse(&self, provider: &Arc<CryptoProvider>) -> Result<Pair, PairError> {
         let certificate = self.certificate.get(&self.path)?;
         let key = self.key.get(&self.path.with_file_name(KEY))?;
-        Pair::from_pem(&self.path, certificate, key, provider)
+        let mut pair = Pair::from_pem(&self.path, certificate, key, provider)?;
+        pair.policy = self.policy(provider)?.map(Arc::new);
+        Ok(pair)
+    }
+
+    /// Never none because of a file that is there but cannot be used: that would open the door.
+    fn policy(&self, provider: &Arc<CryptoProvider>) -> Result<Option<ClientPolicy>, PairError> {
+        let path = |name| self.path.with_file_name(name);
+        let (authorities, path, is_required) = match (&self.client_ca, &self.optional_client_ca) {
+            (Content::Missing, Content::Missing) => return Ok(None),
+            (required, Content::Missing) => (required, path(CLIENT_CA), true),
+            (Content::Missing, optional) => (optional, path(OPTIONAL_CLIENT_CA), false),
+            _ => return Err(PairError::ClientCas(path(CLIENT_CA))),
+        };
+        let policy = ClientPolicy::from_pem(authorities.get(&path)?, is_required, provider);
+        policy.map(Some).ok_or(PairError::ClientCa(path))
+    }
+
+    /// Whether anything is to be demanded of clients.
+    pub(super) fn demands_certificates(&self) -> bool {
+        (&self.client_ca, &self.optional_client_ca) != (&Content::Missing, &Content::Missing)
     }
 
     /// The certificate's path.
@@ -161,9 +193,17 @@ pub(super) fn scan(folder: &Path) -> Result<BTreeMap<String, Found>, PairError> 
         let pair = Found {
             certificate: Content::read(&path),
             key: Content::read(&path.with_file_name(KEY)),
+            client_ca: Content::read(&path.with_file_name(CLIENT_CA)),
+            optional_client_ca: Content::read(&path.with_file_name(OPTIONAL_CLIENT_CA)),
             path,
         };
-        if (&pair.certificate, &pair.key) != (&Content::Missing, &Content::Missing) {
+        let files = [
+            &pair.certificate,
+            &pair.key,
+            &pair.client_ca,
+            &pair.optional_client_ca,
+        ];
+        if files.into_iter().any(|file| *file != Content::Missing) {
             found.insert(name.to_owned(), pair);
         }
     };
@@ -191,6 +231,10 @@ pub(super) fn scan(folder: &Path) -> Result<BTreeMap<String, Found>, PairError> 
 pub(super) const CERTIFICATE: &str = "tls.crt";
 /// Its private key.
 pub(super) const KEY: &str = "tls.key";
+/// Authorities one of which must have issued a client's certificate.
+pub(super) const CLIENT_CA: &str = "client-ca.crt";
+/// The same of a client that has a certificate.
+pub(super) const OPTIONAL_CLIENT_CA: &str = "client-ca-optional.crt";
 
 /// No chain and no key is longer.
 const FILE_MAX: u64 = 1 << 20;

@@ -1,6 +1,7 @@
 //! The certificates in force, and the one writer that replaces them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,15 +16,17 @@ use tracing::{error, info, warn};
 
 use super::dev_ca::{DevCa, DevCaError, DevLeaf};
 use super::pair::{self, Found, Pair, PairError};
+use super::policy::{ClientPolicy, PolicyId};
 use super::table::CertTable;
-use super::{CertNames, handshake};
+use super::{CertNames, Secured, TicketKeys, handshake};
 use crate::config::Config;
 use crate::telemetry::Metrics;
 
 /// Why there is no certificate to start with.
 #[derive(Debug, thiserror::Error)]
 pub enum CertError {
-    /// `--certs-dir` holds pairs, but none that can be used: the command line is wrong (exit 64).
+    /// `--certs-dir` holds pairs, but none that can be used, or one that demands client
+    /// certificates cannot: another would serve its hosts without. The command line is wrong (exit 64).
     #[error("--certs-dir: {}", list(.0))]
     OnlyBadPairs(Vec<PairError>),
     /// It is empty, and the development CA cannot be made.
@@ -41,11 +44,11 @@ fn list(errors: &[PairError]) -> String {
 
 /// Holds the certificates and does handshakes with them.
 pub struct CertStore {
-    resolver: Arc<Resolver>,
-    pub(super) acceptor: TlsAcceptor,
+    pub(super) in_force: ArcSwap<InForce>,
     pub(super) folder: PathBuf,
     pub(super) metrics: Metrics,
     provider: Arc<CryptoProvider>,
+    tickets: TicketKeys,
     // Writers only: the watcher, and control when routes.yaml changes.
     source: Mutex<Source>,
 }
@@ -95,31 +98,71 @@ impl CertStore {
         } else {
             let mut read = Folder::default();
             let errors = read.update(found, &provider);
-            if read.pairs.is_empty() {
+            if read.pairs.is_empty() || read.leaves_a_door_open() {
                 return Err(CertError::OnlyBadPairs(errors));
             }
             report(&errors, &metrics);
             Source::Folder(read)
         };
-        let resolver = Arc::new(Resolver(ArcSwap::from_pointee(source.table())));
-        let acceptor = handshake::acceptor(Arc::clone(&resolver), Arc::clone(&provider))?;
+        let tickets = TicketKeys::new();
+        let in_force = InForce::new(source.table(), &provider, &tickets)?;
         Ok(Self {
-            resolver,
-            acceptor,
+            in_force: ArcSwap::from_pointee(in_force),
             folder: folder.to_owned(),
             metrics,
             provider,
+            tickets,
             source: Mutex::new(source),
         })
     }
 
     /// The names that the certificate for this server name covers.
     pub fn covers(&self, sni: Option<&str>) -> Arc<CertNames> {
-        let table = self.resolver.0.load();
-        table
-            .select(sni)
-            .map(|pair| Arc::clone(&pair.names))
-            .unwrap_or_default()
+        let in_force = self.in_force.load();
+        let pair = in_force.table.select(sni);
+        pair.map(|pair| Arc::clone(&pair.names)).unwrap_or_default()
+    }
+
+    /// Whether a connection has proved of its client what `host` (lower case, no port) demands now.
+    ///
+    /// `tls` is what its handshake said, none without TLS. What a certificate's
+    /// hosts demand is demanded once, in the handshake: a connection that was
+    /// made under another demand, an older or a milder one, is not for them,
+    /// whatever else its certificate covers.
+    pub fn proves(&self, tls: Option<&Secured>, host: &str) -> bool {
+        let in_force = self.in_force.load();
+        let proved = tls.map(|tls| tls.policy);
+        if in_force.by_policy.is_empty() && proved.is_none_or(|id| id == PolicyId::NONE) {
+            return true;
+        }
+        match proved {
+            Some(id) => {
+                let pair = in_force.table.select(Some(host));
+                let policy = pair.and_then(|pair| pair.policy.as_ref());
+                policy.map_or(PolicyId::NONE, |policy| policy.id) == id
+            }
+            None => {
+                let pair = in_force.table.named(host);
+                let policy = pair.and_then(|pair| pair.policy.as_ref());
+                policy.is_none_or(|policy| !policy.is_required)
+            }
+        }
+    }
+
+    /// The keys of session tickets.
+    pub fn tickets(&self) -> &TicketKeys {
+        &self.tickets
+    }
+
+    /// Puts what the source holds in force. If that cannot be, the old stays.
+    fn put_in_force(&self, source: &Source) {
+        match InForce::new(source.table(), &self.provider, &self.tickets) {
+            Ok(in_force) => self.in_force.store(Arc::new(in_force)),
+            Err(error) => {
+                self.metrics.reload_failed("certificate");
+                error!(%error, "the TLS library refuses the certificates, the old ones stay");
+            }
+        }
     }
 
     /// Reads the folder again and puts what changed in force. Blocks on files.
@@ -141,12 +184,12 @@ impl CertStore {
                 let errors = read.update(found, &self.provider);
                 report(&errors, &self.metrics);
                 info!(pairs = read.pairs.len(), "certificates reloaded");
-                self.resolver.0.store(Arc::new(source.table()));
+                self.put_in_force(&source);
             }
             Source::Dev { .. } => {
                 let mut read = Folder::default();
                 let errors = read.update(found, &self.provider);
-                if read.pairs.is_empty() {
+                if read.pairs.is_empty() || read.leaves_a_door_open() {
                     return report(&errors, &self.metrics);
                 }
                 report(&errors, &self.metrics);
@@ -155,7 +198,7 @@ impl CertStore {
                     "certificates found, the development CA is out of use"
                 );
                 *source = Source::Folder(read);
-                self.resolver.0.store(Arc::new(source.table()));
+                self.put_in_force(&source);
             }
         }
     }
@@ -184,7 +227,7 @@ impl CertStore {
         match ca.issue(&hosts, &self.provider) {
             Ok(new) => {
                 **leaf = new;
-                self.resolver.0.store(Arc::new(source.table()));
+                self.put_in_force(&source);
             }
             Err(error) => {
                 self.metrics.reload_failed("certificate");
@@ -213,11 +256,19 @@ impl Source {
 }
 
 impl Folder {
+    /// Whether a pair that demands client certificates is not in force.
+    fn leaves_a_door_open(&self) -> bool {
+        let is_missing = |name: &String| !self.pairs.contains_key(name);
+        self.found
+            .iter()
+            .any(|(name, pair)| pair.demands_certificates() && is_missing(name))
+    }
+
     /// Takes over what was found; errors are those of pairs that are new since the last time.
     fn update(
         &mut self,
         found: BTreeMap<String, Found>,
-        provider: &CryptoProvider,
+        provider: &Arc<CryptoProvider>,
     ) -> Vec<PairError> {
         let mut errors = Vec::new();
         self.pairs.retain(|name, _| found.contains_key(name));
@@ -247,14 +298,53 @@ fn report(errors: &[PairError], metrics: &Metrics) {
     }
 }
 
+/// The certificates with everything that a handshake needs. Never changed, only replaced.
+pub(super) struct InForce {
+    pub(super) table: Arc<CertTable>,
+    /// Demands nothing of clients.
+    plain: TlsAcceptor,
+    by_policy: HashMap<PolicyId, TlsAcceptor>,
+}
+
+impl InForce {
+    fn new(
+        table: CertTable,
+        provider: &Arc<CryptoProvider>,
+        tickets: &TicketKeys,
+    ) -> Result<Self, rustls::Error> {
+        let table = Arc::new(table);
+        let acceptor = |policy: Option<&ClientPolicy>| {
+            let resolver = Arc::new(Resolver(Arc::clone(&table)));
+            handshake::acceptor(resolver, Arc::clone(provider), policy, tickets)
+        };
+        let mut by_policy = HashMap::new();
+        for policy in table.policies() {
+            if let Entry::Vacant(entry) = by_policy.entry(policy.id) {
+                entry.insert(acceptor(Some(policy))?);
+            }
+        }
+        Ok(Self {
+            plain: acceptor(None)?,
+            by_policy,
+            table,
+        })
+    }
+
+    /// What does the handshake for a certificate.
+    pub(super) fn acceptor(&self, pair: Option<&Pair>) -> &TlsAcceptor {
+        pair.and_then(|pair| pair.policy.as_ref())
+            .and_then(|policy| self.by_policy.get(&policy.id))
+            .unwrap_or(&self.plain)
+    }
+}
+
 /// What rustls asks for a certificate.
 #[derive(Debug)]
-pub(super) struct Resolver(ArcSwap<CertTable>);
+pub(super) struct Resolver(Arc<CertTable>);
 
 impl ResolvesServerCert for Resolver {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        let table = self.0.load();
-        let pair = table.select(hello.server_name())?;
+        let pair = self.0.select(hello.server_name())?;
         Some(Arc::clone(&pair.key))
     }
 }

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::pair::Pair;
+use super::policy::ClientPolicy;
 
 /// The certificates by the names in their leaves. Never changed, only replaced.
 #[derive(Debug, Default)]
@@ -34,13 +35,24 @@ impl CertTable {
 
     /// The certificate for a server name: by the whole name, else by a wildcard, else the default.
     pub(super) fn select(&self, sni: Option<&str>) -> Option<&Arc<Pair>> {
-        let named = sni.and_then(|name| {
-            let name = name.trim_end_matches('.').to_ascii_lowercase();
-            self.exact.get(name.as_str()).or_else(|| {
-                let (_, parent) = name.split_once('.')?;
-                self.wildcard.get(parent)
-            })
-        });
-        named.or(self.default.as_ref())
+        sni.and_then(|name| self.named(name))
+            .or(self.default.as_ref())
+    }
+
+    /// The certificate that has this name.
+    pub(super) fn named(&self, name: &str) -> Option<&Arc<Pair>> {
+        let name = name.trim_end_matches('.').to_ascii_lowercase();
+        self.exact.get(name.as_str()).or_else(|| {
+            let (_, parent) = name.split_once('.')?;
+            self.wildcard.get(parent)
+        })
+    }
+
+    /// All demands on clients.
+    pub(super) fn policies(&self) -> impl Iterator<Item = &Arc<ClientPolicy>> {
+        let named = self.exact.values().chain(self.wildcard.values());
+        named
+            .chain(&self.default)
+            .filter_map(|pair| pair.policy.as_ref())
     }
 }

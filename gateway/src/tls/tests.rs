@@ -267,6 +267,33 @@ fn only_bad_pairs_are_an_error_and_all_are_named() {
 }
 
 #[test]
+fn at_the_start_no_pair_that_demands_client_certificates_may_be_missing() {
+    let place = Place::new();
+    let (wide, own) = (pair(&["*.example"]), pair(&["a.example"]));
+    put(&place.certs(), &wide);
+    let folder = place.certs().join("a");
+    put(&folder, &own);
+    let required = folder.join("client-ca.crt");
+    fs::write(&required, "no authority").unwrap();
+    let named = |part: &str| {
+        let text = place.open().unwrap_err().to_string();
+        assert!(text.contains(part), "{text}");
+    };
+    named("a/client-ca.crt holds no CA certificates");
+    fs::write(&required, &own.0).unwrap();
+    assert!(place.open().is_ok());
+    fs::write(folder.join("client-ca-optional.crt"), &own.0).unwrap();
+    named("exclude each other");
+    fs::remove_file(folder.join("client-ca-optional.crt")).unwrap();
+    // Its names would be the wider certificate's to serve.
+    fs::write(folder.join("tls.key"), &wide.1).unwrap();
+    named("do not fit");
+    fs::remove_file(folder.join("tls.crt")).unwrap();
+    fs::remove_file(folder.join("tls.key")).unwrap();
+    named("a/tls.crt is missing");
+}
+
+#[test]
 fn a_pair_that_does_not_fit_keeps_the_old_one_until_it_does() {
     let place = Place::new();
     let (old, new) = (pair(&["old.example"]), pair(&["new.example"]));

@@ -16,10 +16,10 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use super::CertStore;
+use super::{CertStore, TicketKeys};
 
 impl CertStore {
-    /// Reloads whenever the folder changes, until `shutdown`.
+    /// Reloads whenever the folder changes and keeps the keys of tickets young, until `shutdown`.
     pub async fn watch(self: Arc<Self>, shutdown: CancellationToken) {
         let (changed, mut changes) = mpsc::channel(1);
         let mut watcher = None;
@@ -42,6 +42,7 @@ impl CertStore {
             let reload = move || {
                 store.reload();
                 store.renew();
+                store.tickets().turn(TicketKeys::slot_now());
             };
             if tokio::task::spawn_blocking(reload).await.is_err() {
                 debug!("a certificate reload was lost");

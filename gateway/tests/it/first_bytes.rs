@@ -8,8 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::support::client::{Greeting, SHORT, dial, hear, request, say, send, singly};
 use crate::support::containers::{Containers, container_address, echo};
-use crate::support::process::Process;
-use crate::support::{Gateway, Options, eventually, free_port};
+use crate::support::{Gateway, Options, eventually};
 
 async fn gateway() -> Gateway {
     Gateway::start(Options::default().flag("--header-timeout", "1s")).await
@@ -287,27 +286,4 @@ async fn silent_connections_do_not_hold_up_the_drain() {
     );
     assert_eq!(hear(&mut silent).await.unwrap(), b"");
     assert_eq!(hear(&mut secret).await.unwrap(), b"");
-}
-
-#[tokio::test]
-async fn accepting_goes_on_after_files_ran_out() {
-    let folder = tempfile::TempDir::new().unwrap();
-    let ports = format!("--ports={}", free_port());
-    let flags = [
-        "--max-connections=10000",
-        "--header-timeout=1m",
-        "--workers=1",
-        &ports,
-    ];
-    let mut process = Process::start(folder.path(), 150, &flags).await;
-    let http = process.addresses["http"];
-    let mut held = Vec::new();
-    for _ in 0..200 {
-        held.push(dial(http).await);
-    }
-    process.line("cannot accept connections").await;
-    held.clear();
-    process.line("accepting connections again").await;
-    let answer = request(&mut dial(http).await, "nobody.example").await;
-    assert!(answer.starts_with("HTTP/1.1 404 "), "{answer}");
 }

@@ -28,7 +28,7 @@ fn noise(len: usize) -> Vec<u8> {
 }
 
 /// A TLS server that echoes, and its certificate.
-async fn tls_echo(addr: SocketAddr, name: &str) -> CertificateDer<'static> {
+pub(crate) async fn tls_echo(addr: SocketAddr, name: &str) -> CertificateDer<'static> {
     let key = rcgen::KeyPair::generate().unwrap();
     let params = rcgen::CertificateParams::new(vec![name.to_owned()]).unwrap();
     let certificate = params.self_signed(&key).unwrap().der().clone();

@@ -10,20 +10,20 @@ use rustls::pki_types::pem::PemObject;
 use crate::support::client::{Greeting, dial, leaf, request};
 use crate::support::{Gateway, Options, eventually};
 
-fn pair(names: &[&str]) -> (String, String) {
+pub(crate) fn pair(names: &[&str]) -> (String, String) {
     let key = KeyPair::generate().unwrap();
     let names: Vec<_> = names.iter().map(|&name| name.to_owned()).collect();
     let certificate = CertificateParams::new(names).unwrap().self_signed(&key);
     (certificate.unwrap().pem(), key.serialize_pem())
 }
 
-fn put(folder: &Path, pair: &(String, String)) {
+pub(crate) fn put(folder: &Path, pair: &(String, String)) {
     fs::create_dir_all(folder).unwrap();
     fs::write(folder.join("tls.crt"), &pair.0).unwrap();
     fs::write(folder.join("tls.key"), &pair.1).unwrap();
 }
 
-fn der(pem: &str) -> CertificateDer<'static> {
+pub(crate) fn der(pem: &str) -> CertificateDer<'static> {
     CertificateDer::from_pem_slice(pem.as_bytes()).unwrap()
 }
 

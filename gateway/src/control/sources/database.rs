@@ -15,6 +15,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::tickets;
 use crate::control::reconcile::State;
 use crate::control::store::{GatewayStore as _, SqliteStore, StoreError, Stored};
 use crate::control::writer::{Command, Session};
@@ -155,10 +156,14 @@ impl Database {
             return;
         }
         self.opened.send_replace(Some(opened));
-        if let Some(relay) = relay {
-            relay.run(failed.clone()).await;
-        }
-        failed.cancelled().await;
+        let relayed = async {
+            if let Some(relay) = relay {
+                relay.run(failed.clone()).await;
+            }
+            failed.cancelled().await;
+        };
+        let keys = self.shared.certs.tickets();
+        tokio::join!(relayed, tickets::share(&store, keys, &failed));
     }
 }
 

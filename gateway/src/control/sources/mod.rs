@@ -4,4 +4,5 @@ pub mod database;
 pub mod events;
 pub mod nats;
 pub mod routes_file;
+mod tickets;
 pub mod watch;

@@ -6,6 +6,7 @@
 
 mod load;
 mod sqlite;
+mod tickets;
 
 use std::collections::{BTreeMap, HashSet};
 use std::future::Future;
@@ -14,6 +15,7 @@ use edd_events::outbox::OutboxEntry;
 use edd_route::StaticRouteSpec;
 
 use super::reconcile::{Effects, State};
+use crate::tls::TicketKey;
 
 pub use sqlite::{FileId, SqliteStore};
 
@@ -109,6 +111,14 @@ pub trait GatewayStore: Send + Sync + 'static {
 
     /// Finds out whether it can be written.
     fn probe(&self) -> impl Future<Output = Result<(), StoreError>> + Send;
+
+    /// Keeps those of `offered` whose slot has no key yet, forgets keys of slots before `oldest`,
+    /// and returns the keys in force, the same for everyone who asks.
+    fn share_ticket_keys(
+        &self,
+        offered: &[TicketKey],
+        oldest: u64,
+    ) -> impl Future<Output = Result<Vec<TicketKey>, StoreError>> + Send;
 
     /// Forgets handled event ids and tombstones older than [`KEPT_MS`].
     fn prune(&self, now_ms: u64) -> impl Future<Output = Result<(), StoreError>> + Send;

@@ -14,16 +14,24 @@ use edd_events::outbox;
 use serde_json::{Value, json};
 use sqlx::{SqliteConnection, SqlitePool};
 
-use super::load;
 use super::{Commit, GatewayStore, KEPT_MS, StoreError, Stored, route_id, rule_id};
+use super::{load, tickets};
 use crate::control::reconcile::{Effects, State};
+use crate::tls::TicketKey;
 
 /// The schema. Released steps never change.
-const SCHEMA: &[SchemaStep] = &[(
-    1,
-    "gateway",
-    include_str!("../../../migrations/sqlite/0001_gateway.sql"),
-)];
+const SCHEMA: &[SchemaStep] = &[
+    (
+        1,
+        "gateway",
+        include_str!("../../../migrations/sqlite/0001_gateway.sql"),
+    ),
+    (
+        2,
+        "ticket_keys",
+        include_str!("../../../migrations/sqlite/0002_ticket_keys.sql"),
+    ),
+];
 
 /// Longest wait for one operation; the lock waits of SQLite itself are shorter.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -141,6 +149,14 @@ impl GatewayStore for SqliteStore {
             return Err(StoreError::Gone);
         }
         probe(&self.pool).await
+    }
+
+    async fn share_ticket_keys(
+        &self,
+        offered: &[TicketKey],
+        oldest: u64,
+    ) -> Result<Vec<TicketKey>, StoreError> {
+        within(TIMEOUT, tickets::share(&self.pool, offered, oldest)).await
     }
 
     async fn prune(&self, now_ms: u64) -> Result<(), StoreError> {

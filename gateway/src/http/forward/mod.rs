@@ -140,12 +140,16 @@ async fn own<C: Client>(
     exchange.status = answer.status;
     let text = answer.body(form, &exchange.request_id);
     let digits = text.len().to_string();
-    let mut fields: smallvec::SmallVec<[Field<'_>; 3]> = smallvec::smallvec![
+    let seconds = answer.retry_after_secs.map(|secs| secs.to_string());
+    let mut fields: smallvec::SmallVec<[Field<'_>; 4]> = smallvec::smallvec![
         (&b"content-type"[..], form.content_type().as_bytes()),
         (&b"content-length"[..], digits.as_bytes()),
     ];
     if let Some(location) = &answer.location {
         fields.push((b"location", location.as_bytes()));
+    }
+    if let Some(seconds) = &seconds {
+        fields.push((b"retry-after", seconds.as_bytes()));
     }
     let length = text.len() as u64;
     let body = match exchange.is_head {

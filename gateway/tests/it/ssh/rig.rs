@@ -12,7 +12,7 @@ use arc_swap::ArcSwap;
 use clap::Parser;
 use edd_gateway::config::{Config, ServeArgs};
 use edd_gateway::drain::Drain;
-use edd_gateway::listener::{Doors, Gate};
+use edd_gateway::listener::{Doors, Gate, RequestGate};
 use edd_gateway::shared::Shared;
 use edd_gateway::ssh::{Limits, SshServer};
 use edd_gateway::telemetry::{AccessLog, Metrics};
@@ -98,6 +98,7 @@ impl Rig {
                 config.max_connections_per_ip,
                 config.max_upstream_connections,
             ),
+            request_gate: RequestGate::new(config.request_rate),
             config,
             table: ArcSwap::from_pointee(table.clone()),
             metrics,

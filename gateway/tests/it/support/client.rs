@@ -129,7 +129,7 @@ pub(crate) fn leaf<S>(stream: &TlsStream<S>) -> CertificateDer<'static> {
 }
 
 #[derive(Debug)]
-struct Anyone;
+pub(crate) struct Anyone;
 
 impl ServerCertVerifier for Anyone {
     fn verify_server_cert(

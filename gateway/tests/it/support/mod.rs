@@ -10,6 +10,7 @@ mod gateway;
 mod origin;
 pub(crate) mod process;
 mod table;
+pub(crate) mod tls;
 
 use std::future::Future;
 use std::path::PathBuf;

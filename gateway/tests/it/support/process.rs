@@ -72,6 +72,11 @@ impl Process {
         process
     }
 
+    /// Its process id.
+    pub(crate) fn id(&self) -> u32 {
+        self._child.id().expect("it runs")
+    }
+
     /// The next line of its log with this text.
     pub(crate) async fn line(&mut self, text: &str) -> String {
         let find = async {
