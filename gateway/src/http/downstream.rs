@@ -7,7 +7,7 @@ use std::rc::Rc;
 use smallvec::SmallVec;
 
 use super::ConnectionFacts;
-use super::decide::{Ground, Labels};
+use super::decide::Ground;
 use super::fields;
 use super::head::Destination;
 use super::policy::{self, Chain};
@@ -21,8 +21,6 @@ pub(crate) struct Downstream {
     pub(crate) worker: Rc<Worker>,
     /// What is known of it.
     pub(crate) facts: ConnectionFacts,
-    /// Metric labels without a route.
-    pub(crate) labels: Labels,
     /// Whether the peer is a proxy whose words are believed.
     pub(crate) is_trusted: bool,
     /// The peer's address as text.
@@ -39,7 +37,6 @@ impl Downstream {
         Self {
             is_trusted: policy::is_trusted(peer, &worker.shared.config.trusted_proxies),
             worker: Rc::clone(worker),
-            labels: Labels::default(),
             peer: peer.to_string(),
             facts,
         }

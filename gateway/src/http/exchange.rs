@@ -5,42 +5,46 @@
 //! once.
 
 use std::borrow::Cow;
-use std::cell::Cell;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
 
+use tokio::time::Instant;
+
+use super::downstream::Downstream;
 use super::head::{Version, method_label};
 use super::request_id;
-use crate::shared::Shared;
+use crate::listener::Worker;
+use crate::telemetry::Text;
 use crate::telemetry::access::HttpRecord;
 
 /// A request that is being answered.
 #[derive(Debug)]
 pub(crate) struct Exchange {
-    shared: Arc<Shared>,
-    started: Instant,
+    worker: Rc<Worker>,
+    /// When its head was read.
+    pub(crate) begun: Instant,
+    /// When the last of its answer was written; none: when it is dropped.
+    ended: Option<Instant>,
     peer: SocketAddr,
-    /// What the client speaks.
-    pub(crate) version: Version,
+    version: Version,
     method: &'static str,
     /// `X-Request-ID` of request and answer.
-    pub(crate) request_id: String,
+    pub(crate) request_id: Text<40>,
     /// The table that decided; 0 before.
     pub(crate) revision: u64,
     /// Host as looked up; empty if it is bad.
-    pub(crate) host: String,
+    pub(crate) host: Text<40>,
     /// Raw path without the query.
-    pub(crate) path: String,
+    path: Text<64>,
     /// The route's metric label.
     pub(crate) route: Arc<str>,
     /// Who was asked.
-    pub(crate) upstream: Option<String>,
+    pub(crate) upstream: Option<SocketAddr>,
     /// The answer's status.
     pub(crate) status: u16,
-    /// Body bytes from the client; the engine counts them.
-    pub(crate) bytes_in: Rc<Cell<u64>>,
+    /// Body bytes from the client.
+    pub(crate) bytes_in: u64,
     /// Body bytes to the client.
     pub(crate) bytes_out: u64,
     /// Whether its answers have no bodies.
@@ -50,29 +54,29 @@ pub(crate) struct Exchange {
 }
 
 impl Exchange {
-    /// Begins the record of a request that came with `method` and `path`.
+    /// Begins the record of a request whose head was read `now`.
     pub(crate) fn begin(
-        shared: &Arc<Shared>,
-        peer: SocketAddr,
+        down: &Downstream,
         version: Version,
         method: &str,
         path: &str,
-        route: Arc<str>,
+        now: Instant,
     ) -> Self {
         Self {
-            shared: Arc::clone(shared),
-            started: Instant::now(),
-            peer,
+            worker: Rc::clone(&down.worker),
+            begun: now,
+            ended: None,
+            peer: down.facts.peer,
             version,
             method: method_label(method),
             request_id: request_id::generate(),
             revision: 0,
-            host: String::new(),
-            path: path.to_owned(),
-            route,
+            host: Text::default(),
+            path: path.into(),
+            route: down.worker.labels.none(),
             upstream: None,
             status: CLIENT_GONE,
-            bytes_in: Rc::default(),
+            bytes_in: 0,
             bytes_out: 0,
             is_head: method == "HEAD",
             note: None,
@@ -85,29 +89,35 @@ impl Exchange {
             self.note = Some(why.into());
         }
     }
+
+    /// The last of the answer was written then.
+    pub(crate) fn ended(&mut self, at: Instant) {
+        self.ended = Some(at);
+    }
 }
 
 impl Drop for Exchange {
     fn drop(&mut self) {
-        let ended = Instant::now();
+        let ended = self.ended.unwrap_or_else(Instant::now);
+        let duration = ended.saturating_duration_since(self.begun);
         let record = HttpRecord {
-            request_id: self.request_id.as_str().into(),
+            request_id: std::mem::take(&mut self.request_id),
             revision: self.revision,
             peer: self.peer,
             version: self.version.label(),
             method: self.method,
-            host: self.host.as_str().into(),
-            path: self.path.as_str().into(),
+            host: std::mem::take(&mut self.host),
+            path: std::mem::take(&mut self.path),
             route: Arc::clone(&self.route),
-            upstream: self.upstream.as_deref().map(Into::into),
+            upstream: self.upstream,
             status: self.status,
-            bytes_in: self.bytes_in.get(),
+            bytes_in: self.bytes_in,
             bytes_out: self.bytes_out,
-            duration: ended.duration_since(self.started),
-            ended,
+            duration,
+            ended: ended.into_std(),
             note: self.note.take(),
         };
-        self.shared.request_done(record);
+        self.worker.shared.request_done(record);
     }
 }
 

@@ -34,6 +34,7 @@ pub(crate) mod side;
 mod trace;
 pub(crate) mod wire;
 
+pub(crate) use decide::Labels;
 pub use h1::serve_h1;
 pub use h2::serve_h2;
 

@@ -3,6 +3,7 @@
 //! Called with the head still in the buffer it was read into: everything that
 //! is needed later is written or counted here, nothing of the head is kept.
 
+use tokio::time::Instant;
 use tracing::debug;
 
 use super::answer::{Answer, Form};
@@ -52,21 +53,14 @@ pub(crate) struct Forward {
 impl Turn {
     /// Reads the head and decides.
     pub(crate) fn begin(down: &Downstream, view: &RequestView<'_>) -> Self {
-        let shared = &down.worker.shared;
-        let mut exchange = Exchange::begin(
-            shared,
-            down.facts.peer,
-            view.version,
-            view.method,
-            view.path,
-            down.labels.none(),
-        );
+        let now = Instant::now();
+        let mut exchange = Exchange::begin(down, view.version, view.method, view.path, now);
         if down.is_trusted
             && let Some(id) = fields::first(view.fields, b"x-request-id")
             && request_id::is_valid(id)
             && let Ok(id) = std::str::from_utf8(id)
         {
-            exchange.request_id = id.to_owned();
+            exchange.request_id = id.into();
         }
         let accept = fields::first(view.fields, b"accept");
         let accept = accept.and_then(|value| std::str::from_utf8(value).ok());
@@ -85,9 +79,7 @@ impl Turn {
         version: super::head::Version,
         answer: Answer,
     ) -> Self {
-        let shared = &down.worker.shared;
-        let mut exchange =
-            Exchange::begin(shared, down.facts.peer, version, "", "", down.labels.none());
+        let mut exchange = Exchange::begin(down, version, "", "", Instant::now());
         exchange.note(answer.message.clone());
         Self {
             exchange,
@@ -111,7 +103,7 @@ fn plan(down: &Downstream, view: &RequestView<'_>, exchange: &mut Exchange) -> P
             return Plan::Answer(Answer::bad_request(error));
         }
     };
-    to.host.as_str().clone_into(&mut exchange.host);
+    exchange.host = to.host.as_str().into();
     // A question to the server as a whole goes where its root goes.
     let path = if view.path == "*" { "/" } else { view.path };
     let shared = &down.worker.shared;
@@ -120,11 +112,11 @@ fn plan(down: &Downstream, view: &RequestView<'_>, exchange: &mut Exchange) -> P
         shared.metrics.request_refused();
         return Plan::Answer(Answer::too_many_requests(too_soon.retry_after_secs));
     }
-    let table = shared.table();
+    let table = shared.table.load();
     exchange.revision = table.revision;
     let verdict = decide(
         &table,
-        &down.labels,
+        &down.worker.labels,
         &down.ground(&to),
         &to,
         path,
@@ -148,7 +140,7 @@ fn plan(down: &Downstream, view: &RequestView<'_>, exchange: &mut Exchange) -> P
     let rewrite = Rewrite {
         authority: to.authority,
         target: upstream.path.as_deref().filter(|_| view.path != "*"),
-        request_id: &exchange.request_id,
+        request_id: exchange.request_id.as_str(),
         identity: &identity,
         trace: &trace,
     };

@@ -22,6 +22,7 @@ use super::bind::{DataListeners, DoorListener};
 use super::doors::Role;
 use super::ending::Ending;
 use super::serve::serve;
+use crate::http::Labels;
 use crate::shared::Shared;
 use crate::ssh::SshServer;
 use crate::telemetry::Metrics;
@@ -36,6 +37,8 @@ pub struct Worker {
     pub pool: Pool,
     /// How far the process is on its way out.
     pub(crate) ending: Ending,
+    /// Metric labels without a route: always the same objects, which are found fastest.
+    pub(crate) labels: Labels,
 }
 
 /// The running threads.
@@ -102,6 +105,7 @@ async fn run(
         shared,
         pool: Pool::default(),
         ending: Ending::default(),
+        labels: Labels::default(),
     });
     tokio::task::spawn_local(worker.ending.clone().follow(worker.shared.drain.clone()));
     let connections = TaskTracker::new();

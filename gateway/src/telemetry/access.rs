@@ -5,6 +5,7 @@
 //! sessions and raw connections, one per connection, go through `tracing`.
 
 use std::borrow::Cow;
+use std::fmt::{self, Write as _};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -33,8 +34,8 @@ pub struct HttpRecord {
     pub path: Text<64>,
     /// Static route's label, `container` or `none`; the same object each time is found fastest.
     pub route: Arc<str>,
-    /// Upstream address or target.
-    pub upstream: Option<Text<32>>,
+    /// Upstream address.
+    pub upstream: Option<SocketAddr>,
     /// Status of the answer.
     pub status: u16,
     /// Body bytes from the client.
@@ -52,6 +53,9 @@ pub struct HttpRecord {
 impl HttpRecord {
     /// Writes the line by `tracing`. [`super::AccessLog`] does it away from the request.
     pub(super) fn trace(&self) {
+        let mut upstream = Text::<48>::default();
+        // A text in memory takes everything.
+        let _ = write!(upstream, "{}", Upstream(self.upstream));
         info!(
             target: "access",
             kind = "http",
@@ -63,13 +67,25 @@ impl HttpRecord {
             host = %self.host,
             path = %self.path,
             route = %self.route,
-            upstream = self.upstream.as_ref().map_or("-", Text::as_str),
+            upstream = upstream.as_str(),
             status = self.status,
             bytes_in = self.bytes_in,
             bytes_out = self.bytes_out,
             ms = millis(self.duration),
             note = self.note.as_deref().unwrap_or("-"),
         );
+    }
+}
+
+/// An upstream as lines name it; `-` if there was none.
+pub(super) struct Upstream(pub(super) Option<SocketAddr>);
+
+impl fmt::Display for Upstream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(address) => address.fmt(f),
+            None => f.write_str("-"),
+        }
     }
 }
 

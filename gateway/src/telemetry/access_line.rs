@@ -6,8 +6,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use edd_daemon::telemetry::LogFormat;
 use time::OffsetDateTime;
 
-use super::Text;
-use super::access::{HttpRecord, millis};
+use super::access::{HttpRecord, Upstream, millis};
 
 /// Writes lines of one format.
 #[derive(Debug)]
@@ -47,7 +46,7 @@ impl Lines {
                 write!(
                     out,
                     "{date}.{micros:06}Z  INFO access: kind=\"http\" request_id={} revision={} \
-                     peer={} version={:?} method={:?} host={} path={} route={} upstream={:?} \
+                     peer={} version={:?} method={:?} host={} path={} route={} upstream=\"{}\" \
                      status={} bytes_in={} bytes_out={} ms={:?} note={:?}",
                     record.request_id,
                     record.revision,
@@ -57,7 +56,7 @@ impl Lines {
                     record.host,
                     record.path,
                     record.route,
-                    record.upstream.as_ref().map_or("-", Text::as_str),
+                    Upstream(record.upstream),
                     record.status,
                     record.bytes_in,
                     record.bytes_out,
@@ -83,12 +82,13 @@ impl Lines {
                 json(out, record.path.as_str())?;
                 out.extend_from_slice(b",\"route\":");
                 json(out, &record.route)?;
-                out.extend_from_slice(b",\"upstream\":");
-                json(out, record.upstream.as_ref().map_or("-", Text::as_str))?;
                 write!(
                     out,
-                    ",\"status\":{},\"bytes_in\":{},\"bytes_out\":{},\"ms\":",
-                    record.status, record.bytes_in, record.bytes_out
+                    ",\"upstream\":\"{}\",\"status\":{},\"bytes_in\":{},\"bytes_out\":{},\"ms\":",
+                    Upstream(record.upstream),
+                    record.status,
+                    record.bytes_in,
+                    record.bytes_out
                 )?;
                 serde_json::to_writer(&mut *out, &millis(record.duration))?;
                 out.extend_from_slice(b",\"note\":");
@@ -159,7 +159,7 @@ mod tests {
             host: "a.example".into(),
             path: "/index.html".into(),
             route: "a.example/".into(),
-            upstream: Some("127.0.0.1:80".into()),
+            upstream: Some("127.0.0.1:80".parse().unwrap()),
             status: 200,
             bytes_in: 0,
             bytes_out: 1_048_576,

@@ -5,7 +5,7 @@
 
 use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
-use std::hash::Hash;
+use std::hash::{BuildHasherDefault, Hash, Hasher};
 use std::rc::{Rc, Weak};
 use std::time::Duration;
 
@@ -30,7 +30,7 @@ pub struct IdlePool<K, C>(Rc<RefCell<Kept<K, C>>>);
 
 #[derive(Debug)]
 struct Kept<K, C> {
-    by_key: HashMap<K, VecDeque<Idle<C>>>,
+    by_key: HashMap<K, VecDeque<Idle<C>>, BuildHasherDefault<Quick>>,
     sweeping: bool,
 }
 
@@ -43,7 +43,7 @@ impl<K, C> Clone for IdlePool<K, C> {
 impl<K, C> Default for IdlePool<K, C> {
     fn default() -> Self {
         Self(Rc::new(RefCell::new(Kept {
-            by_key: HashMap::new(),
+            by_key: HashMap::default(),
             sweeping: false,
         })))
     }
@@ -51,13 +51,12 @@ impl<K, C> Default for IdlePool<K, C> {
 
 impl<K: Clone + Eq + Hash + 'static, C: Reusable> IdlePool<K, C> {
     /// The connection that was kept last, is alive and `fits`.
-    pub fn take(&self, key: &K, fits: impl Fn(&C) -> bool) -> Option<C> {
+    pub fn take(&self, key: &K, now: Instant, fits: impl Fn(&C) -> bool) -> Option<C> {
         let mut kept = self.0.borrow_mut();
         let queue = kept.by_key.get_mut(key)?;
-        let now = Instant::now();
         let mut found = None;
         while let Some(mut idle) = queue.pop_back() {
-            let fresh = now.duration_since(idle.since) < IDLE_MAX;
+            let fresh = now.saturating_duration_since(idle.since) < IDLE_MAX;
             if fresh && idle.connection.is_open() && fits(&idle.connection) {
                 found = Some(idle.connection);
                 break;
@@ -72,7 +71,7 @@ impl<K: Clone + Eq + Hash + 'static, C: Reusable> IdlePool<K, C> {
     /// Keeps a connection; beyond the limit the oldest of its key goes.
     ///
     /// Must be called on a `LocalSet`: the first one kept starts the sweeper.
-    pub fn put(&self, key: K, mut connection: C) {
+    pub fn put(&self, key: K, mut connection: C, now: Instant) {
         if !connection.is_open() {
             return;
         }
@@ -83,7 +82,7 @@ impl<K: Clone + Eq + Hash + 'static, C: Reusable> IdlePool<K, C> {
         }
         queue.push_back(Idle {
             connection,
-            since: Instant::now(),
+            since: now,
         });
         if !kept.sweeping {
             kept.sweeping = true;
@@ -131,6 +130,40 @@ const IDLE_PER_KEY_MAX: usize = 1024;
 /// A removed container's connections go within a second.
 const SWEEP_EVERY: Duration = Duration::from_millis(500);
 
+/// A hash in a few cycles. Keys come from routes and containers, not from clients.
+#[derive(Debug, Default)]
+struct Quick(u64);
+
+impl Hasher for Quick {
+    fn write(&mut self, bytes: &[u8]) {
+        let (words, rest) = bytes.as_chunks::<8>();
+        for word in words {
+            self.write_u64(u64::from_le_bytes(*word));
+        }
+        let last = rest
+            .iter()
+            .fold(1, |last, byte| last << 8 | u64::from(*byte));
+        self.write_u64(last);
+    }
+
+    fn write_u8(&mut self, byte: u8) {
+        self.write_u64(byte.into());
+    }
+
+    fn write_u16(&mut self, number: u16) {
+        self.write_u64(number.into());
+    }
+
+    fn write_u64(&mut self, word: u64) {
+        self.0 = (self.0.rotate_left(5) ^ word).wrapping_mul(0x517c_c1b7_2722_0a95);
+    }
+
+    fn finish(&self) -> u64 {
+        // Tables look at the upper bits too, where the product is best mixed.
+        self.0.rotate_left(26)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::cell::Cell;
@@ -171,10 +204,11 @@ mod tests {
     fn the_last_one_kept_is_taken_first_and_only_by_its_key() {
         run(async {
             let pool = IdlePool::default();
-            pool.put("a", fake(1));
-            pool.put("a", fake(2));
-            assert!(pool.take(&"b", |_| true).is_none());
-            let order = [(); 3].map(|()| pool.take(&"a", |_| true).map(|f| f.number));
+            pool.put("a", fake(1), Instant::now());
+            pool.put("a", fake(2), Instant::now());
+            assert!(pool.take(&"b", Instant::now(), |_| true).is_none());
+            let order =
+                [(); 3].map(|()| pool.take(&"a", Instant::now(), |_| true).map(|f| f.number));
             assert_eq!(order, [Some(2), Some(1), None]);
             assert!(pool.is_empty());
         });
@@ -185,13 +219,15 @@ mod tests {
         run(async {
             let pool = IdlePool::default();
             let dead = fake(3);
-            pool.put("a", fake(1));
-            pool.put("a", fake(2));
-            pool.put("a", dead.clone());
+            pool.put("a", fake(1), Instant::now());
+            pool.put("a", fake(2), Instant::now());
+            pool.put("a", dead.clone(), Instant::now());
             dead.open.set(false);
-            let taken = pool.take(&"a", |f| f.number != 2).map(|f| f.number);
+            let taken = pool
+                .take(&"a", Instant::now(), |f| f.number != 2)
+                .map(|f| f.number);
             assert_eq!(taken, Some(1));
-            pool.put("a", dead);
+            pool.put("a", dead, Instant::now());
             assert!(pool.is_empty());
         });
     }
@@ -200,15 +236,15 @@ mod tests {
     fn idle_ones_age_out_without_traffic() {
         run(async {
             let pool = IdlePool::default();
-            pool.put("a", fake(1));
+            pool.put("a", fake(1), Instant::now());
             tokio::time::advance(Duration::from_secs(3)).await;
-            pool.put("a", fake(2));
+            pool.put("a", fake(2), Instant::now());
             tokio::time::sleep(Duration::from_secs(2)).await;
             assert_eq!(pool.len(), 1);
             tokio::time::sleep(Duration::from_secs(4)).await;
             assert!(pool.is_empty());
             // The sweeper has ended; the next connection starts another.
-            pool.put("a", fake(3));
+            pool.put("a", fake(3), Instant::now());
             tokio::time::sleep(Duration::from_secs(6)).await;
             assert!(pool.is_empty());
         });
@@ -219,10 +255,10 @@ mod tests {
         run(async {
             let pool = IdlePool::default();
             for number in 0..=IDLE_PER_KEY_MAX {
-                pool.put("a", fake(number));
+                pool.put("a", fake(number), Instant::now());
             }
             assert_eq!(pool.len(), IDLE_PER_KEY_MAX);
-            let newest = pool.take(&"a", |_| true).map(|f| f.number);
+            let newest = pool.take(&"a", Instant::now(), |_| true).map(|f| f.number);
             assert_eq!(newest, Some(IDLE_PER_KEY_MAX));
         });
     }

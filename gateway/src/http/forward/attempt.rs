@@ -4,8 +4,9 @@ use std::future::poll_fn;
 use std::pin::pin;
 use std::task::Poll;
 
+use tokio::time::Instant;
+
 use super::failure::Failure;
-use crate::http::alarm::Alarm;
 use crate::http::decide::Upstream;
 use crate::http::downstream::Downstream;
 use crate::http::side::Client;
@@ -19,7 +20,7 @@ pub(super) async fn connection<C: Client>(
     client: &mut C,
     upstream: &Upstream,
     down: &Downstream,
-    _alarm: &mut Alarm,
+    now: Instant,
     reuse: bool,
 ) -> Result<(H1<Socket>, bool), Failure> {
     let worker = &down.worker;
@@ -30,7 +31,7 @@ pub(super) async fn connection<C: Client>(
         admission,
         ..
     } = upstream;
-    if reuse && let Some(mut kept) = worker.pool.h1.take(key, |kept| kept.is_of(admission)) {
+    if reuse && let Some(mut kept) = worker.pool.h1.take(key, now, |kept| kept.is_of(admission)) {
         kept.counted = shared.metrics.upstream_active();
         return Ok((kept, true));
     }

@@ -6,6 +6,7 @@
 
 use std::future::poll_fn;
 
+use tokio::time::Instant;
 use tracing::debug;
 
 use super::alarm::Alarm;
@@ -27,8 +28,8 @@ use run::{End, Run};
 /// How an exchange leaves its client's connection.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Finished {
-    /// As far as this exchange is concerned it may go on.
-    Open,
+    /// As far as this exchange is concerned it may go on; the last of it was written then.
+    Open(Instant),
     /// Nothing more may follow on it: something is unfinished, or it was said so.
     Last,
 }
@@ -84,19 +85,24 @@ async fn pass_on<C: Client>(
         // The second time nothing is left to chance.
         let reuse = retries < RETRIES_MAX;
         let (mut server, reused) =
-            attempt::connection(client, &forward.upstream, down, alarm, reuse).await?;
-        exchange.upstream = Some(server.peer.to_string());
-        let mut run = Run::new(&forward, exchange, down);
+            attempt::connection(client, &forward.upstream, down, exchange.begun, reuse).await?;
+        exchange.upstream = Some(server.peer);
+        let now = match retries {
+            0 => exchange.begun,
+            _ => Instant::now(),
+        };
+        let mut run = Run::new(&forward, exchange, down, now);
         let end = poll_fn(|cx| run.poll(cx, client, &mut server, alarm)).await;
         match end {
-            End::Complete { reusable } => {
+            End::Complete { reusable, at } => {
+                exchange.ended(at);
                 wire::give_back(forward.ask.head);
                 if server.is_reusable() {
                     server.counted = worker.shared.metrics.upstream_idle();
-                    worker.pool.h1.put(forward.upstream.key, server);
+                    worker.pool.h1.put(forward.upstream.key, server, at);
                 }
                 return Ok(match reusable {
-                    true => Finished::Open,
+                    true => Finished::Open(at),
                     false => Finished::Last,
                 });
             }
@@ -138,7 +144,7 @@ async fn own<C: Client>(
     alarm: &mut Alarm,
 ) -> Finished {
     exchange.status = answer.status;
-    let text = answer.body(form, &exchange.request_id);
+    let text = answer.body(form, exchange.request_id.as_str());
     let digits = text.len().to_string();
     let seconds = answer.retry_after_secs.map(|secs| secs.to_string());
     let mut fields: smallvec::SmallVec<[Field<'_>; 4]> = smallvec::smallvec![
@@ -161,12 +167,12 @@ async fn own<C: Client>(
         reason: b"",
         fields: &fields,
         body,
-        request_id: &exchange.request_id,
+        request_id: exchange.request_id.as_str(),
         switched_to: None,
         close: answer.close || down.worker.ending.stage() != Stage::Serving,
     });
     let limit = down.worker.shared.config.timeouts.stream_idle;
-    let due = tokio::time::Instant::now() + limit;
+    let due = Instant::now() + limit;
     let mut put = false;
     let written = poll_fn(|cx| {
         if !std::mem::replace(&mut put, true) {
@@ -191,7 +197,7 @@ async fn own<C: Client>(
     if !exchange.is_head {
         exchange.bytes_out += length;
     }
-    Finished::Open
+    Finished::Open(Instant::now())
 }
 
 const RETRIES_MAX: u32 = 2;

@@ -29,6 +29,8 @@ pub(super) enum End {
     Complete {
         /// Whether the request is complete too.
         reusable: bool,
+        /// When the last of it was written.
+        at: Instant,
     },
     /// The answer has begun and is cut; so is the client's connection or stream.
     Cut,
@@ -79,8 +81,8 @@ impl<'r> Run<'r> {
         forward: &'r Forward,
         exchange: &'r mut Exchange,
         down: &'r Downstream,
+        now: Instant,
     ) -> Self {
-        let now = Instant::now();
         Self {
             forward,
             exchange,
@@ -187,8 +189,7 @@ impl<'r> Run<'r> {
                     Room::Full
                 })
             });
-            let bytes_in = &self.exchange.bytes_in;
-            bytes_in.set(bytes_in.get() + count);
+            self.exchange.bytes_in += count;
             match polled {
                 Poll::Ready(Ok(())) => {
                     moved = true;
@@ -302,6 +303,7 @@ impl<'r> Run<'r> {
         if self.heard_all && self.up != Up::Open {
             return Err(End::Complete {
                 reusable: self.up == Up::Over,
+                at: Instant::now(),
             });
         }
         Ok(moved)
@@ -353,7 +355,12 @@ impl<'r> Run<'r> {
                 }
                 Due::Body => return Err(End::Failed(Failure::ClientStalled)),
                 Due::Answer => return Err(End::Failed(Failure::TimedOut)),
-                Due::Upload => return Err(End::Complete { reusable: false }),
+                Due::Upload => {
+                    return Err(End::Complete {
+                        reusable: false,
+                        at: self.moved_at,
+                    });
+                }
                 Due::Silence => {
                     let note = match server.poll_ready(cx).is_pending()
                         || client.poll_ready(cx).is_ready()
@@ -445,7 +452,7 @@ fn answer<C: Client>(
         reason: view.reason,
         fields: &passing,
         body: view.body,
-        request_id: &exchange.request_id,
+        request_id: exchange.request_id.as_str(),
         switched_to: match switched {
             true => Some(fields::first(view.fields, b"upgrade").unwrap_or_default()),
             false => None,

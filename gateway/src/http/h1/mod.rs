@@ -78,10 +78,10 @@ where
     async fn serve(&mut self, down: &Downstream) {
         let mut watch = None;
         let ending = &down.worker.ending;
-        let mut first = true;
+        let mut since = None;
         loop {
             let turn = match self
-                .next(down, first, &mut |cx| {
+                .next(down, since, &mut |cx| {
                     watch.get_or_insert_with(|| ending.watch(cx.waker()));
                 })
                 .await
@@ -89,10 +89,10 @@ where
                 Next::Turn(turn) => turn,
                 Next::Over => return,
             };
-            first = false;
             let finished = forward::serve(&mut self.peer, turn, down, &mut self.alarm).await;
-            if finished == Finished::Last || !self.peer.goes_on() {
-                return;
+            match finished {
+                Finished::Open(at) if self.peer.goes_on() => since = Some(at),
+                Finished::Open(_) | Finished::Last => return,
             }
         }
     }

@@ -40,22 +40,19 @@ where
 {
     /// Waits for a request and plans it.
     ///
-    /// A head has its time from its first byte, however slowly it comes; `first` ones from the
-    /// connection's begin. `polled` is called with each context.
+    /// A head has its time from its first byte, however slowly it comes; the first one, which has
+    /// no answer before it, from now on. `polled` is called with each context.
     pub(super) async fn next(
         &mut self,
         down: &Downstream,
-        first: bool,
+        since: Option<Instant>,
         polled: &mut impl FnMut(&Context<'_>),
     ) -> Next {
         let timeouts = &down.worker.shared.config.timeouts;
-        let begun = Instant::now();
-        let mut due = begun
-            + if first {
-                timeouts.header
-            } else {
-                timeouts.idle
-            };
+        let mut due = match since {
+            Some(since) => since + timeouts.idle,
+            None => Instant::now() + timeouts.header,
+        };
         let mut partial = false;
         poll_fn(|cx| {
             polled(cx);
@@ -79,7 +76,7 @@ where
                     }
                     Read::Partial => {
                         self.peer.wire.keep(input, 0, true);
-                        if !std::mem::replace(&mut partial, true) && !first {
+                        if !std::mem::replace(&mut partial, true) && since.is_some() {
                             due = Instant::now() + timeouts.header;
                         }
                     }
