@@ -71,11 +71,13 @@ impl Trailers {
 /// Whether a field may not be sent as a trailer: framing, routing, request modifiers, authentication, and what says how
 /// to read the body that has already passed.
 pub fn is_forbidden_trailer(name: &[u8]) -> bool {
-    const FORBIDDEN: [&[u8]; 48] = [
+    const FORBIDDEN: [&[u8]; 46] = [
         b"accept-encoding",
         b"age",
         b"authorization",
         b"cache-control",
+        b"client-cert",
+        b"client-cert-chain",
         b"connection",
         b"content-encoding",
         b"content-length",
@@ -113,23 +115,21 @@ pub fn is_forbidden_trailer(name: &[u8]) -> bool {
         b"via",
         b"warning",
         b"www-authenticate",
-        b"x-forwarded-for",
-        b"x-forwarded-host",
-        b"x-forwarded-port",
-        b"x-forwarded-proto",
         b"x-http-method-override",
         b"x-real-ip",
         b"x-request-id",
     ];
     // A name with `_` is the same name for CGI-style upstreams.
-    let same = |known: &[u8]| {
+    let same = |known: &[u8], name: &[u8]| {
         known.len() == name.len()
             && known
                 .iter()
                 .zip(name)
                 .all(|(k, n)| n.eq_ignore_ascii_case(k) || (*k == b'-' && *n == b'_'))
     };
-    FORBIDDEN.iter().any(|known| same(known))
+    const FORWARDED: &[u8] = b"x-forwarded-";
+    let start = name.get(..FORWARDED.len()).unwrap_or_default();
+    same(FORWARDED, start) || FORBIDDEN.iter().any(|known| same(known, name))
 }
 
 #[cfg(test)]
@@ -145,6 +145,8 @@ mod tests {
             "Authorization",
             "X-Forwarded-For",
             "x_forwarded_for",
+            "X-Forwarded-Anything",
+            "Client-Cert",
             "Set-Cookie",
         ] {
             assert!(is_forbidden_trailer(name.as_bytes()), "{name}");
