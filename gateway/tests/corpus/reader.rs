@@ -46,12 +46,21 @@ impl Case {
 
     /// The fields of an HTTP/2 request: name and value.
     pub(crate) fn fields(&self) -> Vec<(Vec<u8>, Vec<u8>)> {
+        self.fields_of("h")
+    }
+
+    /// Those of its trailers.
+    pub(crate) fn trailers(&self) -> Vec<(Vec<u8>, Vec<u8>)> {
+        self.fields_of("t")
+    }
+
+    fn fields_of(&self, wanted: &str) -> Vec<(Vec<u8>, Vec<u8>)> {
         let mut fields = Vec::new();
         let mut times = 1;
         for (key, value) in &self.lines {
             match key.as_str() {
                 "repeat" => times = value.parse().expect("a number"),
-                "h" => {
+                key if key == wanted => {
                     // A pseudo field begins with a colon of its own.
                     let colon = value.char_indices().skip(1).find(|(_, c)| *c == ':');
                     let (name, value) = match colon {

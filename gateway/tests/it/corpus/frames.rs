@@ -39,27 +39,15 @@ pub(super) async fn ask(gateway: &Gateway, case: &Case) -> Outcome {
         .expect("a handshake");
     let mut out = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
     frame(&mut out, SETTINGS, 0, 0, b"");
-    let mut block = Vec::new();
-    for (name, value) in case.fields() {
-        // Literal without indexing, a new name, no Huffman.
-        block.push(0);
-        string(&mut block, &name);
-        string(&mut block, &value);
-    }
     let body = case.get("body").map(|_| case.body());
-    let mut flags = if body.is_none() { END_STREAM } else { 0 };
-    let mut pieces = block.chunks(FRAME_MAX).peekable();
-    let mut kind = HEADERS;
-    while let Some(piece) = pieces.next() {
-        if pieces.peek().is_none() {
-            flags |= END_HEADERS;
-        }
-        frame(&mut out, kind, flags, 1, piece);
-        flags = 0;
-        kind = CONTINUATION;
-    }
+    let trailers = case.trailers();
+    let end = |is_last| if is_last { END_STREAM } else { 0 };
+    headers(&mut out, end(body.is_none()), &case.fields());
     if let Some(body) = body {
-        frame(&mut out, DATA, END_STREAM, 1, &body);
+        frame(&mut out, DATA, end(trailers.is_empty()), 1, &body);
+    }
+    if !trailers.is_empty() {
+        headers(&mut out, END_STREAM, &trailers);
     }
     // It may refuse in the middle.
     let _ = stream.write_all(&out).await;
@@ -88,6 +76,27 @@ pub(super) async fn ask(gateway: &Gateway, case: &Case) -> Outcome {
         if !more(&case.name, &mut stream, &mut bytes).await {
             return Outcome::Closed;
         }
+    }
+}
+
+/// A header block as one HEADERS frame and as many CONTINUATIONs as it takes.
+fn headers(out: &mut Vec<u8>, mut flags: u8, fields: &[(Vec<u8>, Vec<u8>)]) {
+    let mut block = Vec::new();
+    for (name, value) in fields {
+        // Literal without indexing, a new name, no Huffman.
+        block.push(0);
+        string(&mut block, name);
+        string(&mut block, value);
+    }
+    let mut pieces = block.chunks(FRAME_MAX).peekable();
+    let mut kind = HEADERS;
+    while let Some(piece) = pieces.next() {
+        if pieces.peek().is_none() {
+            flags |= END_HEADERS;
+        }
+        frame(out, kind, flags, 1, piece);
+        flags = 0;
+        kind = CONTINUATION;
     }
 }
 
