@@ -33,7 +33,8 @@ Commands:
   up --check [--data DIR]   walk the tour with real clients on a stack of its own, beside a running
                             `up`, and exit 0 or 1 (DIR: data/check, wiped)
      --profile NAME         for both: build with this cargo profile (dev-release)
-  test                      fetch what the tests need, then format check, lints, all tests
+  test [--fetch]            fetch what the tests need, then format check, lints, all tests
+                            (--fetch: only the first, and print where it lies)
   fuzz [SECONDS [TARGET..]] run the fuzz targets, each for that long (30; needs nightly and c++)
   bench                     measure the gateway beside other proxies: CPU time per request, in a
                             table and in bench/results (docs/benchmarks.md)
@@ -54,6 +55,7 @@ fn main() -> ExitCode {
     let done = child::catch_signals().and_then(|()| match args.as_slice() {
         ["up", flags @ ..] => up(flags),
         ["test"] => test::run(),
+        ["test", "--fetch"] => test::fetch(),
         ["fuzz", rest @ ..] => test::fuzz(rest),
         ["bench", rest @ ..] => bench::run(rest),
         [] | ["help" | "--help" | "-h"] => {

@@ -27,7 +27,7 @@ const RUSTDOC_FLAGS: &str =
 /// Runs every part; the first that fails ends it.
 pub(crate) fn run() -> Result<()> {
     let mut parts = Parts::new("test");
-    let tools = parts.run("programs for the tests", Tools::ensure)?;
+    let tools = parts.run("programs for the tests", Tools::ensure_for_tests)?;
     parts.run("cargo fmt --check", || {
         child::run(
             cargo().args(["fmt", "--all", "--check"]),
@@ -74,6 +74,18 @@ pub(crate) fn fuzz(args: &[&str]) -> Result<()> {
         }
     };
     fuzz::run(names, time, &host()?)
+}
+
+/// Only the programs, and the variables under which `cargo test` alone finds them.
+pub(crate) fn fetch() -> Result<()> {
+    let tools = Tools::ensure_for_tests()?;
+    let mut command = Command::new("cargo");
+    tools.set_environment(&mut command)?;
+    for (name, value) in command.get_envs() {
+        let value = value.unwrap_or_default().to_string_lossy();
+        println!("export {}='{value}'", name.to_string_lossy());
+    }
+    Ok(())
 }
 
 /// `cargo tree` resolves features as the build does; `cargo metadata` would also

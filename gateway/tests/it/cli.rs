@@ -68,6 +68,7 @@ fn every_bad_flag_and_variable_is_reported_at_once_with_exit_code_64() {
     );
 }
 
+/// C18: two listeners raced for one port, the loser only logged.
 #[test]
 fn a_fixed_listener_inside_the_dynamic_range_is_refused() {
     let folder = TempDir::new().unwrap();
@@ -136,6 +137,7 @@ fn a_start_without_usable_routes_and_without_a_last_good_table_exits_64() {
     );
 }
 
+/// R5: a listener that could not bind was only logged.
 #[test]
 fn taken_ports_are_all_named_in_one_line_with_exit_code_1() {
     let folder = TempDir::new().unwrap();

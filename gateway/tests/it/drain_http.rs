@@ -35,6 +35,7 @@ async fn on_command() -> (Origin, mpsc::Receiver<()>, mpsc::Sender<()>) {
     (origin, coming, go)
 }
 
+/// R4: a stop cut uploads and answers under way.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn answers_under_way_are_finished_and_idle_connections_closed() {
     let (origin, mut coming, go) = on_command().await;

@@ -129,6 +129,7 @@ async fn no_first_bytes_hurt_any_listener() {
     still_serves(&gateway).await;
 }
 
+/// S13: nothing had a deadline before and while the first bytes were read.
 #[tokio::test]
 async fn whoever_says_nothing_or_half_is_sent_away_at_the_deadline() {
     let gateway = gateway().await;
@@ -218,6 +219,7 @@ async fn a_hello_may_come_byte_by_byte() {
     assert!(answer.starts_with("HTTP/1.1 404 "), "{answer}");
 }
 
+/// S13: nothing capped the connections in all.
 #[tokio::test]
 async fn at_the_cap_new_ones_are_refused_and_live_ones_live() {
     let options = Options::default().flag("--max-connections", "3");
@@ -254,6 +256,7 @@ async fn at_the_cap_new_ones_are_refused_and_live_ones_live() {
     drop(containers);
 }
 
+/// S13: nothing capped the connections of one address.
 #[tokio::test]
 async fn an_address_cannot_take_all_the_room() {
     let options = Options::default().flag("--max-connections-per-ip", "2");

@@ -120,6 +120,7 @@ async fn a_route_that_leads_back_to_the_gateway_is_a_502() {
     gateway.stop().await;
 }
 
+/// C19: redirects hung on the number that the listener was bound to.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_http_port_redirects_to_the_public_https_port() {
     let routes = "routes:\n- {host: a.test, target: '127.0.0.1:1'}\n";

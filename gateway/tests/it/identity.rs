@@ -33,6 +33,7 @@ const CLAIMS: [&str; 14] = [
     "x-hop: 1",
 ];
 
+/// S2, S15: upstreams believed the client's own fields.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_cannot_speak_for_others() {
     let origin = Origin::friendly("127.64.0.2").await;

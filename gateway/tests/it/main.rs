@@ -2,6 +2,7 @@
 
 mod caps;
 mod cli;
+mod clients;
 mod control;
 mod corpus;
 mod cut;
@@ -11,6 +12,7 @@ mod http;
 mod http1;
 mod http2;
 mod identity;
+mod lessons;
 mod limits;
 mod logs;
 mod ports;
@@ -25,4 +27,5 @@ mod tls_hello;
 mod tls_swaps;
 mod tls_tickets;
 mod upgrade;
+mod upstreams_misbehave;
 mod whole;

@@ -84,6 +84,7 @@ async fn other_bytes_go_raw_to_the_one_owner_and_back_whole() {
     assert!(heard.unwrap() == sent);
 }
 
+/// C22: protocols in which the server speaks first hung.
 #[tokio::test]
 async fn a_server_that_speaks_first_is_heard_after_half_a_second() {
     let (_gateway, mut containers, port) = gateway().await;
@@ -107,6 +108,7 @@ async fn a_server_that_speaks_first_is_heard_after_half_a_second() {
     assert_eq!(hear(&mut stream).await.unwrap(), b"221 bye\r\n");
 }
 
+/// C22: a first segment under four bytes was rejected.
 #[tokio::test]
 async fn bytes_that_never_become_clear_go_raw_too() {
     let (_gateway, mut containers, port) = gateway().await;

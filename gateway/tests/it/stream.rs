@@ -63,6 +63,7 @@ async fn read_until(stream: &mut TcpStream, text: &str) {
     timeout(DEADLINE, look).await.expect(text);
 }
 
+/// C14: answers sat in a buffer until it was full.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn events_arrive_one_by_one() {
     let (origin, count) = ticker().await;

@@ -48,6 +48,7 @@ async fn shown(gateway: &Gateway, name: &str) -> CertificateDer<'static> {
     leaf(&stream.unwrap())
 }
 
+/// R6: a renewed certificate was never loaded.
 #[tokio::test]
 async fn the_name_chooses_and_a_renewed_pair_is_served_without_a_restart() {
     let (default, more) = (pair(&["a.example"]), pair(&["*.b.example"]));

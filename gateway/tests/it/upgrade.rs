@@ -53,6 +53,7 @@ async fn a_websocket_echoes() {
     gateway.stop().await;
 }
 
+/// C10: neither side's end was passed on to the other.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn any_protocol_may_be_switched_to_and_half_closed() {
     let origin = shouter().await;
@@ -71,6 +72,7 @@ async fn any_protocol_may_be_switched_to_and_half_closed() {
     gateway.stop().await;
 }
 
+/// S1: the mere wish to upgrade made a raw pipe of the connection.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_a_101_the_connection_stays_http() {
     let origin = Origin::friendly("127.64.0.2").await;

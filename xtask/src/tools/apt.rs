@@ -58,7 +58,7 @@ pub(super) fn unpack(package: &str, tools: &Path) -> Result<()> {
     apt.forget_archives()
 }
 
-fn remove_folder(folder: &Path) -> Result<()> {
+pub(super) fn remove_folder(folder: &Path) -> Result<()> {
     match fs::remove_dir_all(folder) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             Err(error).with_context(|| format!("cannot remove {}", folder.display()))

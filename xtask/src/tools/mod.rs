@@ -16,6 +16,7 @@ use crate::child;
 use crate::workspace;
 
 mod apt;
+mod python;
 
 /// A program and the Debian package that has it. Servers first: their packages bring clients.
 #[derive(Clone, Copy, Eq, Ord, PartialEq, PartialOrd)]
@@ -32,16 +33,36 @@ pub(crate) enum Program {
     SshKeygen,
     /// The HTTP client.
     Curl,
+    /// The HTTP/2 client of nghttp2.
+    Nghttp,
+    /// Its HTTP/2 server.
+    Nghttpd,
+    /// Runs clients and servers from PyPI ([`python`]).
+    Python,
+    /// Slow attackers.
+    Slowhttptest,
+    /// Judges TLS servers.
+    Testssl,
 }
 
 impl Program {
-    const ALL: [Self; 6] = [
+    /// What the product's own commands need.
+    const PRODUCT: [Self; 6] = [
         Self::Sshd,
         Self::NatsServer,
         Self::Ssh,
         Self::Sftp,
         Self::SshKeygen,
         Self::Curl,
+    ];
+
+    /// What the tests need besides.
+    const TESTS: [Self; 5] = [
+        Self::Nghttp,
+        Self::Nghttpd,
+        Self::Python,
+        Self::Slowhttptest,
+        Self::Testssl,
     ];
 
     fn name(self) -> &'static str {
@@ -52,6 +73,11 @@ impl Program {
             Self::Sftp => "sftp",
             Self::SshKeygen => "ssh-keygen",
             Self::Curl => "curl",
+            Self::Nghttp => "nghttp",
+            Self::Nghttpd => "nghttpd",
+            Self::Python => "python3",
+            Self::Slowhttptest => "slowhttptest",
+            Self::Testssl => "testssl",
         }
     }
 
@@ -61,6 +87,11 @@ impl Program {
             Self::NatsServer => "nats-server",
             Self::Ssh | Self::Sftp | Self::SshKeygen => "openssh-client",
             Self::Curl => "curl",
+            Self::Nghttp => "nghttp2-client",
+            Self::Nghttpd => "nghttp2-server",
+            Self::Python => "python3",
+            Self::Slowhttptest => "slowhttptest",
+            Self::Testssl => "testssl.sh",
         }
     }
 }
@@ -68,14 +99,29 @@ impl Program {
 /// Every program, with its path.
 pub(crate) struct Tools {
     paths: BTreeMap<Program, PathBuf>,
+    /// Where the packages from PyPI are, if they were asked for.
+    python_packages: Option<PathBuf>,
 }
 
 impl Tools {
-    /// Finds or fetches every program. Says what it fetches; silent about what is there.
+    /// Finds or fetches every program that the product's commands need. Says what it fetches;
+    /// silent about what is there.
     pub(crate) fn ensure() -> Result<Self> {
+        Self::find_or_fetch(&Program::PRODUCT)
+    }
+
+    /// Those and what the tests need: more clients and servers, and packages from PyPI.
+    pub(crate) fn ensure_for_tests() -> Result<Self> {
+        let mut tools = Self::find_or_fetch(&[&Program::PRODUCT[..], &Program::TESTS].concat())?;
+        let packages = python::ensure(tools.path(Program::Python)?, &workspace::tools_dir())?;
+        tools.python_packages = Some(packages);
+        Ok(tools)
+    }
+
+    fn find_or_fetch(programs: &[Program]) -> Result<Self> {
         let tools = workspace::tools_dir();
         let mut paths = BTreeMap::new();
-        for program in Program::ALL {
+        for &program in programs {
             let path = match find(program, &tools)? {
                 Some(path) => path,
                 None => fetch(program, &tools)?,
@@ -83,7 +129,10 @@ impl Tools {
             paths.insert(program, path);
         }
         prepare_for_root()?;
-        Ok(Self { paths })
+        Ok(Self {
+            paths,
+            python_packages: None,
+        })
     }
 
     /// The path of a program.
@@ -112,18 +161,25 @@ impl Tools {
         (unpacked && session.exists()).then_some(session)
     }
 
-    /// Tells a child process where the programs are: the two variables that our tests and
-    /// services read, and a `PATH` that ends with the folders of all of them.
+    /// Tells a child process where the programs are: the variables that our tests and services
+    /// read, and a `PATH` that ends with the folders of all of them.
     pub(crate) fn set_environment(&self, command: &mut Command) -> Result<()> {
         command.env("EDD_NATS_SERVER", self.path(Program::NatsServer)?);
         command.env("EDD_SSHD", self.path(Program::Sshd)?);
         command.env("PATH", self.search_path()?);
+        if let Some(packages) = &self.python_packages {
+            command.env("EDD_PYTHON_PACKAGES", packages);
+        }
         Ok(())
     }
 
     fn search_path(&self) -> Result<OsString> {
         let mut folders: Vec<PathBuf> = search_folders().collect();
-        for folder in self.paths.values().filter_map(|path| path.parent()) {
+        let used = self.paths.values().filter_map(|path| path.parent());
+        // What a fetched program calls was unpacked beside it.
+        let root = workspace::tools_dir().join(Program::Testssl.package());
+        let beside = root.join("usr/bin");
+        for folder in used.chain(beside.is_dir().then_some(&*beside)) {
             if !folders.iter().any(|known| known == folder) {
                 folders.push(folder.to_path_buf());
             }

@@ -1,5 +1,6 @@
 //! The command line as a shell sees it, and who owns what in the repository.
 
+mod lessons;
 mod ownership;
 
 use std::process::{Command, Output};

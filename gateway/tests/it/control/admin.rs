@@ -85,6 +85,7 @@ async fn starting_ends_without_usable_streams_too() {
     gateway.stop().await;
 }
 
+/// R4: readiness was not lowered at SIGTERM.
 #[tokio::test(flavor = "multi_thread")]
 async fn readiness_is_withdrawn_while_draining() {
     let bus = Bus::start().await;

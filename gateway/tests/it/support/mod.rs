@@ -2,6 +2,7 @@
 
 #![allow(dead_code, unused_imports, reason = "each test file uses its part")]
 
+pub(crate) mod ask;
 mod bus;
 pub(crate) mod client;
 pub(crate) mod containers;
@@ -9,6 +10,7 @@ mod curl;
 mod gateway;
 mod origin;
 pub(crate) mod process;
+pub(crate) mod python;
 mod table;
 pub(crate) mod tls;
 

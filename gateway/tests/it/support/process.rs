@@ -16,7 +16,7 @@ use super::DEADLINE;
 pub(crate) struct Process {
     pub(crate) addresses: HashMap<String, SocketAddr>,
     lines: mpsc::Receiver<String>,
-    _child: Child,
+    child: Child,
 }
 
 impl Process {
@@ -56,7 +56,7 @@ impl Process {
         let mut process = Self {
             addresses: HashMap::new(),
             lines,
-            _child: child,
+            child,
         };
         while process.addresses.len() < 4 {
             let line = process.line("\"listening\"").await;
@@ -74,7 +74,18 @@ impl Process {
 
     /// Its process id.
     pub(crate) fn id(&self) -> u32 {
-        self._child.id().expect("it runs")
+        self.child.id().expect("it runs")
+    }
+
+    /// The most memory it had in use so far, in KiB.
+    pub(crate) fn peak_kib(&self) -> usize {
+        let pid = self.child.id().expect("it runs");
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
+        let line = status.lines().find(|line| line.starts_with("VmHWM:"));
+        let number = line.and_then(|line| line.split_whitespace().nth(1));
+        number
+            .and_then(|number| number.parse().ok())
+            .expect("a number")
     }
 
     /// The next line of its log with this text.
