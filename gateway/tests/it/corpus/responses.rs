@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
+use tokio::sync::Notify;
 
 use super::client::Client;
 use super::reader::{self, Case};
@@ -138,5 +139,45 @@ async fn responses_become_what_the_corpus_says() {
         cases.len(),
         wrong.join("\n")
     );
+    gateway.stop().await;
+}
+
+/// An answer that nobody asked for waits on an idle connection for the next request.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_that_comes_unasked_is_nobodys() {
+    let (say, sayer) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let (go, gone) = (Arc::clone(&say), Arc::clone(&sayer));
+    let upstream = Origin::raw("127.0.0.1", move |number, mut stream| {
+        let (go, gone) = (Arc::clone(&go), Arc::clone(&gone));
+        async move {
+            while !read_head(&mut stream).await.is_empty() {
+                let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n{number}");
+                let _ = stream.write_all(answer.as_bytes()).await;
+                go.notified().await;
+                let evil = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil";
+                let _ = stream.write_all(evil).await;
+                gone.notify_one();
+            }
+        }
+    })
+    .await;
+    let routes = format!(
+        "routes:\n- {{host: a.example, target: '{}'}}\n",
+        upstream.address
+    );
+    let gateway = Gateway::start(Options::routes(routes).flag("--workers", "1")).await;
+    for expected in [b"0", b"1"] {
+        let mut client = Client::dial(&gateway).await;
+        let ask = b"GET / HTTP/1.1\r\nHost: a.example\r\nConnection: close\r\n\r\n";
+        client.stream.write_all(ask).await.expect("asked");
+        let answer = client.answer("unasked", false).await.expect("an answer");
+        assert_eq!(
+            answer.body.escape_ascii().to_string(),
+            expected.escape_ascii().to_string()
+        );
+        say.notify_one();
+        // On loopback what was written has arrived.
+        sayer.notified().await;
+    }
     gateway.stop().await;
 }
