@@ -1,8 +1,13 @@
 //! Ends connections that nobody serves.
 
+use std::future::poll_fn;
+use std::io;
+use std::mem::MaybeUninit;
+use std::pin::Pin;
+use std::task::{Poll, ready};
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncRead as _, AsyncWriteExt as _, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
@@ -14,16 +19,26 @@ pub(super) async fn close(mut stream: TcpStream, last: &[u8]) {
     let farewell = async {
         stream.write_all(last).await?;
         stream.shutdown().await?;
-        let mut rest = [0; 4096];
         for _ in 0..DISCARD_READS {
-            if stream.read(&mut rest).await? == 0 {
+            if discard(&mut stream).await? == 0 {
                 break;
             }
         }
-        std::io::Result::Ok(())
+        io::Result::Ok(())
     };
     // Whatever happens, it is closed after this.
     let _ = timeout(FAREWELL, farewell).await;
+}
+
+/// Reads and forgets. While it waits it holds no buffer.
+async fn discard(stream: &mut TcpStream) -> io::Result<usize> {
+    poll_fn(|cx| {
+        let mut scratch = [const { MaybeUninit::uninit() }; 4096];
+        let mut read = ReadBuf::uninit(&mut scratch);
+        ready!(Pin::new(&mut *stream).poll_read(cx, &mut read))?;
+        Poll::Ready(Ok(read.filled().len()))
+    })
+    .await
 }
 
 /// How long a client may take to notice.

@@ -1,6 +1,7 @@
 //! What becomes of an accepted connection: detection, TLS, and whoever speaks the protocol.
 
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -25,6 +26,23 @@ use crate::tls::{HandshakeError, Secured};
 
 /// Serves one connection to its end. Every wait in here has a deadline.
 pub(super) async fn serve(accepted: Accepted, worker: &Rc<Worker>, ssh: &SshServer) {
+    // Each part of its life is boxed and gone when it is over: who is served for
+    // hours does not hold what it took to find out what it speaks, and who has
+    // said nothing yet does not hold what it takes to serve it.
+    if let Some((rest, _held)) = Box::pin(begin(accepted, worker, ssh)).await {
+        rest.await;
+    }
+}
+
+/// The rest of a connection's life.
+type Rest<'w> = Pin<Box<dyn Future<Output = ()> + 'w>>;
+
+/// Finds out whose it is and what it speaks; returns whoever serves it, if anyone does.
+async fn begin<'w>(
+    accepted: Accepted,
+    worker: &'w Rc<Worker>,
+    ssh: &SshServer,
+) -> Option<(Rest<'w>, Held)> {
     let Accepted {
         mut stream,
         peer: messenger,
@@ -36,7 +54,8 @@ pub(super) async fn serve(accepted: Accepted, worker: &Rc<Worker>, ssh: &SshServ
         && !shared.table().port_has_rules(port)
     {
         shared.metrics.connection_refused("no_rule");
-        return close(stream, b"").await;
+        close(stream, b"").await;
+        return None;
     }
     let begun = Instant::now();
     let mut patience = Patience {
@@ -58,13 +77,13 @@ pub(super) async fn serve(accepted: Accepted, worker: &Rc<Worker>, ssh: &SshServ
         Err(unidentified) => {
             debug!(peer = %messenger, ?door, %unidentified, "refused");
             shared.metrics.connection_refused(unidentified.label());
-            return;
+            return None;
         }
     };
     if let Err(refused) = held.count_for(peer.ip()) {
         debug!(%peer, ?door, %refused, "refused");
         shared.metrics.connection_refused(refused.label());
-        return;
+        return None;
     }
     let first = read_first(&mut stream, bytes, patience).await;
     let connection = Connection {
@@ -74,11 +93,19 @@ pub(super) async fn serve(accepted: Accepted, worker: &Rc<Worker>, ssh: &SshServ
         begun,
         deadline: patience.deadline,
     };
-    match door {
-        Door::Dynamic(port) => connection.dynamic(port, stream, first, ssh, held).await,
-        Door::PublicHttp => connection.public_http(stream, first).await,
-        Door::PublicHttps => connection.public_https(stream, first).await,
-    }
+    let rest = match (door, first) {
+        (Door::Dynamic(_), First::Known(Verdict::Ssh, bytes)) => {
+            match stream.into_std() {
+                Ok(stream) => ssh.hand_over(stream, bytes, peer, held),
+                Err(error) => debug!(%peer, %error, "connection lost on its way to SSH"),
+            }
+            return None;
+        }
+        (Door::Dynamic(port), first) => connection.dynamic(port, stream, first).await,
+        (Door::PublicHttp, first) => connection.public_http(stream, first).await,
+        (Door::PublicHttps, first) => connection.public_https(stream, first).await,
+    };
+    rest.map(|rest| (rest, held))
 }
 
 /// What is known of a connection from its first byte to its last.
@@ -91,11 +118,11 @@ struct Connection<'w> {
     deadline: Instant,
 }
 
-impl Connection<'_> {
-    async fn public_http(self, stream: TcpStream, first: First) {
+impl<'w> Connection<'w> {
+    async fn public_http(self, stream: TcpStream, first: First) -> Option<Rest<'w>> {
         match first {
-            First::Known(Verdict::Http1, bytes) => self.http1(stream, bytes).await,
-            First::Known(Verdict::Http2Preface, bytes) => self.http2(stream, bytes).await,
+            First::Known(Verdict::Http1, bytes) => return Some(self.http1(stream, bytes)),
+            First::Known(Verdict::Http2Preface, bytes) => return Some(self.http2(stream, bytes)),
             First::Known(..) => self.answer(stream, Answer::NotHttp).await,
             First::Ended(bytes) | First::Silent(bytes) if !bytes.is_empty() => {
                 self.answer(stream, Answer::NotHttp).await;
@@ -105,11 +132,14 @@ impl Connection<'_> {
             }
             First::Ended(_) | First::Gone | First::Silent(_) | First::TimedOut(..) => {}
         }
+        None
     }
 
-    async fn public_https(self, stream: TcpStream, first: First) {
+    async fn public_https(self, stream: TcpStream, first: First) -> Option<Rest<'w>> {
         match first {
-            First::Known(Verdict::Tls(hello), bytes) => self.tls(stream, bytes, hello).await,
+            First::Known(Verdict::Tls(hello), bytes) => {
+                return self.tls(stream, bytes, hello).await;
+            }
             First::Known(Verdict::BadTls(error), _) => self.bad_tls(stream, error).await,
             First::Known(Verdict::Http1 | Verdict::Http2Preface, _) => {
                 self.answer(stream, Answer::NotTls).await;
@@ -123,55 +153,50 @@ impl Connection<'_> {
             | First::Silent(_)
             | First::TimedOut(_, false) => close(stream, b"").await,
         }
+        None
     }
 
-    async fn dynamic(
-        self,
-        port: u16,
-        stream: TcpStream,
-        first: First,
-        ssh: &SshServer,
-        held: Held,
-    ) {
+    async fn dynamic(self, port: u16, stream: TcpStream, first: First) -> Option<Rest<'w>> {
         match first {
-            First::Known(Verdict::Http1, bytes) => self.http1(stream, bytes).await,
-            First::Known(Verdict::Http2Preface, bytes) => self.http2(stream, bytes).await,
-            First::Known(Verdict::Ssh, bytes) => match stream.into_std() {
-                Ok(stream) => ssh.hand_over(stream, bytes, self.peer, held),
-                Err(error) => {
-                    debug!(peer = %self.peer, %error, "connection lost on its way to SSH")
-                }
-            },
+            First::Known(Verdict::Http1, bytes) => Some(self.http1(stream, bytes)),
+            First::Known(Verdict::Http2Preface, bytes) => Some(self.http2(stream, bytes)),
             First::Known(Verdict::Tls(hello), bytes) => self.tls(stream, bytes, hello).await,
-            First::Known(Verdict::BadTls(error), _) => self.bad_tls(stream, error).await,
+            First::Known(Verdict::BadTls(error), _) => {
+                self.bad_tls(stream, error).await;
+                None
+            }
             First::Known(_, bytes)
             | First::Silent(bytes)
             | First::Ended(bytes)
             | First::TimedOut(bytes, false) => self.raw(port, stream, bytes).await,
             First::TimedOut(_, true) => {
                 self.worker.shared.metrics.tls_handshake("timeout", "none");
+                None
             }
-            First::Gone => {}
+            First::Gone => None,
         }
     }
 
-    async fn raw(self, port: u16, stream: TcpStream, bytes: Bytes) {
-        let table = self.worker.shared.table();
+    async fn raw(self, port: u16, stream: TcpStream, bytes: Bytes) -> Option<Rest<'w>> {
+        let shared = &self.worker.shared;
+        let table = shared.table();
         match table.decide_raw(port) {
             Ok(to) => {
                 let stream = Prefixed::new(bytes, stream);
-                let shared = &self.worker.shared;
-                tcp::raw(shared, stream, self.peer, to, RawKind::Tcp, table.revision).await;
+                let revision = table.revision;
+                let raw = tcp::raw(shared, stream, self.peer, to, RawKind::Tcp, revision);
+                Some(Box::pin(raw))
             }
             Err(refusal) => {
                 debug!(peer = %self.peer, port, %refusal, "closed");
-                self.worker.shared.metrics.connection_refused("no_owner");
+                shared.metrics.connection_refused("no_owner");
                 close(stream, b"").await;
+                None
             }
         }
     }
 
-    async fn tls(self, stream: TcpStream, bytes: Bytes, hello: ClientHello) {
+    async fn tls(self, stream: TcpStream, bytes: Bytes, hello: ClientHello) -> Option<Rest<'w>> {
         let shared = &self.worker.shared;
         let table = shared.table();
         let name = hello.sni.as_deref().map(Host::parse);
@@ -184,42 +209,49 @@ impl Connection<'_> {
             }
             Some(Err(_)) => TlsDecision::Terminate,
         };
+        let revision = table.revision;
+        drop(table);
         match decision {
             TlsDecision::Close(refusal) => {
                 debug!(peer = %self.peer, door = ?self.door, %refusal, "closed");
                 shared.metrics.connection_refused("tls_name");
                 close(stream, &alert(UNRECOGNIZED_NAME)).await;
+                None
             }
             TlsDecision::Passthrough(to) => {
                 let stream = Prefixed::new(bytes, stream);
                 let kind = RawKind::TlsPassthrough;
-                tcp::raw(shared, stream, self.peer, to, kind, table.revision).await;
+                let raw = tcp::raw(shared, stream, self.peer, to, kind, revision);
+                Some(Box::pin(raw))
             }
             TlsDecision::Terminate => {
-                drop(table);
-                self.terminate(Prefixed::new(bytes, stream), hello.sni)
-                    .await;
+                let stream = Prefixed::new(bytes, stream);
+                // Boxed: most that wait have not come so far.
+                Box::pin(self.terminate(stream, hello.sni)).await
             }
         }
     }
 
-    async fn terminate(self, stream: Prefixed<TcpStream>, sni: Option<String>) {
+    async fn terminate(self, stream: Prefixed<TcpStream>, sni: Option<String>) -> Option<Rest<'w>> {
         let certs = &self.worker.shared.certs;
         match certs.accept(stream, sni, self.deadline).await {
             Ok((stream, secured)) => {
                 let h2 = secured.alpn_h2;
                 let facts = self.facts(Some(secured));
-                if h2 {
-                    serve_h2(stream, facts, self.worker).await;
-                } else {
-                    serve_h1(stream, facts, self.worker).await;
-                }
+                Some(match h2 {
+                    true => Box::pin(serve_h2(stream, facts, self.worker)),
+                    false => Box::pin(serve_h1(stream, facts, self.worker)),
+                })
             }
             Err(HandshakeError::Failed { error, stream }) => {
                 debug!(peer = %self.peer, %error, "TLS handshake failed");
                 close(stream.into_parts().1, b"").await;
+                None
             }
-            Err(HandshakeError::TimedOut) => debug!(peer = %self.peer, "TLS handshake timed out"),
+            Err(HandshakeError::TimedOut) => {
+                debug!(peer = %self.peer, "TLS handshake timed out");
+                None
+            }
         }
     }
 
@@ -234,14 +266,14 @@ impl Connection<'_> {
         close(stream, text.as_bytes()).await;
     }
 
-    async fn http1(self, stream: TcpStream, bytes: Bytes) {
+    fn http1(self, stream: TcpStream, bytes: Bytes) -> Rest<'w> {
         let stream = Prefixed::new(bytes, stream);
-        serve_h1(stream, self.facts(None), self.worker).await;
+        Box::pin(serve_h1(stream, self.facts(None), self.worker))
     }
 
-    async fn http2(self, stream: TcpStream, bytes: Bytes) {
+    fn http2(self, stream: TcpStream, bytes: Bytes) -> Rest<'w> {
         let stream = Prefixed::new(bytes, stream);
-        serve_h2(stream, self.facts(None), self.worker).await;
+        Box::pin(serve_h2(stream, self.facts(None), self.worker))
     }
 
     fn facts(&self, tls: Option<Secured>) -> ConnectionFacts {
@@ -264,3 +296,25 @@ const UNRECOGNIZED_NAME: u8 = 112;
 
 /// Contract with users of server-first protocols: so long their clients wait for the first byte.
 const SILENCE: Duration = Duration::from_millis(500);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn size<A, B, C, F>(_: impl FnOnce(A, B, C) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    type Thread = &'static Rc<Worker>;
+    type Ssh = &'static SshServer;
+
+    /// S13: what a connection costs before it has said anything, and what is left of that after.
+    #[test]
+    fn waiting_and_being_served_hold_little() {
+        let waiting = size(|a: Accepted, w: Thread, s: Ssh| begin(a, w, s));
+        let around = size(|a: Accepted, w: Thread, s: Ssh| serve(a, w, s));
+        eprintln!("waiting {waiting}, around what serves {around}");
+        assert!(waiting <= 2048, "{waiting}");
+        assert!(around <= 512, "{around}");
+    }
+}
