@@ -1,15 +1,20 @@
-//! Gibibytes in flat memory.
+//! Much of everything: gibibytes in flat memory, and a thousand event streams of which two end.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 use tokio::time::timeout;
 
 use crate::support::ask::{Asker, H1, H2, Question, Speaks, unwatched, upload};
 use crate::support::process::Process;
-use crate::support::{Bus, DEADLINE, Origin, eventually, free_port, read_head};
+use crate::support::{
+    Bus, DEADLINE, Gateway, Options, Origin, Table, eventually, free_port, read_head,
+};
 
 const HOST: &str = "big1.compute.localhost";
 const GIB: u64 = 1 << 30;
@@ -155,4 +160,158 @@ async fn upload_part(mut stream: h2::SendStream<Bytes>, mut piece: Bytes) -> h2:
         stream.send_data(part, false).expect("sent");
     }
     stream
+}
+
+/// Counts its open streams and says a number on each whenever the test counts up.
+async fn ticker() -> (Origin, Arc<AtomicUsize>, watch::Sender<usize>) {
+    let (count, counted) = watch::channel(0);
+    let open = Arc::new(AtomicUsize::new(0));
+    let opened = Arc::clone(&open);
+    let origin = Origin::raw("127.64.0.2", move |_, mut stream: TcpStream| {
+        let (mut counted, open) = (counted.clone(), Arc::clone(&opened));
+        async move {
+            if read_head(&mut stream).await.is_empty() {
+                return;
+            }
+            open.fetch_add(1, Ordering::SeqCst);
+            let head = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n";
+            let _ = stream.write_all(head.as_bytes()).await;
+            let mut end = [0];
+            loop {
+                let event = format!("data: {}\n\n", *counted.borrow_and_update());
+                if stream.write_all(event.as_bytes()).await.is_err() {
+                    break;
+                }
+                tokio::select! {
+                    changed = counted.changed() => if changed.is_err() { break },
+                    _ = stream.read(&mut end) => break,
+                }
+            }
+            open.fetch_sub(1, Ordering::SeqCst);
+        }
+    })
+    .await;
+    (origin, open, count)
+}
+
+/// What a client of an event stream has seen.
+#[derive(Default)]
+struct Listening {
+    /// One more than the last number.
+    heard: AtomicU64,
+    over: AtomicUsize,
+}
+
+impl Listening {
+    fn take(&self, events: &[u8]) {
+        let count = events.iter().filter(|&&byte| byte == b'd').count();
+        self.heard.fetch_add(count as u64, Ordering::SeqCst);
+    }
+}
+
+/// C10, C16: a thousand containers with an event stream each, half of the clients on HTTP/1.1 and
+/// half as streams of five connections of HTTP/2: two of them end, and exactly their streams do.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_a_thousand_event_streams_exactly_the_revoked_ones_end() {
+    const COUNT: usize = 1000;
+    let (origin, open, count) = ticker().await;
+    let gateway = Gateway::start(Options::default()).await;
+    let mut table = Table::of(&gateway);
+    let mut listenings = Vec::new();
+    let mut senders = Vec::new();
+    for number in 0..COUNT {
+        let id = format!("c{number}");
+        table.run(&id, 80, origin.address);
+        let host = format!("{id}.compute.localhost");
+        let listening = Arc::new(Listening::default());
+        listenings.push(Arc::clone(&listening));
+        if number % 2 == 0 {
+            let mut h1 = H1::dial(gateway.addresses.http).await;
+            h1.say(format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n"))
+                .await;
+            tokio::spawn(async move {
+                let (line, _) = h1.head().await.expect("a head");
+                assert!(line.contains(" 200 "), "{line}");
+                // The first event may have come with the head.
+                listening.take(&h1.rest());
+                let mut events = [0; 1024];
+                while let Ok(len @ 1..) = h1.stream.read(&mut events).await {
+                    listening.take(&events[..len]);
+                }
+                listening.over.store(1, Ordering::SeqCst);
+            });
+        } else {
+            if number % 200 == 1 {
+                senders.push(H2::dial(gateway.addresses.http).await);
+            }
+            let h2 = senders.last_mut().expect("one");
+            let head = H2::head(&Question::get(&host, "/"));
+            let mut ready = h2.send.clone().ready().await.expect("open");
+            let (answer, stream) = ready.send_request(head, true).unwrap();
+            tokio::spawn(async move {
+                let _stream = stream;
+                let mut body = answer.await.expect("a head").into_body();
+                while let Some(Ok(events)) = body.data().await {
+                    let _ = body.flow_control().release_capacity(events.len());
+                    listening.take(&events);
+                }
+                listening.over.store(1, Ordering::SeqCst);
+            });
+        }
+    }
+    eventually("all are open", || async {
+        open.load(Ordering::SeqCst) == COUNT
+    })
+    .await;
+    let others = |number: usize| number != 400 && number != 701;
+    for round in 1..=3 {
+        if round == 2 {
+            table.remove("c400");
+            table.remove("c701");
+            let gone = async {
+                while listenings[400].over.load(Ordering::SeqCst) == 0
+                    || listenings[701].over.load(Ordering::SeqCst) == 0
+                {
+                    tokio::time::sleep(Duration::from_millis(2)).await;
+                }
+            };
+            timeout(Duration::from_secs(1), gone)
+                .await
+                .expect("within a second");
+        }
+        let before: Vec<_> = listenings
+            .iter()
+            .map(|listening| listening.heard.load(Ordering::SeqCst))
+            .collect();
+        count.send(round).unwrap();
+        let begun = std::time::Instant::now();
+        loop {
+            // Who still waits for the round's event.
+            let deaf: Vec<_> = (0..COUNT)
+                .filter(|&number| round == 1 || others(number))
+                .filter(|&n| listenings[n].heard.load(Ordering::SeqCst) <= before[n])
+                .map(|n| (n, before[n], listenings[n].over.load(Ordering::SeqCst)))
+                .collect();
+            if deaf.is_empty() {
+                break;
+            }
+            assert!(
+                begun.elapsed() < DEADLINE,
+                "round {round}: {} of {COUNT} hear nothing (number, events before, over): {:?}",
+                deaf.len(),
+                &deaf[..deaf.len().min(20)]
+            );
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+    for (number, listening) in listenings.iter().enumerate() {
+        let over = listening.over.load(Ordering::SeqCst) == 1;
+        assert_eq!(over, !others(number), "{number}");
+    }
+    eventually("their upstreams are let go", || async {
+        open.load(Ordering::SeqCst) == COUNT - 2
+    })
+    .await;
+    drop(senders);
+    gateway.stop().await;
 }

@@ -254,6 +254,11 @@ impl H1 {
         head.expect("a head in time")
     }
 
+    /// What was read beyond what was understood.
+    pub(crate) fn rest(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.buffer)
+    }
+
     /// Reads that many bytes of a body and drops them; false if it ends earlier.
     pub(crate) async fn swallow(&mut self, mut len: u64) -> bool {
         len -= std::mem::take(&mut self.buffer).len() as u64;
