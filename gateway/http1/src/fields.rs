@@ -51,23 +51,6 @@ impl<'h, 'b> Fields<'h, 'b> {
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
-
-    /// The values of every field of that name, whatever its case.
-    pub fn all<'n>(&self, name: &'n [u8]) -> impl Iterator<Item = &'b [u8]> + use<'h, 'b, 'n> {
-        self.iter()
-            .filter(move |(n, _)| n.eq_ignore_ascii_case(name))
-            .map(|(_, value)| value)
-    }
-
-    /// The value of the first field of that name, whatever its case.
-    pub fn first(&self, name: &[u8]) -> Option<&'b [u8]> {
-        self.all(name).next()
-    }
-
-    /// What the `Connection` fields name, blanks removed.
-    pub fn connection_options(&self) -> impl Iterator<Item = &'b [u8]> + use<'h, 'b> {
-        self.all(b"connection").flat_map(tokens)
-    }
 }
 
 /// The members of a comma-separated value, without blanks around and without empty ones (RFC 9110, section 5.6.1).
@@ -84,8 +67,6 @@ pub(crate) struct ConnectionOptions {
     pub(crate) close: bool,
     pub(crate) keep_alive: bool,
     pub(crate) upgrade: bool,
-    /// Names of fields that end here too.
-    pub(crate) names_fields: bool,
 }
 
 impl ConnectionOptions {
@@ -101,8 +82,6 @@ impl ConnectionOptions {
                 self.keep_alive = true;
             } else if option.eq_ignore_ascii_case(b"upgrade") {
                 self.upgrade = true;
-            } else {
-                self.names_fields = true;
             }
         }
         true

@@ -48,19 +48,6 @@ pub struct RequestHead<'h, 'b> {
     pub path: &'b str,
     /// Query of the target, without its question mark. Raw.
     pub query: Option<&'b str>,
-    names_fields: bool,
-}
-
-impl RequestHead<'_, '_> {
-    /// Whether `Connection` names the field, which then ends here (RFC 9110, section 7.6.1).
-    #[inline]
-    pub fn is_named_by_connection(&self, name: &[u8]) -> bool {
-        self.names_fields
-            && self
-                .fields
-                .connection_options()
-                .any(|option| option.eq_ignore_ascii_case(name))
-    }
 }
 
 /// Why a request's head is refused. After any of these the connection closes.
@@ -214,7 +201,6 @@ pub fn parse_request<'h, 'b>(
         host: facts.host,
         path,
         query,
-        names_fields: facts.names_fields,
     };
     Ok(Progress::Complete(head, end))
 }
@@ -357,7 +343,6 @@ struct Facts<'b> {
     expect_continue: bool,
     upgrade: Option<&'b str>,
     host: Option<&'b str>,
-    names_fields: bool,
 }
 
 impl<'b> Facts<'b> {
@@ -423,7 +408,6 @@ impl<'b> Facts<'b> {
             expect_continue: expects && has_body && !is_old,
             upgrade,
             host,
-            names_fields: options.names_fields,
         })
     }
 }

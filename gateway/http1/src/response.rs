@@ -9,11 +9,9 @@ use crate::framing::{Framing, FramingError};
 use crate::lines::{LineError, Section, section};
 use crate::{FIELDS_MAX, Limits, Progress, Version};
 
-/// What was asked, as far as it decides whether the answer has a body (RFC 9112, section 6.3).
+/// What was asked, as far as it decides whether the answer has a body (RFC 9112, section 6.3). CONNECT never is.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Question {
-    /// CONNECT: a 2xx has no body.
-    Connect,
     /// HEAD: no answer has a body.
     Head,
     /// Anything else.
@@ -50,7 +48,6 @@ pub struct ResponseHead<'h, 'b> {
     pub content_length: Option<u64>,
     /// Whether the connection may be used again after this answer.
     pub keep_alive: bool,
-    names_fields: bool,
 }
 
 impl ResponseHead<'_, '_> {
@@ -58,16 +55,6 @@ impl ResponseHead<'_, '_> {
     #[inline]
     pub fn is_interim(&self) -> bool {
         matches!(self.status, 100 | 102..=199)
-    }
-
-    /// Whether `Connection` names the field, which then ends here (RFC 9110, section 7.6.1).
-    #[inline]
-    pub fn is_named_by_connection(&self, name: &[u8]) -> bool {
-        self.names_fields
-            && self
-                .fields
-                .connection_options()
-                .any(|option| option.eq_ignore_ascii_case(name))
     }
 }
 
@@ -166,10 +153,7 @@ pub fn parse_response<'h, 'b>(
     if is_interim && announces {
         return Err(ResponseError::InterimBody);
     }
-    let bodiless = is_interim
-        || matches!(line.status, 204 | 304)
-        || question == Question::Head
-        || (question == Question::Connect && (200..300).contains(&line.status));
+    let bodiless = is_interim || matches!(line.status, 204 | 304) || question == Question::Head;
     let body = match framing {
         _ if bodiless => ResponseBody::None,
         Framing { chunked: true, .. } => ResponseBody::Chunked,
@@ -193,7 +177,6 @@ pub fn parse_response<'h, 'b>(
         body,
         content_length: framing.length,
         keep_alive,
-        names_fields: options.names_fields,
     };
     Ok(Progress::Complete(head, end))
 }

@@ -17,7 +17,7 @@ fn read(bytes: &[u8], question: Question) -> Outcome {
 
 #[test]
 fn bodies_are_delimited_as_rfc_9112_says() {
-    use Question::{Connect, Head, Other};
+    use Question::{Head, Other};
     use ResponseBody::{Chunked, Length, None, UntilClose};
     for (question, text, body, keep_alive) in [
         (Other, "1.1 200 OK\r\nContent-Length: 5", Length(5), true),
@@ -62,8 +62,6 @@ fn bodies_are_delimited_as_rfc_9112_says() {
         (Head, "1.1 200 OK\r\nContent-Length: 5", None, true),
         (Head, "1.1 200 OK", None, true),
         (Head, "1.1 200 OK\r\nTransfer-Encoding: chunked", None, true),
-        (Connect, "1.1 200 OK", None, true),
-        (Connect, "1.1 403 No\r\nContent-Length: 5", Length(5), true),
     ] {
         let bytes = format!("HTTP/{text}\r\n\r\n");
         let status = text[4..7].parse().unwrap();
