@@ -37,6 +37,21 @@ impl Source {
         matches!(self, Self::Over)
     }
 
+    /// How much is to come, where that is known.
+    pub(crate) fn remaining(&self) -> Option<u64> {
+        match self {
+            Self::Framed(reader) => reader.remaining(),
+            Self::Over | Self::Raw => None,
+        }
+    }
+
+    /// So much was taken past this.
+    pub(crate) fn advance(&mut self, count: u64) {
+        if let Self::Framed(reader) = self {
+            reader.advance(count);
+        }
+    }
+
     /// Hands on what is in `bytes`, until `take` has no room.
     pub(crate) fn read(
         &mut self,
@@ -157,6 +172,13 @@ pub(crate) enum Sink {
 }
 
 impl Sink {
+    /// So much was put past this.
+    pub(crate) fn advance(&mut self, count: u64) {
+        if let Self::Length(owed) = self {
+            *owed = owed.saturating_sub(count);
+        }
+    }
+
     /// Writes a piece. The end of [`Sink::Raw`] is the caller's to show.
     pub(crate) fn put<I: AsyncWrite + Unpin>(
         &mut self,

@@ -31,6 +31,7 @@ mod policy;
 mod request_id;
 mod rewrite;
 pub(crate) mod side;
+pub(crate) mod splice;
 mod trace;
 pub(crate) mod wire;
 

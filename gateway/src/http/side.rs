@@ -10,8 +10,10 @@
 use std::task::{Context, Poll};
 
 use edd_http1::Trailers;
+use tokio::net::TcpStream;
 
 use super::head::{HostField, Version};
+use super::splice::Bulk;
 
 /// Name and value of a field, bytes as they came.
 pub(crate) type Field<'v> = (&'v [u8], &'v [u8]);
@@ -188,6 +190,22 @@ pub(crate) trait Outlet {
     ///
     /// `gently`: what was written before may still arrive (an upstream broke off); else at once.
     fn abort(&mut self, gently: bool);
+
+    /// What is to come from here, where it may be taken from the socket itself.
+    fn bulk(&self) -> Option<Bulk<'_>> {
+        None
+    }
+
+    /// So much was taken from the socket.
+    fn bulk_taken(&mut self, _count: u64) {}
+
+    /// The socket, where bytes may be put into it past this side: all that was put is written.
+    fn bulk_to(&self) -> Option<&TcpStream> {
+        None
+    }
+
+    /// So much was put into the socket.
+    fn bulk_put(&mut self, _count: u64) {}
 }
 
 /// The client of an exchange. Its head is already read.

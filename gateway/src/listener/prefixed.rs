@@ -25,6 +25,11 @@ impl<S> Prefixed<S> {
         &self.stream
     }
 
+    /// Whether all of the prefix was read again.
+    pub fn is_drained(&self) -> bool {
+        self.prefix.is_empty()
+    }
+
     /// What of the prefix has not been read again, and the stream.
     pub fn into_parts(self) -> (Bytes, S) {
         (self.prefix, self.stream)

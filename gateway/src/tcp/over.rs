@@ -16,11 +16,21 @@ pub(crate) fn reset(stream: &TcpStream) {
 pub trait OverTcp {
     /// The connection.
     fn tcp(&self) -> &TcpStream;
+
+    /// The connection, if its bytes are the stream's: nothing is between them, and nothing is
+    /// kept here.
+    fn plain(&self) -> Option<&TcpStream> {
+        None
+    }
 }
 
 impl OverTcp for TcpStream {
     fn tcp(&self) -> &TcpStream {
         self
+    }
+
+    fn plain(&self) -> Option<&TcpStream> {
+        Some(self)
     }
 }
 
@@ -28,11 +38,29 @@ impl OverTcp for Socket {
     fn tcp(&self) -> &TcpStream {
         self.get_ref()
     }
+
+    fn plain(&self) -> Option<&TcpStream> {
+        Some(self.get_ref())
+    }
+}
+
+impl<S: OverTcp> OverTcp for Box<S> {
+    fn tcp(&self) -> &TcpStream {
+        (**self).tcp()
+    }
+
+    fn plain(&self) -> Option<&TcpStream> {
+        (**self).plain()
+    }
 }
 
 impl<S: OverTcp> OverTcp for Prefixed<S> {
     fn tcp(&self) -> &TcpStream {
         self.get_ref().tcp()
+    }
+
+    fn plain(&self) -> Option<&TcpStream> {
+        self.get_ref().plain().filter(|_| self.is_drained())
     }
 }
 

@@ -11,12 +11,14 @@ use edd_http1::{BodyReader, Limits, Progress, Question, ResponseBody, Slots, par
 use edd_route::Admission;
 use smallvec::SmallVec;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
 
 use super::Reusable;
 use crate::http::body::{self, Sink, Source};
 use crate::http::side::{
     AnswerBody, AnswerView, Ask, Event, Field, Outlet, Piece, RequestBody, Room, Server, SideError,
 };
+use crate::http::splice::Bulk;
 use crate::http::wire::Wire;
 use crate::tcp::{OverTcp, reset};
 use crate::telemetry::ConnectionGauge;
@@ -129,6 +131,27 @@ impl<I: AsyncRead + AsyncWrite + OverTcp + Unpin> Outlet for H1<I> {
     fn abort(&mut self, _gently: bool) {
         self.keep_alive = false;
         reset(self.wire.io().tcp());
+    }
+
+    fn bulk(&self) -> Option<Bulk<'_>> {
+        let from = self.wire.io().plain().filter(|_| !self.wire.has_kept())?;
+        let left = self.source.as_ref()?.remaining()?;
+        Some(Bulk { from, left })
+    }
+
+    fn bulk_taken(&mut self, count: u64) {
+        if let Some(source) = &mut self.source {
+            source.advance(count);
+        }
+    }
+
+    fn bulk_to(&self) -> Option<&TcpStream> {
+        let ready = matches!(self.sink, Sink::Length(_)) && self.wire.is_flushed();
+        self.wire.io().plain().filter(|_| ready)
+    }
+
+    fn bulk_put(&mut self, count: u64) {
+        self.sink.advance(count);
     }
 }
 

@@ -18,8 +18,10 @@ use crate::http::exchange::Exchange;
 use crate::http::fields;
 use crate::http::plan::Forward;
 use crate::http::side::{
-    AnswerBody, AnswerHead, AnswerView, Client, Event, Piece, RequestBody, Room, Server,
+    AnswerBody, AnswerHead, AnswerView, Client, Event, Outlet, Piece, RequestBody, Room, Server,
+    SideError,
 };
+use crate::http::splice::{Moved, Splice, State};
 use crate::listener::Stage;
 
 /// How an attempt ends.
@@ -60,6 +62,8 @@ pub(super) struct Run<'r> {
     half_since: Option<Instant>,
     /// Registered only for what lives long.
     revoked: Option<Revoked>,
+    splice_up: Splice,
+    splice_down: Splice,
 }
 
 /// How far the request's body is.
@@ -98,6 +102,8 @@ impl<'r> Run<'r> {
             moved_at: now,
             half_since: None,
             revoked: None,
+            splice_up: Splice::default(),
+            splice_down: Splice::default(),
         }
     }
 
@@ -177,6 +183,26 @@ impl<'r> Run<'r> {
                 }
                 Poll::Pending => return Ok(moved),
             }
+            if let Some((bytes, state)) = spliced(&mut self.splice_up, cx, client, server) {
+                self.exchange.bytes_in += bytes.read;
+                moved |= bytes != Moved::default();
+                match state {
+                    State::Done | State::Unable => continue,
+                    State::Starved => {
+                        self.up_awaits_client = true;
+                        break;
+                    }
+                    State::Blocked => return Ok(moved),
+                    State::Gone => {
+                        self.up = Up::Refused;
+                        break;
+                    }
+                    State::Broke(error) => {
+                        let failure = Failure::ClientBroke(SideError::Broke(error));
+                        return Err(self.cut(client, failure, "client broke off", false));
+                    }
+                }
+            }
             let (mut over, mut refused, mut count) = (false, false, 0);
             let polled = client.poll_body(cx, |cx, piece| {
                 match piece {
@@ -239,6 +265,20 @@ impl<'r> Run<'r> {
                 Poll::Ready(Ok(())) => {}
                 Poll::Ready(Err(_)) => return Err(self.left(client)),
                 Poll::Pending => return Ok(moved),
+            }
+            if let Some((bytes, state)) = spliced(&mut self.splice_down, cx, server, client) {
+                self.exchange.bytes_out += bytes.written;
+                moved |= bytes != Moved::default();
+                match state {
+                    State::Done | State::Unable => continue,
+                    State::Starved => break,
+                    State::Blocked => return Ok(moved),
+                    State::Gone => return Err(self.left(client)),
+                    State::Broke(error) => {
+                        let failure = Failure::Broke(SideError::Broke(error));
+                        return Err(self.cut(client, failure, "upstream broke off", true));
+                    }
+                }
             }
             let mut switch = false;
             let mut gone = false;
@@ -430,6 +470,28 @@ impl<'r> Run<'r> {
         client.abort(gently);
         End::Cut
     }
+}
+
+/// Moves bytes from socket to socket, where that is possible and worth it.
+fn spliced<F: Outlet, T: Outlet>(
+    splice: &mut Splice,
+    cx: &mut Context<'_>,
+    from: &mut F,
+    to: &mut T,
+) -> Option<(Moved, State)> {
+    let left = from.bulk()?.left;
+    if !splice.wants(left) {
+        return None;
+    }
+    // Nothing may be overtaken.
+    if to.poll_flush(cx).is_pending() {
+        return None;
+    }
+    let bulk = from.bulk()?;
+    let (moved, state) = splice.poll(cx, bulk, to.bulk_to()?);
+    from.bulk_taken(moved.read);
+    to.bulk_put(moved.written);
+    Some((moved, state))
 }
 
 /// Writes the head of the answer; true after a switch.

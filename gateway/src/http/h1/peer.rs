@@ -6,6 +6,7 @@ use std::task::{Context, Poll, ready};
 use edd_http1::write;
 use edd_http1::{BodyReader, RequestHead};
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
 
 use crate::http::body::{Sink, Source, cut_short};
 use crate::http::fields::Kind;
@@ -14,7 +15,9 @@ use crate::http::rewrite::length_field;
 use crate::http::side::{
     AnswerBody, AnswerHead, Client, Field, Outlet, Piece, RequestBody, RequestView, Room, SideError,
 };
+use crate::http::splice::Bulk;
 use crate::http::wire::Wire;
+use crate::tcp::OverTcp;
 
 /// The client's end of a connection.
 #[derive(Debug)]
@@ -153,7 +156,7 @@ pub(super) fn view<'v>(head: &RequestHead<'_, 'v>, fields: &'v [Field<'v>]) -> R
     }
 }
 
-impl<I: AsyncRead + AsyncWrite + Unpin> Outlet for Peer<I> {
+impl<I: AsyncRead + AsyncWrite + OverTcp + Unpin> Outlet for Peer<I> {
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SideError>> {
         self.wire.poll_room(cx).map_err(SideError::Broke)
     }
@@ -187,9 +190,28 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Outlet for Peer<I> {
     fn abort(&mut self, gently: bool) {
         self.cut = Some(if gently { Cut::Gently } else { Cut::Hard });
     }
+
+    fn bulk(&self) -> Option<Bulk<'_>> {
+        let from = self.wire.io().plain().filter(|_| !self.wire.has_kept())?;
+        let left = self.source.remaining()?;
+        Some(Bulk { from, left })
+    }
+
+    fn bulk_taken(&mut self, count: u64) {
+        self.source.advance(count);
+    }
+
+    fn bulk_to(&self) -> Option<&TcpStream> {
+        let ready = matches!(self.sink, Sink::Length(_)) && self.wire.is_flushed();
+        self.wire.io().plain().filter(|_| ready)
+    }
+
+    fn bulk_put(&mut self, count: u64) {
+        self.sink.advance(count);
+    }
 }
 
-impl<I: AsyncRead + AsyncWrite + Unpin> Client for Peer<I> {
+impl<I: AsyncRead + AsyncWrite + OverTcp + Unpin> Client for Peer<I> {
     fn poll_body(
         &mut self,
         cx: &mut Context<'_>,
