@@ -11,7 +11,7 @@
 //!
 //! Reading: [`parse_request`], [`parse_response`] on a buffer that grows until
 //! the head is whole, then [`BodyReader`] on what follows. The same bytes give
-//! the same outcome however they are split. Writing: [`write`]. From HTTP/2:
+//! the same outcome however they are split. Writing: [`mod@write`]. From HTTP/2:
 //! [`translate`].
 //!
 //! ```
