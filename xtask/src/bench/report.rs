@@ -166,7 +166,7 @@ impl Report {
     fn best(&self, cells: &[(&'static str, Cell)]) -> Option<(&'static str, f64)> {
         cells
             .iter()
-            .filter(|(label, _)| !matches!(self.kind(label), Kind::Gateway | Kind::Floor))
+            .filter(|(label, _)| self.kind(label).is_peer())
             .filter_map(|(label, cell)| Some((*label, cell.judged()?)))
             .min_by(|(_, one), (_, other)| one.total_cmp(other))
     }

@@ -9,6 +9,8 @@ pub(super) struct Row {
     pub(super) title: &'static str,
     /// Over TLS or plain.
     pub(super) tls: bool,
+    /// Large bodies.
+    pub(super) bulk: bool,
     /// The subcommand of `edd-bench measure` with its flags.
     pub(super) load: &'static [&'static str],
     /// What is compared.
@@ -28,19 +30,13 @@ pub(super) enum Judged {
     Latency,
 }
 
-impl Row {
-    /// The plain relay can do this one.
-    pub(super) fn has_floor(&self) -> bool {
-        !self.tls
-    }
-}
-
 /// All rows.
 pub(super) const ROWS: [Row; 11] = [
     Row {
         name: "h1-plain",
         title: "HTTP/1.1, plain, 1 KiB, 32 connections",
         tls: false,
+        bulk: false,
         load: &["requests", "--connections=32", "--path=/1k", "--body=1024"],
         judged: Judged::Cpu,
         target: 0.88,
@@ -49,6 +45,7 @@ pub(super) const ROWS: [Row; 11] = [
         name: "h1-tls",
         title: "HTTP/1.1, TLS, 1 KiB, 32 connections",
         tls: true,
+        bulk: false,
         load: &["requests", "--connections=32", "--path=/1k", "--body=1024"],
         judged: Judged::Cpu,
         target: 0.80,
@@ -57,6 +54,7 @@ pub(super) const ROWS: [Row; 11] = [
         name: "h2-10x10",
         title: "HTTP/2, TLS, 1 KiB, 10 connections x 10 streams",
         tls: true,
+        bulk: false,
         load: &[
             "h2",
             "--connections=10",
@@ -71,6 +69,7 @@ pub(super) const ROWS: [Row; 11] = [
         name: "h2-10x100",
         title: "HTTP/2, TLS, 1 KiB, 10 connections x 100 streams",
         tls: true,
+        bulk: false,
         load: &[
             "h2",
             "--connections=10",
@@ -85,6 +84,7 @@ pub(super) const ROWS: [Row; 11] = [
         name: "handshake-full",
         title: "full handshake, 16 at once",
         tls: true,
+        bulk: false,
         load: &["handshakes", "--connections=16"],
         judged: Judged::Cpu,
         target: 0.85,
@@ -93,6 +93,7 @@ pub(super) const ROWS: [Row; 11] = [
         name: "handshake-resumed",
         title: "resumed handshake, 16 at once",
         tls: true,
+        bulk: false,
         load: &["handshakes", "--connections=16", "--resume"],
         judged: Judged::Cpu,
         target: 0.95,
@@ -101,6 +102,7 @@ pub(super) const ROWS: [Row; 11] = [
         name: "1m-plain",
         title: "1 MiB, HTTP/1.1, plain, 8 connections",
         tls: false,
+        bulk: true,
         load: &[
             "requests",
             "--connections=8",
@@ -114,6 +116,7 @@ pub(super) const ROWS: [Row; 11] = [
         name: "1m-tls",
         title: "1 MiB, HTTP/1.1, TLS, 8 connections",
         tls: true,
+        bulk: true,
         load: &[
             "requests",
             "--connections=8",
@@ -127,6 +130,7 @@ pub(super) const ROWS: [Row; 11] = [
         name: "1m-h2",
         title: "1 MiB, HTTP/2, TLS, 4 connections x 2 streams",
         tls: true,
+        bulk: true,
         load: &[
             "h2",
             "--connections=4",
@@ -141,6 +145,7 @@ pub(super) const ROWS: [Row; 11] = [
         name: "idle-memory",
         title: "memory of an idle TLS connection, 2,000 of them",
         tls: true,
+        bulk: false,
         load: &["idle", "--connections=2000"],
         judged: Judged::Memory,
         target: 1.0,
@@ -149,6 +154,7 @@ pub(super) const ROWS: [Row; 11] = [
         name: "latency",
         title: "latency at 4,000 requests per second, HTTP/1.1, TLS, 32 connections",
         tls: true,
+        bulk: false,
         load: &[
             "paced",
             "--connections=32",
