@@ -41,6 +41,7 @@ Commands:
      --list                 the names of rows and peers
      --row A,B --peer A,B   only these (--peer none: the gateway alone)
      --gateway [NAME:]PATH  a gateway built elsewhere instead of this tree's; several are compared
+     --tool PATH            an edd-bench built elsewhere
      --rounds N             measurements of each proxy in each row (3)
      --seconds N            the window of each (2)
      --quick                one round of 1.2 s

@@ -67,7 +67,14 @@ pub(super) fn run(options: &Options) -> Result<()> {
     let data = workspace::root().join("data/bench");
     let _lock = crate::tour::wipe(&data)?;
     let outcome = {
-        let mut bench = Bench::start(options, &built.bench, &h2load, &data, &tools)?;
+        let mut bench = Bench::start(
+            options,
+            &built.bench,
+            &h2load,
+            &data,
+            &tools,
+            built.gateways.len(),
+        )?;
         bench.measure(subjects, &mut report)
     };
     if outcome.is_err() && !child::interrupted() {
@@ -95,7 +102,10 @@ fn build(options: &Options) -> Result<Built> {
         let built = Binaries::build_some(profile, &[package])?;
         Ok(built.path(package)?.to_path_buf())
     };
-    let bench = build(stack::PROFILE, "edd-bench")?;
+    let bench = match &options.tool {
+        Some(tool) => tool.clone(),
+        None => build(stack::PROFILE, "edd-bench")?,
+    };
     let mut gateways = options.gateways.clone();
     if gateways.is_empty() {
         println!("building the gateway with the release profile (minutes, the first time)");
@@ -118,6 +128,7 @@ struct Subject {
     label: &'static str,
     program: Program,
     ports: Ports,
+    site: Site,
     daemon: Daemon,
 }
 
@@ -130,7 +141,15 @@ struct Bench<'o> {
     load_core: usize,
     counts: SocketAddr,
     origin: Daemon,
-    nats: Daemon,
+    /// One for each gateway: two on one broker would share the consumer and miss each other's
+    /// events.
+    brokers: Vec<Broker>,
+}
+
+/// A nats-server that has the container's events.
+struct Broker {
+    url: String,
+    daemon: Daemon,
 }
 
 impl<'o> Bench<'o> {
@@ -140,6 +159,7 @@ impl<'o> Bench<'o> {
         h2load: &Path,
         data: &Path,
         tools: &Tools,
+        gateways: usize,
     ) -> Result<Self> {
         let (load_core, core) = cores()?;
         let plan = Plan::scratch(data.to_path_buf())?;
@@ -151,7 +171,6 @@ impl<'o> Bench<'o> {
         let mut make = Command::new(tool);
         make.arg("certificate").arg("--folder").arg(&certificate);
         child::output(make.args([HOST, "localhost"]), "edd-bench certificate")?;
-        let nats = stack::start_nats(&plan, tools)?;
         let mut free = Free::default();
         let address = SocketAddr::from((Ipv4Addr::new(127, 64, 0, 9), free.port()?));
         let counts = loopback(free.port()?);
@@ -162,19 +181,31 @@ impl<'o> Bench<'o> {
             Ok(())
         })?;
         origin.wait_until("answering", READY_LIMIT, || answers(address, HOST))?;
-        let nats_url = plan.nats_url();
-        let mut publish = Command::new(tool);
-        publish.args(["container", "--id", CONTAINER, "--nats-url", &nats_url]);
-        publish
-            .arg(format!("--origin={address}"))
-            .args(["80", "443"]);
-        child::output(&mut publish, "edd-bench container")?;
+        let brokers = (0..gateways)
+            .map(|number| {
+                let mut plan = plan.clone();
+                plan.data = data.join(format!("broker-{number}"));
+                plan.ports.nats = free.port()?;
+                fs::create_dir_all(plan.logs()).context("cannot make the broker's folder")?;
+                let broker = Broker {
+                    url: plan.nats_url(),
+                    daemon: stack::start_nats(&plan, tools)?,
+                };
+                let mut publish = Command::new(tool);
+                publish.args(["container", "--id", CONTAINER, "--nats-url", &broker.url]);
+                publish
+                    .arg(format!("--origin={address}"))
+                    .args(["80", "443"]);
+                child::output(&mut publish, "edd-bench container")?;
+                Ok(broker)
+            })
+            .collect::<Result<Vec<_>>>()?;
         let site = Site {
             folder: data.to_path_buf(),
             certificate,
             host: HOST.to_owned(),
             origin: address.to_string(),
-            nats_url,
+            nats_url: String::new(),
             core,
         };
         Ok(Self {
@@ -185,7 +216,7 @@ impl<'o> Bench<'o> {
             load_core,
             counts,
             origin,
-            nats,
+            brokers,
         })
     }
 
@@ -195,6 +226,7 @@ impl<'o> Bench<'o> {
         report: &mut Report,
     ) -> Result<()> {
         let mut free = Free::default();
+        let mut brokers = self.brokers.iter();
         let mut subjects = Vec::new();
         for (kind, label, program) in wanted {
             let mut port = || free.port();
@@ -203,7 +235,13 @@ impl<'o> Bench<'o> {
                 tls: port()?,
                 more: [port()?, port()?, port()?],
             };
-            match self.ready(kind, label, &program, ports) {
+            let mut site = self.site.clone();
+            if kind == Kind::Gateway
+                && let Some(broker) = brokers.next()
+            {
+                site.nats_url.clone_from(&broker.url);
+            }
+            match ready(kind, label, &program, ports, &site) {
                 Ok(daemon) => {
                     report.subject(kind, label, &program.version);
                     subjects.push(Subject {
@@ -211,6 +249,7 @@ impl<'o> Bench<'o> {
                         label,
                         program,
                         ports,
+                        site,
                         daemon,
                     });
                 }
@@ -230,7 +269,10 @@ impl<'o> Bench<'o> {
             }
         }
         self.origin.check_running()?;
-        self.nats.check_running()
+        for broker in &mut self.brokers {
+            broker.daemon.check_running()?;
+        }
+        Ok(())
     }
 
     fn row(&self, row: &'static Row, subjects: &mut [Subject], report: &mut Report) -> Result<()> {
@@ -251,7 +293,8 @@ impl<'o> Bench<'o> {
                     Err(error) => {
                         println!("  {}: {error:#}", subject.label);
                         cell.failed = Some(format!("{error:#}"));
-                        self.revive(subject)?;
+                        // It gets another chance in the next row.
+                        subject.restart()?;
                     }
                 }
             }
@@ -265,7 +308,7 @@ impl<'o> Bench<'o> {
         subject.daemon.check_running()?;
         if row.judged == Judged::Memory {
             // Memory that earlier rows have used and freed would hide what connections take.
-            self.restart(subject)?;
+            subject.restart()?;
         }
         let port = if row.tls {
             subject.ports.tls
@@ -308,34 +351,30 @@ impl<'o> Bench<'o> {
         let measured: Value = serde_json::from_str(&said).context("edd-bench said no JSON")?;
         Sample::of(row.judged, &measured)
     }
+}
 
-    /// Starts a proxy and waits until it answers what it should.
-    fn ready(
-        &self,
-        kind: Kind,
-        label: &'static str,
-        program: &Program,
-        ports: Ports,
-    ) -> Result<Daemon> {
-        let mut daemon = kind.start(label, program, ports, &self.site)?;
-        let plain = loopback(ports.plain);
-        daemon.wait_until("answering", READY_LIMIT, || answers(plain, HOST))?;
-        Ok(daemon)
-    }
-
-    fn restart(&self, subject: &mut Subject) -> Result<()> {
+impl Subject {
+    fn restart(&mut self) -> Result<()> {
         // Killed or ended by itself: it is gone, which is all that is wanted of it.
-        let _ = subject.daemon.stop(STOP_GRACE);
-        subject.daemon =
-            self.ready(subject.kind, subject.label, &subject.program, subject.ports)?;
+        let _ = self.daemon.stop(STOP_GRACE);
+        self.daemon = ready(self.kind, self.label, &self.program, self.ports, &self.site)
+            .with_context(|| format!("{} does not come back", self.label))?;
         Ok(())
     }
+}
 
-    /// A proxy that failed in one row gets another chance in the next.
-    fn revive(&self, subject: &mut Subject) -> Result<()> {
-        self.restart(subject)
-            .with_context(|| format!("{} does not come back", subject.label))
-    }
+/// Starts a proxy and waits until it answers what it should.
+fn ready(
+    kind: Kind,
+    label: &'static str,
+    program: &Program,
+    ports: Ports,
+    site: &Site,
+) -> Result<Daemon> {
+    let mut daemon = kind.start(label, program, ports, site)?;
+    let plain = loopback(ports.plain);
+    daemon.wait_until("answering", READY_LIMIT, || answers(plain, HOST))?;
+    Ok(daemon)
 }
 
 /// True once a `GET /1k` is answered 200 with the origin's body.

@@ -34,6 +34,8 @@ pub(super) struct Options {
     pub(super) peers: Vec<Kind>,
     /// Gateways built elsewhere, each with a name; none: this tree, built with the release profile.
     pub(super) gateways: Vec<(String, PathBuf)>,
+    /// An `edd-bench` built elsewhere; none: this tree's, built.
+    pub(super) tool: Option<PathBuf>,
     /// How often each proxy is measured per row.
     pub(super) rounds: usize,
     /// The window of each measurement.
@@ -52,6 +54,7 @@ pub(super) fn parse(flags: &[&str]) -> Result<Wanted, BadOption> {
         rows: Vec::new(),
         peers: Vec::new(),
         gateways: Vec::new(),
+        tool: None,
         rounds: 3,
         window_ms: 2000,
         warm_up_ms: 600,
@@ -94,6 +97,7 @@ pub(super) fn parse(flags: &[&str]) -> Result<Wanted, BadOption> {
                     .gateways
                     .push((name.to_owned(), PathBuf::from(path)));
             }
+            "--tool" => options.tool = Some(PathBuf::from(value()?)),
             "--rounds" => rounds_named = Some(number(flag, value()?)?),
             "--seconds" => window_named = Some(seconds(flag, value()?)?),
             "--quick" => {
