@@ -15,12 +15,13 @@ use crate::child;
 use crate::workspace::root;
 
 /// Targets and the dictionary of each.
-const TARGETS: [(&str, Option<&str>); 7] = [
+const TARGETS: [(&str, Option<&str>); 8] = [
     ("client_hello", None),
     ("detect", None),
     ("framing", Some("http.dict")),
     ("h1_request", Some("http.dict")),
     ("h1_response", Some("http.dict")),
+    ("proxy", None),
     ("routes", Some("yaml.dict")),
     ("translate", Some("http.dict")),
 ];

@@ -141,6 +141,37 @@ async fn an_address_that_asks_too_often_is_told_to_come_later() {
     gateway.stop().await;
 }
 
+/// S13: the streams of an HTTP/2 connection count one by one, and the connection goes on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn streams_that_come_too_often_are_refused_one_by_one() {
+    let origin = Origin::friendly("127.64.0.2").await;
+    let options = Options::default()
+        .flag("--max-requests-per-ip", "1")
+        .flag("--max-requests-per-ip-burst", "2");
+    let gateway = Gateway::start(options).await;
+    Table::of(&gateway).run("c1", 443, origin.address);
+    let port = gateway.addresses.https.port();
+    let url = format!("https://{HOST}:{port}/again");
+    let status = "%{http_code} %{num_connects}\n";
+    let begun = Instant::now();
+    let mut more = vec!["--http2", "--output", "/dev/null", "--write-out", status];
+    for _ in 0..5 {
+        more.extend(["--output", "/dev/null", &url]);
+    }
+    let got = gateway.https(HOST, "/", &more).await;
+    let text = got.text();
+    let lines: Vec<_> = text.lines().collect();
+    assert_eq!(lines.len(), 6, "{text}");
+    let served = lines.iter().filter(|l| l.starts_with("200 ")).count();
+    let most = 2 + usize::try_from(begun.elapsed().as_secs()).unwrap() + 1;
+    assert!((2..=most).contains(&served), "{text}");
+    let refused = lines.iter().filter(|l| l.starts_with("429 ")).count();
+    assert_eq!(served + refused, 6, "{text}");
+    let connects = lines.iter().filter(|l| l.ends_with(" 1")).count();
+    assert_eq!(connects, 1, "{text}");
+    gateway.stop().await;
+}
+
 /// S13: 2,000 connections that trickle their heads leave a normal client's p99 within twice what
 /// it was, give or take what a busy machine adds.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -167,6 +167,47 @@ async fn upstreams_are_told_the_verified_certificate_and_nothing_else() {
     }
 }
 
+/// S7: an HTTP/2 connection made for one host and used for another.
+#[tokio::test]
+async fn connections_that_are_coalesced_do_not_get_around_it_either() {
+    let rig = Rig::start().await;
+    let identity = rig.gateway.path("client.pem");
+    fs::write(&identity, &rig.client.pem).unwrap();
+    let identity = identity.display().to_string();
+    let port = rig.gateway.addresses.https.port();
+    for (is_known, name, host, expected) in [
+        (true, CLOSED, CLOSED, 200),
+        (true, EITHER, EITHER, 200),
+        (false, EITHER, EITHER, 200),
+        (true, OPEN, CLOSED, 421),
+        (false, OPEN, CLOSED, 421),
+        (true, EITHER, CLOSED, 421),
+        (true, CLOSED, OPEN, 421),
+    ] {
+        let authority = format!("host: {host}:{port}");
+        let mut more = vec!["--http2", "--insecure", "--header", &authority];
+        if is_known {
+            more.extend(["--cert", &identity]);
+        }
+        let got = rig.gateway.https(name, "/", &more).await;
+        assert_eq!(
+            (got.status, &*got.version),
+            (expected, "2"),
+            "{name} {host}"
+        );
+        if got.status == 200 {
+            let verified = format!(":{}:", STANDARD.encode(&rig.client.leaf));
+            let expected: Vec<_> = is_known.then_some(&*verified).into_iter().collect();
+            assert_eq!(told(&got.json(), "client-cert"), expected, "{name}");
+        }
+    }
+    let got = rig
+        .gateway
+        .https(CLOSED, "/", &["--http2", "--insecure"])
+        .await;
+    assert_eq!(got.status, 0);
+}
+
 #[tokio::test]
 async fn a_ticket_brings_the_certificate_back_and_opens_no_other_door() {
     let rig = Rig::start().await;

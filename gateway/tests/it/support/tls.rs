@@ -28,6 +28,8 @@ pub(crate) struct ClientCa {
 pub(crate) struct Identity {
     pub(crate) leaf: CertificateDer<'static>,
     key: Arc<PrivateKeyDer<'static>>,
+    /// Certificate and key, for clients that read files.
+    pub(crate) pem: String,
 }
 
 impl ClientCa {
@@ -54,6 +56,7 @@ impl ClientCa {
         params.distinguished_name.push(DnType::CommonName, name);
         let leaf = params.signed_by(&key, &self.issuer).unwrap();
         Identity {
+            pem: leaf.pem() + &key.serialize_pem(),
             leaf: leaf.der().clone(),
             key: Arc::new(PrivateKeyDer::try_from(key.serialize_der()).unwrap()),
         }
