@@ -35,7 +35,9 @@ fuzz_target!(|text: &str| {
         }
         Err(mistakes) => {
             assert!(!mistakes.is_empty());
-            let lines = text.split('\n').count() as u32 + 1;
+            // YAML knows more line ends than `\n`.
+            let ends = ['\n', '\r', '\u{85}', '\u{2028}', '\u{2029}'];
+            let lines = text.split(ends).count() as u32 + 1;
             for mistake in mistakes {
                 assert!(
                     (1..=lines).contains(&mistake.line),
