@@ -14,6 +14,7 @@ mod guest;
 mod propagation;
 mod publisher;
 mod stats;
+mod swaps;
 mod ws_echo;
 
 #[derive(Parser)]
@@ -39,6 +40,8 @@ enum Command {
     Propagation(propagation::Args),
     /// Copy bytes between clients and the origin: the floor under every proxy
     Relay(compare::relay::Args),
+    /// Change routes, certificates and the process under a load, and count what clients notice
+    Swaps(swaps::Args),
     /// Send a message over a WebSocket and expect it back
     WsEcho(ws_echo::Args),
 }
@@ -59,6 +62,7 @@ fn main() -> ExitCode {
             Command::Origin(args) => runtime.block_on(compare::origin::run(args)),
             Command::Propagation(args) => runtime.block_on(propagation::run(args)),
             Command::Relay(args) => runtime.block_on(compare::relay::run(args)),
+            Command::Swaps(args) => runtime.block_on(swaps::run(args)),
             Command::WsEcho(args) => runtime.block_on(ws_echo::run(args)),
         });
     match done {

@@ -11,6 +11,7 @@ use arc_swap::ArcSwap;
 use edd_daemon::cli::Exit;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
@@ -21,6 +22,7 @@ use crate::drain::Drain;
 use crate::listener::{self, Doors, Gate, Inherited, RequestGate, Role, Workers};
 use crate::shared::Shared;
 use crate::ssh::SshServer;
+use crate::systemd;
 use crate::take_over::{self, Predecessor, Successor, Successors, TakeOverError};
 use crate::telemetry::{AccessLog, Metrics};
 use crate::tls::{CertError, CertStore};
@@ -41,6 +43,8 @@ pub struct Running {
     background: CancellationToken,
     shutdown: CancellationToken,
     successors: Option<Successors>,
+    /// SIGHUP.
+    hangup: Signal,
 }
 
 /// The control path, which can be let go of and taken up again.
@@ -68,6 +72,8 @@ pub async fn start(
     mut inherited: Inherited,
     shutdown: CancellationToken,
 ) -> Result<Running, Exit> {
+    // First of all, for by itself it ends a process.
+    let hangup = signal(SignalKind::hangup()).context("cannot watch for SIGHUP")?;
     let mut registry = Registry::with_prefix("edd_gateway");
     let metrics = Metrics::register(&mut registry);
     let events_metrics = edd_events::Metrics::register(&mut registry);
@@ -180,6 +186,7 @@ pub async fn start(
         background,
         shutdown,
         successors,
+        hangup,
     })
 }
 
@@ -233,18 +240,23 @@ impl Running {
     pub async fn ended(mut self) {
         let shutdown = self.shutdown.clone();
         let follower = CancellationToken::new();
-        loop {
+        let mut handed_over = false;
+        while !handed_over {
             tokio::select! {
                 () = shutdown.cancelled() => break,
+                Some(()) = self.hangup.recv() => self.reload().await,
                 successor = next(self.successors.as_ref()) => {
                     let taken = self.hand_over(successor, &follower);
                     match shutdown.run_until_cancelled(taken).await {
-                        Some(true) => break,
-                        Some(false) => {}
+                        Some(taken) => handed_over = taken,
                         None => break,
                     }
                 }
             }
+        }
+        if !handed_over {
+            // Else systemd would take it for the end of the new one.
+            systemd::notify(systemd::State::Stopping);
         }
         self.drain().await;
         follower.cancel();
@@ -258,6 +270,22 @@ impl Running {
         if tokio::task::spawn_blocking(flush).await.is_err() {
             warn!("the access log was not written to its end");
         }
+    }
+
+    /// Reads certificates and routes again, as SIGHUP asks; returns when both are in force or
+    /// refused.
+    pub async fn reload(&self) {
+        systemd::notify(systemd::State::Reloading);
+        let certs = Arc::clone(&self.shared.certs);
+        let certs = tokio::task::spawn_blocking(move || certs.reload());
+        if let Some(control) = &self.control.running {
+            control.reload().await;
+        }
+        if let Err(error) = certs.await {
+            error!(%error, "the certificates were not read");
+        }
+        info!("routes and certificates read again");
+        systemd::notify(systemd::State::Ready);
     }
 
     async fn drain(&mut self) {

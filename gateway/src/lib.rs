@@ -25,7 +25,9 @@ pub mod control;
 pub mod admin;
 pub mod drain;
 pub mod shared;
+pub mod systemd;
 pub mod take_over;
 pub mod telemetry;
+pub mod upgrade;
 
 pub mod commands;

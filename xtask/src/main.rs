@@ -48,6 +48,9 @@ Commands:
      --no-write, --note TEXT  no file in bench/results, a line in it
   bench propagation [...]   start a gateway and measure publish to first request (arguments are
                             those of `edd-bench propagation`)
+  bench swaps [...]         change routes, certificates and the process under a load and count what
+                            clients notice; a result in bench/results (arguments: those of
+                            `edd-bench swaps`)
 ";
 
 fn main() -> ExitCode {

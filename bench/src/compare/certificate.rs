@@ -16,10 +16,10 @@ use rcgen::{
 pub(crate) struct Args {
     /// Where the files go: `ca.crt`, `tls.crt`, `tls.key`, `tls.pem`
     #[arg(long)]
-    folder: PathBuf,
+    pub(crate) folder: PathBuf,
     /// The names in the leaf
     #[arg(required = true)]
-    names: Vec<String>,
+    pub(crate) names: Vec<String>,
 }
 
 /// Writes the files.

@@ -7,7 +7,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::app;
 use crate::config::ServeArgs;
-use crate::listener::Inherited;
+use crate::{systemd, upgrade};
 
 /// Threads of the runtime for control, SSH and admin; data has its own.
 const CONTROL_THREADS: usize = 4;
@@ -22,9 +22,15 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Exit> {
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
+    // A later look would find another name for a program that was replaced.
+    let program = std::env::current_exe().context("this program has no path")?;
+    let inherited = systemd::inherited().map_err(|error| Exit::Usage(vec![error.to_string()]))?;
     runtime.block_on(async {
         let shutdown = shutdown::on_signals();
-        let running = app::start(config, Inherited::default(), shutdown).await?;
+        let asked = upgrade::asked().context("cannot watch for SIGUSR2")?;
+        let running = app::start(config, inherited, shutdown.clone()).await?;
+        systemd::notify(systemd::State::Ready);
+        tokio::spawn(upgrade::whenever(asked, program, shutdown));
         running.ended().await;
         Ok(())
     })

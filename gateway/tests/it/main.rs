@@ -1,5 +1,6 @@
 //! The whole gateway, on free ports, with real clients, servers and NATS.
 
+mod access_log;
 mod caps;
 mod cli;
 mod clients;
@@ -15,11 +16,14 @@ mod identity;
 mod lessons;
 mod limits;
 mod logs;
+mod metrics;
 mod ports;
 mod proxy_protocol;
 mod ssh;
 mod stream;
 mod support;
+mod swaps;
+mod systemd;
 mod take_over;
 mod tls;
 mod tls_clients;

@@ -1,6 +1,6 @@
 //! `cargo xtask bench`: measurements on this machine, with everything they need started and ended.
 //!
-//! `propagation` is one of its own; without a subcommand the gateway is measured beside other
+//! `propagation` and `swaps` are of their own; without a subcommand the gateway is measured beside other
 //! proxies. The measuring itself is in the crate `edd-bench`.
 
 use anyhow::Result;
@@ -11,6 +11,7 @@ mod peers;
 mod propagation;
 mod report;
 mod rows;
+mod swaps;
 
 pub(crate) use options::BadOption;
 
@@ -18,6 +19,7 @@ pub(crate) use options::BadOption;
 pub(crate) fn run(args: &[&str]) -> Result<()> {
     match args {
         ["propagation", rest @ ..] => propagation::run(rest),
+        ["swaps", rest @ ..] => swaps::run(rest),
         flags => match options::parse(flags)? {
             options::Wanted::List => {
                 options::list();

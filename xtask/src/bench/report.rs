@@ -383,7 +383,8 @@ impl Report {
     }
 }
 
-fn commit() -> String {
+/// What is measured.
+pub(super) fn commit() -> String {
     let limit = Some(Duration::from_secs(10));
     let git = |arguments: &[&str]| {
         let mut git = Command::new("git");
@@ -401,7 +402,8 @@ fn commit() -> String {
     }
 }
 
-fn machine() -> String {
+/// Where it is measured.
+pub(super) fn machine() -> String {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
     let cpus = read("/proc/cpuinfo");
     let model = cpus
@@ -419,16 +421,16 @@ fn machine() -> String {
 }
 
 /// The date, without a crate for it.
-mod time_now {
+pub(super) mod time_now {
     use std::time::{SystemTime, UNIX_EPOCH};
 
     use anyhow::{Context as _, Result};
 
     /// A moment, as year, month, day, hour and minute in UTC.
-    pub(super) struct Started([u64; 5]);
+    pub(in crate::bench) struct Started([u64; 5]);
 
     /// Now.
-    pub(super) fn now() -> Result<Started> {
+    pub(in crate::bench) fn now() -> Result<Started> {
         let since = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .context("a clock before 1970")?;
@@ -451,13 +453,13 @@ mod time_now {
 
     impl Started {
         /// `2026-11-21 10:20 UTC`
-        pub(super) fn text(&self) -> String {
+        pub(in crate::bench) fn text(&self) -> String {
             let [year, month, day, hour, minute] = self.0;
             format!("{year}-{month:02}-{day:02} {hour:02}:{minute:02} UTC")
         }
 
         /// `2026-11-21-1020`
-        pub(super) fn file_stamp(&self) -> String {
+        pub(in crate::bench) fn file_stamp(&self) -> String {
             let [year, month, day, hour, minute] = self.0;
             format!("{year}-{month:02}-{day:02}-{hour:02}{minute:02}")
         }

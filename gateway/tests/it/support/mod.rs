@@ -7,6 +7,7 @@ mod bus;
 pub(crate) mod client;
 pub(crate) mod containers;
 mod curl;
+pub(crate) mod daemon;
 mod gateway;
 mod origin;
 pub(crate) mod process;

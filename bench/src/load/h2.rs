@@ -1,0 +1,119 @@
+//! The load's HTTP/2: several streams at once on each kept connection.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::{Context as _, Result, anyhow, ensure};
+use h2::client::SendRequest;
+use http::Request;
+use tokio::time::{Instant, timeout};
+
+use super::{DEADLINE, Lane, Tally, tls};
+
+/// Requests at once on a connection.
+const STREAMS: u32 = 4;
+
+type Sender = SendRequest<bytes::Bytes>;
+
+/// Asks until it is stopped; a connection that the server ended is replaced.
+pub(super) async fn run(lane: Lane) {
+    let lane = Arc::new(lane);
+    let mut paces: Vec<_> = (0..STREAMS)
+        .map(|index| lane.pace(index, STREAMS))
+        .collect();
+    while !lane.stop.is_cancelled() {
+        let sender = match open(&lane).await {
+            Ok(sender) => sender,
+            Err(error) => {
+                lane.tally.failed(&error);
+                if let Some(pace) = paces.first_mut() {
+                    pace.tick().await;
+                }
+                continue;
+            }
+        };
+        // One of them notices the end first.
+        let ended = Arc::new(AtomicBool::new(false));
+        let mut asking = tokio::task::JoinSet::new();
+        for mut pace in std::mem::take(&mut paces) {
+            let (lane, sender, ended) = (Arc::clone(&lane), sender.clone(), Arc::clone(&ended));
+            asking.spawn(async move {
+                stream_after_stream(&lane, sender, &mut pace, &ended).await;
+                pace
+            });
+        }
+        drop(sender);
+        while let Some(pace) = asking.join_next().await {
+            paces.extend(pace);
+        }
+        if ended.load(Ordering::Relaxed) {
+            Tally::add(&lane.tally.closed);
+        }
+    }
+}
+
+async fn open(lane: &Lane) -> Result<Sender> {
+    let stream = tls::connect(lane).await?;
+    let shaking = timeout(DEADLINE, h2::client::handshake(stream));
+    let (sender, connection) = shaking.await.context("no HTTP/2 in time")??;
+    // Ends with the connection, which ends with its last handle.
+    tokio::spawn(connection);
+    Ok(sender)
+}
+
+/// Asks on this connection as long as it takes requests.
+async fn stream_after_stream(
+    lane: &Lane,
+    mut sender: Sender,
+    pace: &mut tokio::time::Interval,
+    ended: &AtomicBool,
+) {
+    let tally = &lane.tally;
+    loop {
+        if lane.stop.run_until_cancelled(pace.tick()).await.is_none() {
+            return;
+        }
+        sender = match timeout(DEADLINE, sender.ready()).await {
+            Ok(Ok(sender)) => sender,
+            // It takes no more: GOAWAY, or the end. Nothing was sent.
+            Ok(Err(_)) => return ended.store(true, Ordering::Relaxed),
+            Err(_) => {
+                tally.failed(&anyhow!("HTTP/2: no stream in time"));
+                return ended.store(true, Ordering::Relaxed);
+            }
+        };
+        let url = format!("https://{}{}", lane.plan.host, lane.plan.path);
+        let request = match Request::get(url).body(()) {
+            Ok(request) => request,
+            Err(error) => return tally.failed(&error.into()),
+        };
+        let begun = Instant::now();
+        let Ok((answer, _)) = sender.send_request(request, true) else {
+            // The end came between the two.
+            return ended.store(true, Ordering::Relaxed);
+        };
+        Tally::add(&tally.sent);
+        let asked = timeout(DEADLINE, read(answer)).await;
+        match asked.context("no answer in time").flatten() {
+            Ok(()) => tally.answered(begun.elapsed()),
+            Err(error) => {
+                let cause = error.downcast_ref::<h2::Error>();
+                if cause.is_some_and(|error| error.is_reset() && error.is_remote()) {
+                    Tally::add(&tally.reset);
+                }
+                tally.failed(&error.context("HTTP/2"));
+            }
+        }
+    }
+}
+
+/// The whole answer.
+async fn read(answer: h2::client::ResponseFuture) -> Result<()> {
+    let (head, mut body) = answer.await?.into_parts();
+    ensure!(head.status == 200, "answered {}", head.status);
+    while let Some(data) = body.data().await {
+        let data = data?;
+        body.flow_control().release_capacity(data.len())?;
+    }
+    Ok(())
+}
