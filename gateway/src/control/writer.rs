@@ -336,7 +336,8 @@ impl<S: GatewayStore> Writer<S> {
         let events = self.board.now().nats != NatsStatus::Off;
         let older = served > stored.revision;
         // Without events nothing would ever end the wait.
-        let rebuilding = events && (session.lost || stored.rebuilding);
+        // Begun by an earlier opening, it goes on, whether or not that one came to write it down.
+        let rebuilding = events && (session.lost || stored.rebuilding || self.withheld);
         // Until caught up: another opening meanwhile knows less, not more.
         self.withheld = events && (self.withheld || rebuilding || older);
         self.board.update(|status| {

@@ -373,6 +373,7 @@ mod tests {
         taken().0.local_addr().unwrap().port()
     }
 
+    /// R5.
     #[test]
     fn every_address_in_the_way_is_named_at_once() {
         let (_http, http) = taken();

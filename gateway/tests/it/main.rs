@@ -15,6 +15,7 @@ mod http2;
 mod identity;
 mod lessons;
 mod limits;
+mod listeners;
 mod logs;
 mod metrics;
 mod ports;

@@ -31,7 +31,7 @@ async fn request(admin: SocketAddr, method: &str, target: &str) -> (u16, String)
 }
 
 /// `GET` for JSON.
-async fn get(admin: SocketAddr, target: &str) -> (u16, Value) {
+pub(crate) async fn get(admin: SocketAddr, target: &str) -> (u16, Value) {
     let (status, body) = request(admin, "GET", target).await;
     let json = serde_json::from_str(&body).unwrap_or_else(|_| panic!("no JSON: {body}"));
     (status, json)
