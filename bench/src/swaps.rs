@@ -119,7 +119,7 @@ fn tell(phase: &str, protocols: &[Protocol], counts: &[Counts], may_close: bool)
     let mut bad = false;
     for (protocol, counts) in protocols.iter().zip(counts) {
         println!(
-            "{phase:<8} {:<6} sent {:>7}  failed {}  closed {}  reset {}  p50 < {:?}  p99 < {:?}  p99.9 < {:?}",
+            "{phase:<8} {:<6} sent {:>7}  failed {}  closed {}  reset {}  again {}  p50 < {:?}  p99 < {:?}  p99.9 < {:?}",
             match protocol {
                 Protocol::Http1 => "h1",
                 Protocol::Http2 => "h2",
@@ -128,6 +128,7 @@ fn tell(phase: &str, protocols: &[Protocol], counts: &[Counts], may_close: bool)
             counts.failed,
             counts.closed,
             counts.reset,
+            counts.refused,
             counts.took(500),
             counts.took(990),
             counts.took(999),
@@ -135,7 +136,7 @@ fn tell(phase: &str, protocols: &[Protocol], counts: &[Counts], may_close: bool)
         for failure in &counts.failures {
             println!("         {failure}");
         }
-        let closed = counts.closed > 0 && !may_close;
+        let closed = counts.closed + counts.refused > 0 && !may_close;
         bad |= counts.failed > 0 || counts.reset > 0 || closed || counts.answered == 0;
     }
     bad

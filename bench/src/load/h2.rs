@@ -1,4 +1,9 @@
 //! The load's HTTP/2: several streams at once on each kept connection.
+//!
+//! A stream above the last one that a GOAWAY names was not processed and is
+//! asked for again on the next connection (RFC 9113, section 6.8), as every
+//! client does: the library answers the server's PING before requests that it
+//! has already queued, so that some come too late.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,19 +20,28 @@ const STREAMS: u32 = 4;
 
 type Sender = SendRequest<bytes::Bytes>;
 
+/// Asks one request after the other.
+struct Asker {
+    pace: tokio::time::Interval,
+    /// The last one was not processed and is due.
+    again: bool,
+}
+
 /// Asks until it is stopped; a connection that the server ended is replaced.
 pub(super) async fn run(lane: Lane) {
     let lane = Arc::new(lane);
-    let mut paces: Vec<_> = (0..STREAMS)
-        .map(|index| lane.pace(index, STREAMS))
-        .collect();
+    let asker = |index| Asker {
+        pace: lane.pace(index, STREAMS),
+        again: false,
+    };
+    let mut askers: Vec<_> = (0..STREAMS).map(asker).collect();
     while !lane.stop.is_cancelled() {
         let sender = match open(&lane).await {
             Ok(sender) => sender,
             Err(error) => {
                 lane.tally.failed(&error);
-                if let Some(pace) = paces.first_mut() {
-                    pace.tick().await;
+                if let Some(asker) = askers.first_mut() {
+                    asker.pace.tick().await;
                 }
                 continue;
             }
@@ -35,16 +49,16 @@ pub(super) async fn run(lane: Lane) {
         // One of them notices the end first.
         let ended = Arc::new(AtomicBool::new(false));
         let mut asking = tokio::task::JoinSet::new();
-        for mut pace in std::mem::take(&mut paces) {
+        for mut asker in std::mem::take(&mut askers) {
             let (lane, sender, ended) = (Arc::clone(&lane), sender.clone(), Arc::clone(&ended));
             asking.spawn(async move {
-                stream_after_stream(&lane, sender, &mut pace, &ended).await;
-                pace
+                stream_after_stream(&lane, sender, &mut asker, &ended).await;
+                asker
             });
         }
         drop(sender);
-        while let Some(pace) = asking.join_next().await {
-            paces.extend(pace);
+        while let Some(asker) = asking.join_next().await {
+            askers.extend(asker);
         }
         if ended.load(Ordering::Relaxed) {
             Tally::add(&lane.tally.closed);
@@ -65,12 +79,17 @@ async fn open(lane: &Lane) -> Result<Sender> {
 async fn stream_after_stream(
     lane: &Lane,
     mut sender: Sender,
-    pace: &mut tokio::time::Interval,
+    asker: &mut Asker,
     ended: &AtomicBool,
 ) {
     let tally = &lane.tally;
     loop {
-        if lane.stop.run_until_cancelled(pace.tick()).await.is_none() {
+        let due = async {
+            if !asker.again {
+                asker.pace.tick().await;
+            }
+        };
+        if lane.stop.run_until_cancelled(due).await.is_none() {
             return;
         }
         sender = match timeout(DEADLINE, sender.ready()).await {
@@ -92,19 +111,31 @@ async fn stream_after_stream(
             // The end came between the two.
             return ended.store(true, Ordering::Relaxed);
         };
+        asker.again = false;
         Tally::add(&tally.sent);
         let asked = timeout(DEADLINE, read(answer)).await;
         match asked.context("no answer in time").flatten() {
             Ok(()) => tally.answered(begun.elapsed()),
             Err(error) => {
                 let cause = error.downcast_ref::<h2::Error>();
-                if cause.is_some_and(|error| error.is_reset() && error.is_remote()) {
+                let cause = cause.filter(|error| error.is_remote());
+                if cause.is_some_and(is_unprocessed) {
+                    Tally::add(&tally.refused);
+                    asker.again = true;
+                    return ended.store(true, Ordering::Relaxed);
+                }
+                if cause.is_some_and(h2::Error::is_reset) {
                     Tally::add(&tally.reset);
                 }
                 tally.failed(&error.context("HTTP/2"));
             }
         }
     }
+}
+
+/// Whether a GOAWAY without an error told that the stream was not looked at.
+fn is_unprocessed(error: &h2::Error) -> bool {
+    error.is_go_away() && error.reason() == Some(h2::Reason::NO_ERROR)
 }
 
 /// The whole answer.

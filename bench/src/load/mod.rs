@@ -3,7 +3,8 @@
 //! Requests go out at a fixed rate over kept TLS connections, HTTP/1.1 or
 //! HTTP/2. Counted are requests without a good answer, connections that the
 //! server ended, streams that it reset, and how long answers took. What is
-//! counted as failed is what an application would see: nothing is tried again.
+//! counted as failed is what an application would see: nothing is tried again
+//! but HTTP/2 streams of which the server said that it did not look at them.
 
 mod h1;
 mod h2;
@@ -61,6 +62,8 @@ pub struct Counts {
     pub closed: u64,
     /// Streams that the server reset.
     pub reset: u64,
+    /// Streams that a GOAWAY named as not looked at; asked for again, and counted as sent twice.
+    pub refused: u64,
     /// Connections made.
     pub connected: u64,
     /// The first failures in words.
@@ -84,6 +87,7 @@ impl Counts {
             failed: self.failed - before.failed,
             closed: self.closed - before.closed,
             reset: self.reset - before.reset,
+            refused: self.refused - before.refused,
             connected: self.connected - before.connected,
             failures: self.failures.get(told..).unwrap_or_default().to_vec(),
             took,
@@ -197,6 +201,7 @@ struct Tally {
     failed: AtomicU64,
     closed: AtomicU64,
     reset: AtomicU64,
+    refused: AtomicU64,
     connected: AtomicU64,
     told: Mutex<(Vec<String>, [u64; 32])>,
 }
@@ -237,6 +242,7 @@ impl Tally {
             sent: get(&self.sent),
             closed: get(&self.closed),
             reset: get(&self.reset),
+            refused: get(&self.refused),
             connected: get(&self.connected),
             failures: told.0.clone(),
             took: told.1,

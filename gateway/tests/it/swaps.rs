@@ -87,7 +87,7 @@ async fn clients_notice_nothing_of_changed_routes_certificates_and_processes() {
     let swapped = loads.each_ref().map(Load::counts);
     for counts in &swapped {
         assert_unnoticed(counts);
-        assert_eq!(counts.closed, 0, "{counts:#?}");
+        assert_eq!((counts.closed, counts.refused), (0, 0), "{counts:#?}");
         assert_eq!(counts.connected, 6, "{counts:#?}");
     }
     let asked = origins

@@ -32,7 +32,9 @@ pub(super) fn run(args: &[&str]) -> Result<()> {
          - Command: cargo xtask bench swaps {}\n\n\
          ```\n{said}```\n\n\
          Failed: requests without a whole good answer. Closed: kept connections that the gateway \
-         ended. Reset: streams that it reset. A restart closes connections, after an answer or \
+         ended. Reset: streams that it reset. Again: HTTP/2 streams \
+         that crossed the GOAWAY, which says that they were not looked at, and that were asked for \
+         again. A restart closes connections, after an answer or \
          by GOAWAY; swaps close none.\n",
         began.text(),
         commit(),
