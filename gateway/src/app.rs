@@ -26,6 +26,7 @@ use crate::systemd;
 use crate::take_over::{self, Predecessor, Successor, Successors, TakeOverError};
 use crate::telemetry::{AccessLog, Metrics};
 use crate::tls::{CertError, CertStore};
+use crate::upstream::Fleet;
 
 pub use crate::listener::Addresses;
 
@@ -117,8 +118,17 @@ pub async fn start(
     );
     let addresses = bound.addresses();
     gate.listening_on(addresses.all());
+    let fleet = Fleet::new(
+        gate.clone(),
+        metrics.clone(),
+        config.resolvers.clone(),
+        tokio::runtime::Handle::current(),
+    );
+    fleet.keep(&table);
+    fleet.register(&mut registry);
     let shared = Arc::new(Shared {
         request_gate: RequestGate::new(config.request_rate),
+        fleet,
         config,
         table: ArcSwap::new(table),
         certs: Arc::new(certs),

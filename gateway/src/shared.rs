@@ -11,6 +11,7 @@ use crate::listener::{Doors, Gate, RequestGate};
 use crate::telemetry::access::HttpRecord;
 use crate::telemetry::{AccessLog, Metrics};
 use crate::tls::CertStore;
+use crate::upstream::Fleet;
 
 /// One of these per process.
 #[derive(Debug)]
@@ -27,6 +28,8 @@ pub struct Shared {
     pub gate: Gate,
     /// How many requests an address may make.
     pub request_gate: RequestGate,
+    /// The upstreams that the table names.
+    pub fleet: Fleet,
     /// Counters of the whole process.
     pub metrics: Metrics,
     /// Where the records of requests go.
@@ -50,6 +53,8 @@ impl Shared {
     /// Puts a new table in force, then ends what it no longer admits.
     pub fn swap(&self, published: Published) {
         self.metrics.table_published(&published.table);
+        // Before any request can want them: names resolve, checks begin.
+        self.fleet.keep(&published.table);
         self.table.store(Arc::clone(&published.table));
         published.revoke();
     }

@@ -168,7 +168,7 @@ impl RouteTable {
     }
 
     /// The static routes.
-    pub fn statics(&self) -> &StaticRoutes {
+    pub fn statics(&self) -> &Arc<StaticRoutes> {
         &self.statics
     }
 

@@ -115,9 +115,19 @@ async fn explain(
     let answer = match (question.url, question.ssh, question.tcp) {
         (Some(url), None, None) => {
             let ports = &admin.shared.config.ports;
-            table
+            let mut answer = table
                 .explain_url(&url, client, |port| ports.contains(port))
-                .map_err(|error| bad(format!("url: {error}")))?
+                .map_err(|error| bad(format!("url: {error}")))?;
+            let rule = answer.rule.as_deref();
+            let route = rule.and_then(|rule| rule.strip_prefix("static route "));
+            let mut specs = table.static_specs();
+            let spec = route.and_then(|label| {
+                specs.find(|spec| label.strip_prefix(&*spec.host) == Some(&*spec.path))
+            });
+            if let Some(spec) = spec.filter(|_| !answer.targets.is_empty()) {
+                answer.targets = table::targets(&admin.shared.fleet, spec);
+            }
+            answer
         }
         (None, Some(name), None) => table.explain_ssh(&name),
         (None, None, Some(port)) => {

@@ -9,6 +9,7 @@ use edd_route::{ContainerSpec, KeySpec, ProxyHeader, StaticRouteSpec};
 use serde::Serialize;
 
 use super::Admin;
+use crate::upstream::Fleet;
 
 /// `/api/v1/routes`.
 #[derive(Serialize)]
@@ -90,7 +91,13 @@ pub(super) async fn routes(State(admin): State<Admin>) -> Json<Routes> {
     let table = admin.shared.table();
     Json(Routes {
         revision: table.revision,
-        routes: table.static_specs().map(route).collect(),
+        routes: table
+            .static_specs()
+            .map(|spec| Route {
+                targets: targets(&admin.shared.fleet, spec),
+                ..route(spec)
+            })
+            .collect(),
     })
 }
 
@@ -114,7 +121,7 @@ fn route(spec: &StaticRouteSpec) -> Route {
         host: spec.host.clone(),
         path: spec.path.clone(),
         target: spec.targets_text(),
-        targets: spec.targets.iter().map(TargetState::new).collect(),
+        targets: Vec::new(),
         strip_prefix: spec.strip_prefix,
         timeout_ms: spec.timeout.map(millis),
         connect_timeout_ms: spec.connect_timeout.map(millis),
@@ -134,6 +141,18 @@ fn route(spec: &StaticRouteSpec) -> Route {
         deny: nets(&spec.deny),
         origin: spec.origin.to_string(),
     }
+}
+
+/// A route's targets and how they are.
+pub(super) fn targets(fleet: &Fleet, spec: &StaticRouteSpec) -> Vec<TargetState> {
+    let states = fleet.states(spec).into_iter();
+    let targets = spec.targets.iter().zip(states);
+    targets
+        .map(|(target, state)| TargetState {
+            state: Some(state),
+            ..TargetState::new(target)
+        })
+        .collect()
 }
 
 fn millis(time: Duration) -> u64 {

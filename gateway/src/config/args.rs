@@ -178,6 +178,15 @@ pub struct ServeArgs {
         value_name = "MODE"
     )]
     pub proxy_protocol: String,
+    /// Name servers for the names of targets, ADDRESS or ADDRESS:PORT; default: the system's
+    #[arg(
+        long,
+        env = "EDD_GATEWAY_RESOLVER",
+        default_value = "",
+        hide_default_value = true,
+        value_name = "LIST"
+    )]
+    pub resolver: String,
     /// First bytes, TLS and header section
     #[arg(
         long,

@@ -6,7 +6,7 @@ use edd_daemon::telemetry::{LogFormat, parse_filter};
 
 use super::files::{self, Caps};
 use super::parse::{
-    parse_domain, parse_ip, parse_net, parse_number, parse_port, parse_proxy_protocol,
+    parse_domain, parse_ip, parse_net, parse_number, parse_port, parse_proxy_protocol, parse_server,
 };
 use super::{Config, NatsConfig, Ports, ProxyProtocol, ServeArgs, Timeouts};
 use crate::listener::RequestRate;
@@ -50,6 +50,7 @@ impl ServeArgs {
         }
         let platform_domain = p.check("--platform-domain", parse_domain(&self.platform_domain));
         let container_cidrs = p.check_list("--container-cidrs", &self.container_cidrs, parse_net);
+        let resolvers = p.check_list("--resolver", &self.resolver, parse_server);
         let trusted_proxies = p.check_list("--trusted-proxies", &self.trusted_proxies, parse_net);
         let proxy_protocol = p.check(
             "--proxy-protocol",
@@ -196,6 +197,7 @@ impl ServeArgs {
             container_ssh_port,
             trusted_proxies,
             proxy_protocol,
+            resolvers,
             timeouts,
             max_connections: caps.clients,
             max_upstream_connections: caps.upstreams,

@@ -62,6 +62,8 @@ pub struct Config {
     pub trusted_proxies: Vec<IpNet>,
     /// Whether they announce their clients by the PROXY protocol.
     pub proxy_protocol: ProxyProtocol,
+    /// Name servers for the names of targets; empty: the system's.
+    pub resolvers: Vec<SocketAddr>,
     /// Every wait on a peer.
     pub timeouts: Timeouts,
     /// Client connections in all.

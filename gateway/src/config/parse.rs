@@ -1,6 +1,6 @@
 //! Single values of the command line.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use edd_route::Host;
 use ipnet::IpNet;
@@ -52,4 +52,11 @@ pub(super) fn parse_domain(text: &str) -> Result<String, String> {
             true => Err(format!("{text:?} is not a domain name")),
             false => Ok(host),
         })
+}
+
+/// A name server: an address, port 53 unless it has one.
+pub(super) fn parse_server(text: &str) -> Result<SocketAddr, String> {
+    text.parse::<SocketAddr>()
+        .or_else(|_| text.parse::<IpAddr>().map(|address| (address, 53).into()))
+        .map_err(|_| format!("{text:?} is not ADDRESS or ADDRESS:PORT such as 127.0.0.53"))
 }

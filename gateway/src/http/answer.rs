@@ -143,6 +143,15 @@ impl Answer {
         Self::new(503, "overloaded", "the gateway has too much to do")
     }
 
+    /// 503: no target of the route takes requests.
+    pub(crate) fn unavailable() -> Self {
+        Self::new(
+            503,
+            "unavailable",
+            "the upstream fails; it is tried again soon",
+        )
+    }
+
     /// 504: the upstream took too long.
     pub(crate) fn gateway_timeout() -> Self {
         Self::new(

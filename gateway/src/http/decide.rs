@@ -12,7 +12,7 @@ use edd_route::{Admission, Door, RouteTable};
 
 use super::answer::Answer;
 use super::head::Destination;
-use crate::upstream::{Address, UpstreamKey};
+use crate::upstream::{Destination as To, UpstreamKey};
 
 /// What the decision needs from the connection.
 #[derive(Clone, Copy, Debug)]
@@ -42,14 +42,16 @@ pub(crate) enum Verdict {
 /// Where a request goes.
 #[derive(Clone, Debug)]
 pub(crate) struct Upstream {
-    /// Whose pooled connections may be used.
-    pub(crate) key: UpstreamKey,
-    /// How to reach it.
-    pub(crate) address: Address,
+    /// The container, or the route with its targets.
+    pub(crate) to: To,
     /// What the request depends on.
     pub(crate) admission: Admission,
     /// Until the response head; none: the gateway's default.
     pub(crate) timeout: Option<Duration>,
+    /// Until there is a connection; none: the gateway's default.
+    pub(crate) connect_timeout: Option<Duration>,
+    /// Silence on an answer that has begun; none: the gateway's default.
+    pub(crate) idle_timeout: Option<Duration>,
     /// The route, as metrics name it.
     pub(crate) label: Arc<str>,
     /// Path and query, if they differ from the client's.
@@ -106,15 +108,19 @@ pub(crate) fn decide(
             Verdict::Answer(Answer::misdirected(), none())
         }
         HttpDecision::Container(found) => Verdict::Forward(Upstream {
-            key: UpstreamKey::Container {
-                id: found.id,
-                start: found.start,
-                port: found.port,
-                target_port: found.upstream.port(),
+            to: To::Container {
+                key: UpstreamKey::Container {
+                    id: found.id,
+                    start: found.start,
+                    port: found.port,
+                    target_port: found.upstream.port(),
+                },
+                address: found.upstream,
             },
-            address: Address::Socket(found.upstream),
             admission: found.admission,
             timeout: None,
+            connect_timeout: None,
+            idle_timeout: None,
             label: Arc::clone(&labels.container),
             path: None,
         }),
@@ -131,13 +137,12 @@ pub(crate) fn decide(
 
 fn static_upstream(found: &StaticMatch, path: &str, query: Option<&str>) -> Upstream {
     let spec = &found.route.spec;
-    let first = spec.targets.first();
-    let target: Arc<str> = first.map_or("", |first| &first.authority).into();
     Upstream {
-        key: UpstreamKey::Static(Arc::clone(&target)),
-        address: Address::Name(target),
+        to: To::Static(Arc::clone(&found.route)),
         admission: Admission::default(),
         timeout: spec.timeout,
+        connect_timeout: spec.connect_timeout,
+        idle_timeout: spec.idle_timeout,
         label: Arc::clone(&found.route.label),
         path: spec
             .strip_prefix
@@ -233,7 +238,7 @@ mod tests {
                 assert_eq!(&*label, "none");
                 answer.status
             }
-            Verdict::Forward(up) => panic!("forwarded to {:?}", up.address),
+            Verdict::Forward(up) => panic!("forwarded to {:?}", up.to),
         }
     }
 
@@ -307,17 +312,17 @@ mod tests {
     #[test]
     fn containers_are_reached_by_the_rule_of_the_door() {
         let host = "c1.compute.example";
+        let to = |up: &Upstream| match &up.to {
+            To::Container { key, address } => (key.clone(), *address),
+            To::Static(route) => panic!("to {route:?}"),
+        };
         let up = upstream(ask(Door::Dynamic(8000), host, "/", None, "192.0.2.1"));
-        assert_eq!(
-            up.address,
-            Address::Socket("10.0.0.5:9000".parse().unwrap())
-        );
+        let (key, address) = to(&up);
+        assert_eq!(address, "10.0.0.5:9000".parse().unwrap());
         let other = upstream(ask(Door::PublicHttps, host, "/", None, "192.0.2.1"));
-        assert_eq!(
-            other.address,
-            Address::Socket("10.0.0.5:8080".parse().unwrap())
-        );
-        assert_ne!(up.key, other.key);
+        let (other_key, address) = to(&other);
+        assert_eq!(address, "10.0.0.5:8080".parse().unwrap());
+        assert_ne!(key, other_key);
         assert_eq!(&*up.label, "container");
     }
 }

@@ -46,6 +46,8 @@ pub struct ConnectionFacts {
     pub door: Door,
     /// The client.
     pub peer: SocketAddr,
+    /// What it connected to; known where an upstream may want to be told.
+    pub local: Option<SocketAddr>,
     /// TLS that was terminated here.
     pub tls: Option<Secured>,
     /// What the connection itself depends on, if anything.

@@ -10,6 +10,11 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
+use tokio::time::{Instant, timeout_at};
 
 use super::subscriber::subscriber;
 
@@ -51,6 +56,12 @@ struct State {
     open: AtomicUsize,
     max_upstreams: usize,
     upstreams: AtomicUsize,
+    /// Connections to be made that wait for an idle one to go.
+    waiting: AtomicUsize,
+    /// Tells those who keep idle connections that somebody waits.
+    pressed: Notify,
+    /// Tells those who wait that there is room.
+    released: Notify,
     per_address: Option<PerAddress>,
     listeners: OnceLock<Vec<SocketAddr>>,
 }
@@ -70,6 +81,9 @@ impl Gate {
             open: AtomicUsize::new(0),
             max_upstreams,
             upstreams: AtomicUsize::new(0),
+            waiting: AtomicUsize::new(0),
+            pressed: Notify::new(),
+            released: Notify::new(),
             per_address: max_per_address.map(|max| PerAddress {
                 max,
                 open: Mutex::default(),
@@ -110,11 +124,49 @@ impl Gate {
     /// Lets us connect to an upstream, or says that we may not. Hold the permit while it lives.
     pub fn admit_upstream(&self) -> Result<UpstreamPermit, Refused> {
         let before = self.0.upstreams.fetch_add(1, Ordering::Relaxed);
-        let permit = UpstreamPermit(self.clone());
         if before >= self.0.max_upstreams {
+            self.0.upstreams.fetch_sub(1, Ordering::Relaxed);
             return Err(Refused::UpstreamLimit);
         }
-        Ok(permit)
+        Ok(UpstreamPermit(self.clone()))
+    }
+
+    /// Likewise, but at the cap an idle connection has to go first; waits for that until `deadline`.
+    ///
+    /// Without any (`has_idle`) only for a moment: one may just be done. Cancellation safe.
+    pub async fn admit_upstream_by(
+        &self,
+        deadline: Instant,
+        has_idle: impl Fn() -> bool,
+    ) -> Result<UpstreamPermit, Refused> {
+        if let Ok(permit) = self.admit_upstream() {
+            return Ok(permit);
+        }
+        let _waiting = Waiting::new(&self.0);
+        let moment = deadline.min(Instant::now() + MOMENT);
+        loop {
+            let mut released = std::pin::pin!(self.0.released.notified());
+            // From here on nothing is missed.
+            released.as_mut().enable();
+            if let Ok(permit) = self.admit_upstream() {
+                return Ok(permit);
+            }
+            self.0.pressed.notify_waiters();
+            let until = if has_idle() { deadline } else { moment };
+            if timeout_at(until, released).await.is_err() {
+                return self.admit_upstream();
+            }
+        }
+    }
+
+    /// How many wait for an idle connection to go.
+    pub fn waiting(&self) -> usize {
+        self.0.waiting.load(Ordering::Relaxed)
+    }
+
+    /// Ready when somebody begins to wait for an idle connection to go.
+    pub fn pressed(&self) -> Notified<'_> {
+        self.0.pressed.notified()
     }
 
     /// Connections to upstreams that are open or being made.
@@ -217,9 +269,35 @@ pub struct UpstreamPermit(Gate);
 
 impl Drop for UpstreamPermit {
     fn drop(&mut self) {
-        self.0.0.upstreams.fetch_sub(1, Ordering::Relaxed);
+        let state = &self.0.0;
+        state.upstreams.fetch_sub(1, Ordering::Relaxed);
+        if state.waiting.load(Ordering::Relaxed) > 0 {
+            state.released.notify_one();
+        }
     }
 }
+
+/// Somebody who waits.
+struct Waiting<'g>(&'g State);
+
+impl<'g> Waiting<'g> {
+    fn new(state: &'g State) -> Self {
+        state.waiting.fetch_add(1, Ordering::Relaxed);
+        Self(state)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        // Whoever was told that there is room and left tells the next.
+        if self.0.waiting.fetch_sub(1, Ordering::Relaxed) > 1 {
+            self.0.released.notify_one();
+        }
+    }
+}
+
+/// From the end of an answer until its connection can be used again.
+const MOMENT: Duration = Duration::from_millis(50);
 
 fn reaches(bound: IpAddr, address: IpAddr) -> bool {
     let (bound, address) = (bound.to_canonical(), address.to_canonical());
@@ -304,6 +382,28 @@ mod tests {
         assert_eq!((gate.open(), gate.upstreams()), (1, 2));
         drop(first);
         assert!(gate.admit_upstream().is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn at_the_cap_an_idle_connection_makes_room() {
+        let gate = Gate::new(1, None, 1);
+        let soon = || Instant::now() + Duration::from_millis(500);
+        let busy = gate.admit_upstream().unwrap();
+        let begun = Instant::now();
+        assert!(gate.admit_upstream_by(soon(), || false).await.is_err());
+        assert!(begun.elapsed() <= 2 * MOMENT, "none is idle");
+        let begun = Instant::now();
+        let keeper = async {
+            gate.pressed().await;
+            assert_eq!(gate.waiting(), 1);
+            drop(busy);
+        };
+        let ((), permit) = tokio::join!(keeper, gate.admit_upstream_by(soon(), || true));
+        assert!(permit.is_ok() && begun.elapsed().is_zero());
+        assert_eq!(gate.waiting(), 0);
+        // One that will not go is not waited for long.
+        assert!(gate.admit_upstream_by(soon(), || true).await.is_err());
+        assert!(!begun.elapsed().is_zero());
     }
 
     #[test]

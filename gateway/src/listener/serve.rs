@@ -86,10 +86,13 @@ async fn begin<'w>(
         return None;
     }
     let first = read_first(&mut stream, bytes, patience).await;
+    let announces = shared.fleet.announces();
     let connection = Connection {
         worker,
         door,
         peer,
+        // A system call that hardly anybody needs.
+        local: announces.then(|| stream.local_addr().ok()).flatten(),
         begun,
         deadline: patience.deadline,
     };
@@ -113,6 +116,7 @@ struct Connection<'w> {
     worker: &'w Rc<Worker>,
     door: Door,
     peer: SocketAddr,
+    local: Option<SocketAddr>,
     begun: Instant,
     /// For the first bytes and the TLS handshake together.
     deadline: Instant,
@@ -280,6 +284,7 @@ impl<'w> Connection<'w> {
         ConnectionFacts {
             door: self.door,
             peer: self.peer,
+            local: self.local,
             tls,
             admission: None,
         }

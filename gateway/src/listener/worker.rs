@@ -102,8 +102,8 @@ async fn run(
     accepting: impl Sized,
 ) {
     let worker = Rc::new(Worker {
+        pool: Pool::under(&shared.gate),
         shared,
-        pool: Pool::default(),
         ending: Ending::default(),
         labels: Labels::default(),
     });

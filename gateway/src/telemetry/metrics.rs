@@ -59,6 +59,9 @@ pub struct Metrics {
     requests_refused: Counter,
     upstream_active: Level,
     upstream_idle: Level,
+    upstream_checks: Family<ResultLabels, Counter>,
+    upstream_retries: Family<ResultLabels, Counter>,
+    upstream_trips: Family<ReasonLabels, Counter>,
     ssh_sessions: Level,
     ssh_auth: Family<ResultLabels, Counter>,
     revision: Gauge<u64, AtomicU64>,
@@ -100,6 +103,9 @@ impl Metrics {
             requests_refused: Counter::default(),
             upstream_active: upstream_in("active"),
             upstream_idle: upstream_in("idle"),
+            upstream_checks: Family::default(),
+            upstream_retries: Family::default(),
+            upstream_trips: Family::default(),
             ssh_sessions: Level::default(),
             ssh_auth: Family::default(),
             revision: Gauge::default(),
@@ -127,6 +133,21 @@ impl Metrics {
             m.requests_refused,
         );
         registry.register("upstream_connections", "Connections to upstreams", upstream);
+        registry.register(
+            "upstream_checks",
+            "Active checks of targets",
+            m.upstream_checks,
+        );
+        registry.register(
+            "upstream_retries",
+            "Requests sent again, or not for want of budget",
+            m.upstream_retries,
+        );
+        registry.register(
+            "upstream_trips",
+            "Targets left alone for a while because they kept failing",
+            m.upstream_trips,
+        );
         registry.register(
             "ssh_sessions",
             "SSH client connections logged in",
@@ -197,6 +218,33 @@ impl Metrics {
     /// Counts an upstream connection that is kept for reuse while it is held.
     pub fn upstream_idle(&self) -> ConnectionGauge {
         ConnectionGauge::new(&self.upstream_idle)
+    }
+
+    /// Counts an active check of a target.
+    pub fn upstream_checked(&self, well: bool) {
+        let result = if well { "ok" } else { "failed" };
+        self.upstream_checks
+            .get_or_create(&ResultLabels { result })
+            .inc();
+    }
+
+    /// Counts a request that is `sent_again`, or not because it is `over_budget`.
+    pub fn upstream_retried(&self, result: &'static str) {
+        self.upstream_retries
+            .get_or_create(&ResultLabels { result })
+            .inc();
+    }
+
+    /// Counts a target that is `ejected` (others take over) or `broken` (none can).
+    pub fn upstream_tripped(&self, reason: &'static str) {
+        self.upstream_trips
+            .get_or_create(&ReasonLabels { reason })
+            .inc();
+    }
+
+    /// Whether any upstream connection is kept for reuse.
+    pub fn has_idle_upstream(&self) -> bool {
+        self.upstream_idle.get() > 0
     }
 
     /// Counts an SSH session while it is held.

@@ -1,35 +1,17 @@
-//! One TCP connection to an upstream, within its deadline, never to ourselves.
+//! One connection to an upstream, within its deadline, never to ourselves.
 
-use std::fmt;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 
-use super::{Names, Socket};
+use super::fleet::{Reach, Target};
+use super::{Choice, Failed, Io, Socket, Way, proxy_out};
 use crate::listener::Refused;
 use crate::shared::Shared;
-
-/// How to reach an upstream.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub enum Address {
-    /// `host:port`, to be resolved.
-    Name(Arc<str>),
-    /// An address.
-    Socket(SocketAddr),
-}
-
-impl fmt::Display for Address {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Name(name) => f.write_str(name),
-            Self::Socket(address) => address.fmt(f),
-        }
-    }
-}
 
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
@@ -51,9 +33,44 @@ pub enum ConnectError {
     /// The deadline passed.
     #[error("connecting took too long")]
     TimedOut,
+    /// The handshake failed, most often for its certificate.
+    #[error("TLS with {address}")]
+    Tls {
+        /// Whom.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
     /// The name has no address.
     #[error("resolving the upstream's name")]
     Unresolved(#[source] io::Error),
+    /// The target cannot be spoken to as it is configured.
+    #[error("{0}")]
+    Unusable(String),
+}
+
+impl ConnectError {
+    /// What it means for another try.
+    pub(crate) fn failed(&self) -> Failed {
+        match self {
+            Self::Limit(_) => Failed::Ours,
+            Self::TimedOut => Failed::ConnectTimedOut,
+            Self::Loop(_)
+            | Self::Refused { .. }
+            | Self::Tls { .. }
+            | Self::Unresolved(_)
+            | Self::Unusable(_) => Failed::Connect,
+        }
+    }
+}
+
+/// On whose behalf a connection is made, where the upstream is told.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub(crate) enum Behalf {
+    /// A client's, and the address that it connected to.
+    Client(SocketAddr, SocketAddr),
+    /// The gateway's own.
+    Gateway,
 }
 
 /// Connects to `address` within `timeout`, without Nagle's delay.
@@ -64,20 +81,23 @@ pub async fn connect(
     timeout: Duration,
     shared: &Shared,
 ) -> Result<Socket, ConnectError> {
-    connect_by(address, Instant::now() + timeout, shared).await
+    connect_by(address, Instant::now() + timeout, shared.fleet.reach()).await
 }
 
 async fn connect_by(
     address: SocketAddr,
     deadline: Instant,
-    shared: &Shared,
+    reach: &Reach,
 ) -> Result<Socket, ConnectError> {
-    if shared.gate.is_own(address) {
-        shared.metrics.connection_refused("loop");
+    if reach.gate.is_own(address) {
+        reach.metrics.connection_refused("loop");
         return Err(ConnectError::Loop(address));
     }
-    let permit = shared.gate.admit_upstream().map_err(|refused| {
-        shared.metrics.connection_refused(refused.label());
+    let room_by = deadline.min(Instant::now() + ROOM_WAIT);
+    let has_idle = || reach.metrics.has_idle_upstream();
+    let permit = reach.gate.admit_upstream_by(room_by, has_idle).await;
+    let permit = permit.map_err(|refused| {
+        reach.metrics.connection_refused(refused.label());
         ConnectError::Limit(refused)
     })?;
     let refused = |source| ConnectError::Refused { address, source };
@@ -89,32 +109,72 @@ async fn connect_by(
     Ok(Socket::new(stream, permit))
 }
 
-/// Connects to whatever `address` stands for within `timeout`; of several addresses the first that answers.
-///
-/// Each address may use its share of the time that is left.
-pub(crate) async fn connect_any(
-    address: &Address,
+/// Connects to the target that was chosen, within `timeout`. Cancellation safe.
+pub(crate) async fn open(
+    choice: &Choice<'_>,
+    behalf: Behalf,
     timeout: Duration,
-    shared: &Shared,
-    names: &Names,
-) -> Result<(Socket, SocketAddr), ConnectError> {
-    let deadline = Instant::now() + timeout;
-    let addresses = match address {
-        Address::Socket(address) => {
-            let stream = connect_by(*address, deadline, shared).await?;
-            return Ok((stream, *address));
+    reach: &Reach,
+) -> Result<(Io, SocketAddr), ConnectError> {
+    match choice.way() {
+        Way::Address(address) => {
+            let socket = connect_by(address, Instant::now() + timeout, reach).await?;
+            Ok((Io::Plain(socket), address))
         }
-        Address::Name(name) => names
-            .resolve(name, deadline)
+        Way::Target(target) => dial(target, behalf, timeout, reach).await,
+    }
+}
+
+/// Connects to a static target within `timeout`: resolves, connects, announces
+/// the client, shakes hands, as the target wants it.
+///
+/// Of several addresses the first that answers; each may use its share of the
+/// time that is left. Cancellation safe.
+pub(crate) async fn dial(
+    target: &Target,
+    behalf: Behalf,
+    timeout: Duration,
+    reach: &Reach,
+) -> Result<(Io, SocketAddr), ConnectError> {
+    let deadline = Instant::now() + timeout;
+    let (mut socket, address) = connect_any(target, deadline, reach).await?;
+    if target.announces() {
+        let header = match behalf {
+            Behalf::Client(client, listener) => proxy_out::header(client, listener),
+            Behalf::Gateway => proxy_out::local(),
+        };
+        timeout_at(deadline, socket.write_all(&header))
             .await
-            .map_err(ConnectError::Unresolved)?,
+            .map_err(|_| ConnectError::TimedOut)?
+            .map_err(|source| ConnectError::Refused { address, source })?;
+    }
+    let Some(tls) = target.tls() else {
+        return Ok((Io::Plain(socket), address));
     };
+    let tls = tls.map_err(|error| ConnectError::Unusable(error.to_owned()))?;
+    let stream = timeout_at(deadline, tls.connect(socket))
+        .await
+        .map_err(|_| ConnectError::TimedOut)?
+        .map_err(|source| ConnectError::Tls { address, source })?;
+    Ok((Io::Tls(Box::new(stream)), address))
+}
+
+async fn connect_any(
+    target: &Target,
+    deadline: Instant,
+    reach: &Reach,
+) -> Result<(Socket, SocketAddr), ConnectError> {
+    let addresses = target
+        .name()
+        .addresses(deadline)
+        .await
+        .map_err(ConnectError::Unresolved)?;
     let mut failure = ConnectError::TimedOut;
     let mut left = u32::try_from(addresses.len()).unwrap_or(u32::MAX);
-    for &address in addresses.iter() {
+    for address in addresses {
         let now = Instant::now();
         let share = deadline.saturating_duration_since(now) / left.max(1);
-        match connect_by(address, now + share, shared).await {
+        match connect_by(address, now + share, reach).await {
             Ok(stream) => return Ok((stream, address)),
             // The others would be refused too.
             Err(error @ ConnectError::Limit(_)) => return Err(error),
@@ -124,3 +184,6 @@ pub(crate) async fn connect_any(
     }
     Err(failure)
 }
+
+/// At the cap: how long an idle connection may take to make room.
+const ROOM_WAIT: Duration = Duration::from_millis(500);

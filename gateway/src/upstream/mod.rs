@@ -1,28 +1,43 @@
-//! The way to the upstreams: names to addresses, connections, and those kept for reuse.
+//! The way to the upstreams: which of several, names to addresses, connections,
+//! and those kept for reuse.
 //!
-//! Everything here belongs to one data-plane thread and is never shared, so
-//! there is no lock. What travels over a connection is not known here: the pool
-//! keeps whatever the HTTP engine gives it.
+//! What one request needs belongs to its data-plane thread: [`Pool`] and the
+//! tries of a request. What is known of a target is the process's ([`Fleet`]):
+//! the threads read it by atomics, the control runtime resolves and checks.
 
 use std::fmt;
-use std::sync::Arc;
 
 use edd_route::ContainerId;
 
+use crate::listener::Gate;
+
+mod attempts;
+#[cfg(test)]
+mod attempts_tests;
+mod balance;
+mod breaker;
+mod budget;
+mod check;
 mod connect;
+mod dns;
+mod fleet;
 mod h1;
-#[allow(dead_code, unused_imports, reason = "routes are about to name such targets")]
 pub(crate) mod h2;
+mod io;
+mod names;
 mod pool;
-mod resolve;
+mod proxy_out;
 mod socket;
 pub mod tls;
+mod trouble;
 
-pub(crate) use connect::connect_any;
-pub use connect::{Address, ConnectError, connect};
+pub(crate) use attempts::{Choice, Destination, Failed, NoTarget, Upstreams, Way};
+pub(crate) use connect::{Behalf, open};
+pub use connect::{ConnectError, connect};
+pub use fleet::{Fleet, Reach, StaticKey};
 pub(crate) use h1::H1;
+pub use io::Io;
 pub use pool::{Idle, IdlePool, Reusable};
-pub(crate) use resolve::Names;
 pub use socket::Socket;
 
 /// Whose connections are interchangeable.
@@ -43,8 +58,8 @@ pub enum UpstreamKey {
         /// The rule's target port.
         target_port: u16,
     },
-    /// A static route's target, `host:port`.
-    Static(Arc<str>),
+    /// A static route's target.
+    Static(StaticKey),
 }
 
 impl fmt::Display for UpstreamKey {
@@ -53,14 +68,26 @@ impl fmt::Display for UpstreamKey {
             Self::Container {
                 id, target_port, ..
             } => write!(f, "{id}:{target_port}"),
-            Self::Static(target) => f.write_str(target),
+            Self::Static(key) => f.write_str(key.target.label()),
         }
     }
 }
 
 /// What one thread knows of the upstreams. Clones share it.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Pool {
-    pub(crate) h1: IdlePool<UpstreamKey, H1<Socket>>,
-    pub(crate) names: Names,
+    pub(crate) h1: IdlePool<UpstreamKey, H1<Io>>,
+    pub(crate) h2: h2::Connections,
+    pub(crate) upstreams: Upstreams,
+}
+
+impl Pool {
+    /// Empty; idle connections make room when `gate` asks for it.
+    pub fn under(gate: &Gate) -> Self {
+        Self {
+            h1: IdlePool::under(gate.clone()),
+            h2: h2::Connections::default(),
+            upstreams: Upstreams::default(),
+        }
+    }
 }

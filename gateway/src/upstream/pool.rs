@@ -6,10 +6,13 @@
 use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasherDefault, Hash, Hasher};
+use std::pin::pin;
 use std::rc::{Rc, Weak};
 use std::time::Duration;
 
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::listener::Gate;
 
 /// A connection that can be kept.
 pub trait Reusable: 'static {
@@ -32,6 +35,8 @@ pub struct IdlePool<K, C>(Rc<RefCell<Kept<K, C>>>);
 struct Kept<K, C> {
     by_key: HashMap<K, VecDeque<Idle<C>>, BuildHasherDefault<Quick>>,
     sweeping: bool,
+    /// Says when there are too many connections in all.
+    gate: Option<Gate>,
 }
 
 impl<K, C> Clone for IdlePool<K, C> {
@@ -45,7 +50,17 @@ impl<K, C> Default for IdlePool<K, C> {
         Self(Rc::new(RefCell::new(Kept {
             by_key: HashMap::default(),
             sweeping: false,
+            gate: None,
         })))
+    }
+}
+
+impl<K, C> IdlePool<K, C> {
+    /// A pool that makes room when `gate` is pressed.
+    pub fn under(gate: Gate) -> Self {
+        let pool = Self::default();
+        pool.0.borrow_mut().gate = Some(gate);
+        pool
     }
 }
 
@@ -62,28 +77,37 @@ impl<K: Clone + Eq + Hash + 'static, C: Reusable> IdlePool<K, C> {
                 break;
             }
         }
-        if queue.is_empty() {
-            kept.by_key.remove(key);
-        }
+        // An empty queue stays for the connection to come back to, until the next sweep.
         found
     }
 
     /// Keeps a connection; beyond the limit the oldest of its key goes.
     ///
     /// Must be called on a `LocalSet`: the first one kept starts the sweeper.
-    pub fn put(&self, key: K, mut connection: C, now: Instant) {
+    pub fn put(&self, key: &K, mut connection: C, now: Instant) {
         if !connection.is_open() {
             return;
         }
         let mut kept = self.0.borrow_mut();
-        let queue = kept.by_key.entry(key).or_default();
-        if queue.len() >= IDLE_PER_KEY_MAX {
-            queue.pop_front();
+        if kept.gate.as_ref().is_some_and(|gate| gate.waiting() > 0) {
+            // Somebody needs its place more.
+            return;
         }
-        queue.push_back(Idle {
+        let idle = Idle {
             connection,
             since: now,
-        });
+        };
+        match kept.by_key.get_mut(key) {
+            Some(queue) => {
+                if queue.len() >= IDLE_PER_KEY_MAX {
+                    queue.pop_front();
+                }
+                queue.push_back(idle);
+            }
+            None => {
+                kept.by_key.insert(key.clone(), VecDeque::from([idle]));
+            }
+        }
         if !kept.sweeping {
             kept.sweeping = true;
             tokio::task::spawn_local(sweep(Rc::downgrade(&self.0)));
@@ -97,26 +121,81 @@ impl<K: Clone + Eq + Hash + 'static, C: Reusable> IdlePool<K, C> {
 
     /// Whether none is kept.
     pub fn is_empty(&self) -> bool {
-        self.0.borrow().by_key.is_empty()
+        self.len() == 0
     }
 }
 
-/// Lets aged connections go while there are any; ends when the pool is empty or gone.
-async fn sweep<K: Clone + Eq + Hash + 'static, C: Reusable>(pool: Weak<RefCell<Kept<K, C>>>) {
-    loop {
-        tokio::time::sleep(SWEEP_EVERY).await;
-        let Some(pool) = pool.upgrade() else { return };
-        let mut kept = pool.borrow_mut();
+impl<K: Clone + Eq + Hash + 'static, C: Reusable> Kept<K, C> {
+    /// Lets aged and dead ones go.
+    fn sweep(&mut self) {
         let now = Instant::now();
-        kept.by_key.retain(|_, queue| {
+        self.by_key.retain(|_, queue| {
             queue.retain_mut(|idle| {
                 now.duration_since(idle.since) < IDLE_MAX && idle.connection.is_open()
             });
             !queue.is_empty()
         });
-        if kept.by_key.is_empty() {
-            kept.sweeping = false;
+    }
+
+    /// Lets aged and dead ones go, and as many more as `wanted`. True: nothing is left, nobody need come again.
+    fn clear_out(&mut self, wanted: usize) -> bool {
+        self.sweep();
+        for _ in 0..wanted {
+            if !self.evict() {
+                break;
+            }
+        }
+        self.sweeping = !self.by_key.is_empty();
+        !self.sweeping
+    }
+
+    /// Lets the oldest of all go.
+    fn evict(&mut self) -> bool {
+        let oldest = self
+            .by_key
+            .iter()
+            .filter_map(|(key, queue)| Some((queue.front()?.since, key)))
+            .min_by_key(|(since, _)| *since)
+            .map(|(_, key)| key.clone());
+        let Some(key) = oldest else { return false };
+        if let Some(queue) = self.by_key.get_mut(&key) {
+            queue.pop_front();
+            if queue.is_empty() {
+                self.by_key.remove(&key);
+            }
+        }
+        true
+    }
+}
+
+/// Lets aged connections go while there are any, and others when room is
+/// needed; ends when the pool is empty or gone.
+async fn sweep<K: Clone + Eq + Hash + 'static, C: Reusable>(pool: Weak<RefCell<Kept<K, C>>>) {
+    let gate = match pool.upgrade() {
+        Some(pool) => pool.borrow().gate.clone(),
+        None => return,
+    };
+    loop {
+        match &gate {
+            None => sleep(SWEEP_EVERY).await,
+            Some(gate) => {
+                let mut pressed = pin!(gate.pressed());
+                // From here on nothing is missed.
+                pressed.as_mut().enable();
+                if gate.waiting() == 0 {
+                    let _ = timeout(SWEEP_EVERY, pressed).await;
+                }
+            }
+        }
+        let Some(pool) = pool.upgrade() else { return };
+        let waiting = gate.as_ref().map_or(0, Gate::waiting);
+        if pool.borrow_mut().clear_out(waiting) {
             return;
+        }
+        drop(pool);
+        if waiting > 0 {
+            // Those who waited go first.
+            tokio::task::yield_now().await;
         }
     }
 }
@@ -204,8 +283,8 @@ mod tests {
     fn the_last_one_kept_is_taken_first_and_only_by_its_key() {
         run(async {
             let pool = IdlePool::default();
-            pool.put("a", fake(1), Instant::now());
-            pool.put("a", fake(2), Instant::now());
+            pool.put(&"a", fake(1), Instant::now());
+            pool.put(&"a", fake(2), Instant::now());
             assert!(pool.take(&"b", Instant::now(), |_| true).is_none());
             let order =
                 [(); 3].map(|()| pool.take(&"a", Instant::now(), |_| true).map(|f| f.number));
@@ -219,15 +298,15 @@ mod tests {
         run(async {
             let pool = IdlePool::default();
             let dead = fake(3);
-            pool.put("a", fake(1), Instant::now());
-            pool.put("a", fake(2), Instant::now());
-            pool.put("a", dead.clone(), Instant::now());
+            pool.put(&"a", fake(1), Instant::now());
+            pool.put(&"a", fake(2), Instant::now());
+            pool.put(&"a", dead.clone(), Instant::now());
             dead.open.set(false);
             let taken = pool
                 .take(&"a", Instant::now(), |f| f.number != 2)
                 .map(|f| f.number);
             assert_eq!(taken, Some(1));
-            pool.put("a", dead, Instant::now());
+            pool.put(&"a", dead, Instant::now());
             assert!(pool.is_empty());
         });
     }
@@ -236,16 +315,16 @@ mod tests {
     fn idle_ones_age_out_without_traffic() {
         run(async {
             let pool = IdlePool::default();
-            pool.put("a", fake(1), Instant::now());
+            pool.put(&"a", fake(1), Instant::now());
             tokio::time::advance(Duration::from_secs(3)).await;
-            pool.put("a", fake(2), Instant::now());
-            tokio::time::sleep(Duration::from_secs(2)).await;
+            pool.put(&"a", fake(2), Instant::now());
+            sleep(Duration::from_secs(2)).await;
             assert_eq!(pool.len(), 1);
-            tokio::time::sleep(Duration::from_secs(4)).await;
+            sleep(Duration::from_secs(4)).await;
             assert!(pool.is_empty());
             // The sweeper has ended; the next connection starts another.
-            pool.put("a", fake(3), Instant::now());
-            tokio::time::sleep(Duration::from_secs(6)).await;
+            pool.put(&"a", fake(3), Instant::now());
+            sleep(Duration::from_secs(6)).await;
             assert!(pool.is_empty());
         });
     }
@@ -255,11 +334,43 @@ mod tests {
         run(async {
             let pool = IdlePool::default();
             for number in 0..=IDLE_PER_KEY_MAX {
-                pool.put("a", fake(number), Instant::now());
+                pool.put(&"a", fake(number), Instant::now());
             }
             assert_eq!(pool.len(), IDLE_PER_KEY_MAX);
             let newest = pool.take(&"a", Instant::now(), |_| true).map(|f| f.number);
             assert_eq!(newest, Some(IDLE_PER_KEY_MAX));
+        });
+    }
+
+    #[test]
+    fn when_room_is_needed_the_oldest_goes() {
+        run(async {
+            let gate = Gate::new(1, None, 2);
+            let pool = IdlePool::under(gate.clone());
+            struct Held(#[allow(dead_code, reason = "held")] crate::listener::UpstreamPermit);
+            impl Reusable for Held {
+                fn is_open(&mut self) -> bool {
+                    true
+                }
+            }
+            let soon = || Instant::now() + Duration::from_millis(500);
+            pool.put(&"old", Held(gate.admit_upstream().unwrap()), Instant::now());
+            tokio::time::advance(Duration::from_millis(10)).await;
+            pool.put(
+                &"young",
+                Held(gate.admit_upstream().unwrap()),
+                Instant::now(),
+            );
+            let third = gate.admit_upstream_by(soon(), || !pool.is_empty()).await;
+            assert!(third.is_ok());
+            assert!(pool.take(&"old", Instant::now(), |_| true).is_none());
+            let young = pool.take(&"young", Instant::now(), |_| true);
+            assert!(young.is_some());
+            assert!(
+                gate.admit_upstream_by(soon(), || !pool.is_empty())
+                    .await
+                    .is_err()
+            );
         });
     }
 }

@@ -33,4 +33,5 @@ mod tls_swaps;
 mod tls_tickets;
 mod upgrade;
 mod upstreams_misbehave;
+mod upstreams;
 mod whole;

@@ -1,9 +1,11 @@
 //! A connection for one attempt: a kept one, or a new one.
 
 use std::future::poll_fn;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::pin::pin;
 use std::task::Poll;
 
+use edd_route::Scheme;
 use tokio::time::Instant;
 
 use super::failure::Failure;
@@ -11,39 +13,80 @@ use crate::http::decide::Upstream;
 use crate::http::downstream::Downstream;
 use crate::http::side::Client;
 use crate::listener::Stage;
-use crate::upstream::{H1, Socket, connect_any};
+use crate::upstream::h2::{OpenError, UpstreamStream};
+use crate::upstream::{Behalf, Choice, ConnectError, H1, Io, open};
 
-/// A kept connection if `reuse` and there is one, else a new one; whether it was kept.
+/// What an attempt is made with.
+pub(super) enum Connection {
+    /// A connection of its own.
+    H1(H1<Io>),
+    /// A stream of a shared one.
+    H2(UpstreamStream),
+}
+
+/// A connection to the chosen target: a kept one if there is one and it will do, else a new one;
+/// whether it was kept.
 ///
 /// Ends early with the client, the admission and the cut.
 pub(super) async fn connection<C: Client>(
     client: &mut C,
+    choice: &Choice<'_>,
     upstream: &Upstream,
     down: &Downstream,
     now: Instant,
-    reuse: bool,
-) -> Result<(H1<Socket>, bool), Failure> {
+) -> Result<(Connection, bool), Failure> {
     let worker = &down.worker;
     let shared = &worker.shared;
-    let Upstream {
-        key,
-        address,
-        admission,
-        ..
-    } = upstream;
-    if reuse && let Some(mut kept) = worker.pool.h1.take(key, now, |kept| kept.is_of(admission)) {
-        kept.counted = shared.metrics.upstream_active();
-        return Ok((kept, true));
+    let admission = &upstream.admission;
+    let key = choice.key();
+    let timeout = upstream.connect_timeout;
+    let timeout = timeout.unwrap_or(shared.config.timeouts.connect);
+    let facts = &down.facts;
+    let unknown = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), facts.door.rule_port());
+    let behalf = Behalf::Client(facts.peer, facts.local.unwrap_or(unknown));
+    let reach = shared.fleet.reach();
+    if choice.scheme() == Scheme::H2c {
+        let stream = async {
+            let deadline = Instant::now() + timeout;
+            let connect = async || open(choice, behalf, timeout, reach).await;
+            let streams = &worker.pool.h2;
+            let opened = streams.stream(key, admission, shared, deadline, connect);
+            opened.await.map_err(|error| match error {
+                OpenError::Connect(error) => error,
+                error @ OpenError::Handshake(_) => ConnectError::Unusable(error.to_string()),
+            })
+        };
+        let (stream, reused) = while_wanted(client, upstream, down, stream).await?;
+        return Ok((Connection::H2(stream), reused));
     }
-    let timeout = shared.config.timeouts.connect;
-    let mut connecting = pin!(connect_any(address, timeout, shared, &worker.pool.names));
+    if !choice.fresh
+        && let Some(mut kept) = worker.pool.h1.take(key, now, |kept| kept.is_of(admission))
+    {
+        kept.counted = shared.metrics.upstream_active();
+        return Ok((Connection::H1(kept), true));
+    }
+    let connecting = open(choice, behalf, timeout, reach);
+    let (stream, peer) = while_wanted(client, upstream, down, connecting).await?;
+    let counted = shared.metrics.upstream_active();
+    let connection = H1::new(stream, peer, admission.clone(), counted);
+    Ok((Connection::H1(connection), false))
+}
+
+/// Waits for a connection as long as somebody wants it.
+async fn while_wanted<C: Client, T>(
+    client: &mut C,
+    upstream: &Upstream,
+    down: &Downstream,
+    connecting: impl Future<Output = Result<T, ConnectError>>,
+) -> Result<T, Failure> {
+    let mut connecting = pin!(connecting);
     // Its address may be another's by the time it answers.
-    let mut revoked = pin!(admission.revoked());
+    let mut revoked = pin!(upstream.admission.revoked());
     let connected = poll_fn(|cx| {
         if revoked.as_mut().poll(cx).is_ready() {
             return Poll::Ready(Err(Failure::Revoked));
         }
-        if worker.ending.stage() == Stage::Cut {
+        if down.worker.ending.stage() == Stage::Cut {
             return Poll::Ready(Err(Failure::Drained));
         }
         if let Poll::Ready(connected) = connecting.as_mut().poll(cx) {
@@ -54,7 +97,5 @@ pub(super) async fn connection<C: Client>(
             Poll::Pending => Poll::Pending,
         }
     });
-    let (stream, peer) = connected.await?;
-    let counted = shared.metrics.upstream_active();
-    Ok((H1::new(stream, peer, admission.clone(), counted), false))
+    connected.await
 }

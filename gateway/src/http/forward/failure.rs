@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use crate::http::answer::Answer;
 use crate::http::side::SideError;
-use crate::upstream::ConnectError;
+use crate::upstream::{ConnectError, NoTarget};
 
 /// Why there is no answer from the upstream.
 #[derive(Debug, thiserror::Error)]
@@ -27,6 +27,9 @@ pub(crate) enum Failure {
     /// The drain's deadline came first.
     #[error("the gateway is shutting down")]
     Drained,
+    /// No target takes it.
+    #[error(transparent)]
+    NoTarget(#[from] NoTarget),
     /// What admitted the request is over.
     #[error("no longer admitted")]
     Revoked,
@@ -41,13 +44,18 @@ impl Failure {
         Some(match self {
             Self::Broke(_)
             | Self::Connect(
-                ConnectError::Loop(_) | ConnectError::Refused { .. } | ConnectError::Unresolved(_),
+                ConnectError::Loop(_)
+                | ConnectError::Refused { .. }
+                | ConnectError::Tls { .. }
+                | ConnectError::Unresolved(_)
+                | ConnectError::Unusable(_),
             )
             | Self::Revoked => Answer::bad_gateway(),
             Self::ClientBroke(SideError::Malformed(_)) => Answer::bad_request(self),
             Self::ClientBroke(_) | Self::ClientLeft => return None,
             Self::ClientStalled => Answer::request_timeout(),
             Self::Connect(ConnectError::Limit(_)) => Answer::overloaded(),
+            Self::NoTarget(_) => Answer::unavailable(),
             Self::Drained => Answer::draining(),
             Self::Connect(ConnectError::TimedOut) | Self::TimedOut => Answer::gateway_timeout(),
         })

@@ -14,14 +14,16 @@ use super::answer::{Answer, Form};
 use super::downstream::Downstream;
 use super::exchange::Exchange;
 use super::plan::{Forward, Plan, Turn};
-use super::side::{AnswerBody, AnswerHead, Client, Field, Piece, Server};
+use super::side::{AnswerBody, AnswerHead, Client, Field, Piece, RequestBody, Server, SideError};
 use super::wire;
 use crate::listener::Stage;
+use crate::upstream::{Choice, Failed};
 
 mod attempt;
 mod failure;
 mod run;
 
+use attempt::Connection;
 use failure::Failure;
 use run::{End, Run};
 
@@ -80,58 +82,140 @@ async fn pass_on<C: Client>(
     alarm: &mut Alarm,
 ) -> Result<Finished, Failure> {
     let worker = &down.worker;
-    let mut retries = 0;
+    let repeatable = forward.is_repeatable;
+    let upstreams = &worker.pool.upstreams;
+    let (fleet, peer) = (&worker.shared.fleet, down.facts.peer);
+    let mut attempts = upstreams.attempts(&forward.upstream.to, fleet, peer, exchange.begun);
+    let mut first = true;
     loop {
-        // The second time nothing is left to chance.
-        let reuse = retries < RETRIES_MAX;
-        let (mut server, reused) =
-            attempt::connection(client, &forward.upstream, down, exchange.begun, reuse).await?;
-        exchange.upstream = Some(server.peer);
-        let now = match retries {
-            0 => exchange.begun,
-            _ => Instant::now(),
-        };
-        let mut run = Run::new(&forward, exchange, down, now);
-        let end = poll_fn(|cx| run.poll(cx, client, &mut server, alarm)).await;
-        match end {
-            End::Complete { reusable, at } => {
-                exchange.ended(at);
-                wire::give_back(forward.ask.head);
-                if server.is_reusable() {
-                    server.counted = worker.shared.metrics.upstream_idle();
-                    worker.pool.h1.put(forward.upstream.key, server, at);
+        let mut choice = attempts.next(repeatable)?;
+        let now = exchange.begun;
+        let upstream = &forward.upstream;
+        let connection = attempt::connection(client, &choice, upstream, down, now).await;
+        let (connection, reused) = match connection {
+            Ok(connection) => connection,
+            Err(Failure::Connect(error)) => {
+                choice.failed(error.failed());
+                if attempts.again(error.failed(), repeatable) {
+                    continue;
                 }
+                return Err(error.into());
+            }
+            Err(failure) => return Err(failure),
+        };
+        let mut talk = Talk {
+            forward: &forward,
+            exchange,
+            down,
+            choice: &mut choice,
+            reused,
+            // A new connection took its time, which is not the answer's.
+            now: if reused && first { now } else { Instant::now() },
+        };
+        first = false;
+        let told = match connection {
+            Connection::H1(mut server) => {
+                talk.exchange.upstream = Some(server.peer);
+                let told = talk.with(client, &mut server, alarm).await;
+                if let Ok(End::Complete { at, .. }) = told
+                    && server.is_reusable()
+                {
+                    server.counted = worker.shared.metrics.upstream_idle();
+                    worker.pool.h1.put(choice.key(), server, at);
+                }
+                told
+            }
+            Connection::H2(mut stream) => {
+                talk.exchange.upstream = Some(stream.peer());
+                talk.with(client, &mut stream, alarm).await
+            }
+        };
+        match told {
+            Ok(end) => {
+                wire::give_back(forward.ask.head);
+                let End::Complete { reusable, at } = end else {
+                    return Ok(Finished::Last);
+                };
+                exchange.ended(at);
                 return Ok(match reusable {
                     true => Finished::Open(at),
                     false => Finished::Last,
                 });
             }
-            End::Cut => return Ok(Finished::Last),
-            End::Failed(Failure::Broke(error)) => {
-                if forward.upstream.admission.is_revoked() {
-                    return Err(Failure::Revoked);
-                }
-                if worker.ending.stage() == Stage::Cut {
-                    return Err(Failure::Drained);
-                }
-                // Garbage is an answer of a kind: asking again would not be the first time.
-                let died = matches!(error, super::side::SideError::Broke(_)) && !server.has_begun();
-                let again = run_may_repeat(&forward, server.is_unsent());
-                if !(reused && died && again) {
-                    return Err(Failure::Broke(error));
-                }
-                retries += 1;
-            }
-            End::Failed(failure) => return Err(failure),
+            Err((_, Some(failed))) if attempts.again(failed, repeatable) => {}
+            Err((failure, _)) => return Err(failure),
         }
     }
 }
 
-/// Whether nothing depends on how often the request arrives.
-fn run_may_repeat(forward: &Forward, unsent: bool) -> bool {
-    use super::side::RequestBody;
+/// One attempt on a connection.
+struct Talk<'t, 'f> {
+    forward: &'t Forward,
+    exchange: &'t mut Exchange,
+    down: &'t Downstream,
+    choice: &'t mut Choice<'f>,
+    /// Whether the connection was there before.
+    reused: bool,
+    /// When the request came, or this attempt began.
+    now: Instant,
+}
+
+impl Talk<'_, '_> {
+    /// Asks `server` and passes its answer on; else why not, and what that
+    /// means for another try, if one may follow.
+    async fn with<C: Client, S: Server>(
+        &mut self,
+        client: &mut C,
+        server: &mut S,
+        alarm: &mut Alarm,
+    ) -> Result<End, (Failure, Option<Failed>)> {
+        let mut run = Run::new(
+            self.forward,
+            self.exchange,
+            self.down,
+            self.choice,
+            self.now,
+        );
+        let end = poll_fn(|cx| run.poll(cx, client, server, alarm)).await;
+        match end {
+            End::Complete { .. } | End::Cut => Ok(end),
+            End::Failed(Failure::Broke(error)) => {
+                if self.forward.upstream.admission.is_revoked() {
+                    return Err((Failure::Revoked, None));
+                }
+                if self.down.worker.ending.stage() == Stage::Cut {
+                    return Err((Failure::Drained, None));
+                }
+                let failed = judge(&error, server, self.forward, self.reused);
+                self.choice.failed(failed);
+                // Garbage is an answer of a kind: asking again would not be the first time.
+                let heard = server.has_begun() || matches!(error, SideError::Malformed(_));
+                Err((Failure::Broke(error), (!heard).then_some(failed)))
+            }
+            End::Failed(failure) => {
+                if matches!(failure, Failure::TimedOut) {
+                    self.choice.failed(Failed::TimedOut);
+                }
+                Err((failure, None))
+            }
+        }
+    }
+}
+
+/// What a connection that broke before its answer means for another try.
+fn judge<S: Server>(error: &SideError, server: &S, forward: &Forward, reused: bool) -> Failed {
     let bodiless = matches!(forward.ask.body, RequestBody::None | RequestBody::Length(0));
-    forward.is_repeatable || (unsent && bodiless)
+    match error {
+        SideError::Broke(_) if server.has_begun() => Failed::Broke,
+        SideError::Broke(_) if server.is_unsent() && bodiless => match reused {
+            true => Failed::Unsent,
+            false => Failed::Connect,
+        },
+        SideError::Broke(_) if reused => Failed::Stale,
+        SideError::Unprocessed if bodiless => Failed::Unsent,
+        SideError::Unprocessed => Failed::Stale,
+        SideError::Broke(_) | SideError::Malformed(_) | SideError::Reset(_) => Failed::Broke,
+    }
 }
 
 /// Answers without an upstream.
@@ -199,5 +283,3 @@ async fn own<C: Client>(
     }
     Finished::Open(Instant::now())
 }
-
-const RETRIES_MAX: u32 = 2;

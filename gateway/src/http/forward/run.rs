@@ -23,6 +23,7 @@ use crate::http::side::{
 };
 use crate::http::splice::{Moved, Splice, State};
 use crate::listener::Stage;
+use crate::upstream::Choice;
 
 /// How an attempt ends.
 #[derive(Debug)]
@@ -41,10 +42,12 @@ pub(super) enum End {
 }
 
 /// The state of an attempt.
-pub(super) struct Run<'r> {
+pub(super) struct Run<'r, 'f> {
     forward: &'r Forward,
     exchange: &'r mut Exchange,
     down: &'r Downstream,
+    /// Whom it goes to; told of the answer.
+    choice: &'r mut Choice<'f>,
     begun: Instant,
     asked: bool,
     up: Up,
@@ -80,17 +83,19 @@ enum Up {
 /// What ended a poll before its time.
 type Stop = Result<(), End>;
 
-impl<'r> Run<'r> {
+impl<'r, 'f> Run<'r, 'f> {
     pub(super) fn new(
         forward: &'r Forward,
         exchange: &'r mut Exchange,
         down: &'r Downstream,
+        choice: &'r mut Choice<'f>,
         now: Instant,
     ) -> Self {
         Self {
             forward,
             exchange,
             down,
+            choice,
             begun: now,
             asked: false,
             up: Up::Open,
@@ -283,6 +288,7 @@ impl<'r> Run<'r> {
             let mut switch = false;
             let mut gone = false;
             let (exchange, down) = (&mut *self.exchange, self.down);
+            let choice = &mut *self.choice;
             let (answered, heard_all) = (&mut self.answered, &mut self.heard_all);
             let expects_continue = &mut self.expects_continue;
             let polled = server.poll_event(cx, |cx, event| match event {
@@ -295,6 +301,7 @@ impl<'r> Run<'r> {
                 }
                 Event::Answered(view) => {
                     *answered = true;
+                    choice.answered(view.status);
                     switch = answer(client, &view, exchange, down);
                     if switch { Room::Full } else { Room::More }
                 }
@@ -417,6 +424,8 @@ impl<'r> Run<'r> {
     /// What is due next, and when.
     fn due(&self) -> (Instant, Due) {
         let timeouts = &self.down.worker.shared.config.timeouts;
+        let idle_timeout = self.forward.upstream.idle_timeout;
+        let silence_max = idle_timeout.unwrap_or(timeouts.stream_idle);
         let mut next = if !self.answered {
             if self.up == Up::Open && self.up_awaits_client {
                 (self.moved_at + timeouts.body, Due::Body)
@@ -428,10 +437,10 @@ impl<'r> Run<'r> {
             if self.up == Up::Open {
                 (self.moved_at + timeouts.body.min(UPLOAD_REST), Due::Upload)
             } else {
-                (self.moved_at + timeouts.stream_idle, Due::Silence)
+                (self.moved_at + silence_max, Due::Silence)
             }
         } else {
-            (self.moved_at + timeouts.stream_idle, Due::Silence)
+            (self.moved_at + silence_max, Due::Silence)
         };
         let mut sooner = |at: Instant, what: Due| {
             if at < next.0 {

@@ -17,6 +17,7 @@ use edd_gateway::shared::Shared;
 use edd_gateway::ssh::{Limits, SshServer};
 use edd_gateway::telemetry::{AccessLog, Metrics};
 use edd_gateway::tls::CertStore;
+use edd_gateway::upstream::Fleet;
 use edd_route::{
     ContainerId, ContainerSpec, KeySpec, Origin, RouteTable, RunSpec, Settings, TableWriter, UserId,
 };
@@ -91,14 +92,17 @@ impl Rig {
         let table = RouteTable::empty(Settings::new("localhost", vec![]));
         let mut registry = Registry::default();
         let metrics = Metrics::register(&mut registry);
+        let gate = Gate::new(
+            config.max_connections,
+            config.max_connections_per_ip,
+            config.max_upstream_connections,
+        );
+        let runtime = tokio::runtime::Handle::current();
         let shared = Arc::new(Shared {
             certs: Arc::new(CertStore::open(&config, metrics.clone()).expect("certificates")),
-            gate: Gate::new(
-                config.max_connections,
-                config.max_connections_per_ip,
-                config.max_upstream_connections,
-            ),
             request_gate: RequestGate::new(config.request_rate),
+            fleet: Fleet::new(gate.clone(), metrics.clone(), Vec::new(), runtime),
+            gate,
             config,
             table: ArcSwap::from_pointee(table.clone()),
             metrics,
