@@ -61,8 +61,9 @@ impl Exchange {
         method: &str,
         path: &str,
         now: Instant,
-    ) -> Self {
-        Self {
+    ) -> Box<Self> {
+        // It goes from hand to hand, and is large for that.
+        Box::new(Self {
             worker: Rc::clone(&down.worker),
             begun: now,
             ended: None,
@@ -80,7 +81,7 @@ impl Exchange {
             bytes_out: 0,
             is_head: method == "HEAD",
             note: None,
-        }
+        })
     }
 
     /// Says why it was refused or ends early; only the first reason counts.

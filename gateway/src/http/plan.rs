@@ -21,7 +21,7 @@ use super::{trace, wire};
 #[derive(Debug)]
 pub(crate) struct Turn {
     /// Its record.
-    pub(crate) exchange: Exchange,
+    pub(crate) exchange: Box<Exchange>,
     /// How the gateway's own answers to it look.
     pub(crate) form: Form,
     /// What is done.

@@ -1,5 +1,6 @@
 //! HTTP/1 on both sides, byte by byte: raw clients and raw upstreams.
 
+mod bulk;
 mod connection;
 mod framing;
 mod heads;
