@@ -29,9 +29,12 @@ pub(crate) struct Rewrite<'r> {
 }
 
 /// The switch of protocols that may be offered to the upstream.
+///
+/// Not with a body: where it ends and the other protocol begins would be the upstream's guess.
 pub(crate) fn upgrade_offered<'v>(view: &RequestView<'v>) -> Option<&'v str> {
+    let bodiless = matches!(view.body, RequestBody::None | RequestBody::Length(0));
     view.upgrade
-        .filter(|protocol| policy::upgrade_may_pass(protocol))
+        .filter(|protocol| bodiless && policy::upgrade_may_pass(protocol))
 }
 
 impl Rewrite<'_> {
@@ -271,6 +274,9 @@ mod tests {
         assert!(
             written(&asked, None).ends_with("connection: upgrade\r\nupgrade: websocket\r\n\r\n")
         );
+        asked.body = RequestBody::Length(1);
+        assert!(!written(&asked, None).contains("pgrade"));
+        asked.body = RequestBody::None;
         asked.upgrade = Some("h2c");
         assert!(!written(&asked, None).contains("pgrade"));
     }
