@@ -63,5 +63,6 @@ where
 /// How long a client may take to notice our end.
 const FAREWELL: Duration = Duration::from_millis(500);
 
-/// More than a client sends without looking.
-const DISCARD_MAX: usize = (1 << 20) + 1;
+/// More than the socket buffers on the way hold (4 MiB of the client's, 6 MiB of ours): what a
+/// client sends without looking.
+const DISCARD_MAX: usize = (16 << 20) + 1;
