@@ -34,22 +34,29 @@ impl Answer {
     }
 }
 
-/// A connection by TLS, HTTP/1.1.
-pub(super) struct Client {
-    pub(super) stream: TlsStream<TcpStream>,
+/// A connection, HTTP/1.1.
+pub(super) struct Client<S = TlsStream<TcpStream>> {
+    pub(super) stream: S,
     bytes: Vec<u8>,
     ended: bool,
 }
 
 impl Client {
+    /// By TLS.
     pub(super) async fn dial(gateway: &Gateway) -> Self {
         let greeting = Greeting {
             alpn: &[b"http/1.1"],
             ..Greeting::anyone("a.example")
         };
         let stream = greeting.dial(gateway.addresses.https).await;
+        Self::over(stream.expect("a handshake"))
+    }
+}
+
+impl<S: AsyncRead + Unpin> Client<S> {
+    pub(super) fn over(stream: S) -> Self {
         Self {
-            stream: stream.expect("a handshake"),
+            stream,
             bytes: Vec::new(),
             ended: false,
         }

@@ -8,6 +8,7 @@
 mod client;
 mod frames;
 mod h2;
+mod large;
 mod requests;
 mod responses;
 mod upstream;
