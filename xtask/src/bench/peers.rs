@@ -356,6 +356,7 @@ fn sozu() -> Result<PathBuf> {
         install.arg("--root").arg(&root);
         install.arg("--target-dir").arg(root.join("target"));
         install.env_remove("CARGO_TARGET_DIR");
+        install.env("PROTOC", tools::unpacked("protoc", "protobuf-compiler")?);
         child::run(&mut install, "cargo install sozu")?;
         // A build folder of a gigabyte for a program that is not built again.
         let _ = fs::remove_dir_all(root.join("target"));
