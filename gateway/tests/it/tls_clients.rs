@@ -1,7 +1,8 @@
 //! Certificates of clients: demanded, told to upstreams, and never got around.
 
 use std::fs;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -9,6 +10,7 @@ use rustls::HandshakeKind::{Full, Resumed};
 use rustls::version::{TLS12, TLS13};
 use serde_json::Value;
 use tempfile::TempDir;
+use time::OffsetDateTime;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::support::client::{dial, request};
@@ -250,4 +252,28 @@ async fn a_ticket_brings_the_certificate_back_and_opens_no_other_door() {
     assert_eq!(rig.ask(Some(&admitted), CLOSED, CLOSED).await, 200);
     assert_eq!(rig.ask(None, CLOSED, CLOSED).await, 0);
     drop(rig.ca);
+}
+
+/// A ticket brings back what was verified once; whether it would be today is asked again.
+#[tokio::test]
+async fn a_ticket_does_not_outlive_the_certificate_it_brings_back() {
+    let rig = Rig::start().await;
+    let https = rig.gateway.addresses.https;
+    for version in [&TLS12, &TLS13] {
+        let end = OffsetDateTime::now_utc() + Duration::from_secs(4);
+        let passing = rig.ca.issue_until("passing", end);
+        let client = Client::with(Some(&passing), &[version], &[]);
+        let (kind, answer) = client.visit(https, CLOSED).await;
+        assert_eq!((kind, status(&answer)), (Full, 200));
+        let last = Mutex::new(None);
+        eventually("the certificate is out of date", || async {
+            let (kind, answer) = client.visit(https, CLOSED).await;
+            *last.lock().unwrap() = Some(kind);
+            status(&answer) != 200
+        })
+        .await;
+        // By its ticket it still could have come.
+        assert_eq!(*last.lock().unwrap(), Some(Resumed));
+        assert!(OffsetDateTime::now_utc() > end);
+    }
 }

@@ -3,6 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use rustls::client::Resumption;
@@ -16,6 +17,8 @@ use tokio_rustls::client::TlsStream;
 
 use super::DEADLINE;
 use super::client::{Anyone, dial, request};
+
+const DAY: Duration = Duration::from_secs(24 * 3600);
 
 /// An authority for clients.
 pub(crate) struct ClientCa {
@@ -51,8 +54,15 @@ impl ClientCa {
 
     /// A certificate for a client.
     pub(crate) fn issue(&self, name: &str) -> Identity {
+        self.issue_until(name, time::OffsetDateTime::now_utc() + DAY)
+    }
+
+    /// A certificate that is valid until then, to the second.
+    pub(crate) fn issue_until(&self, name: &str, end: time::OffsetDateTime) -> Identity {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::default();
+        params.not_before = end - 2 * DAY;
+        params.not_after = end;
         params.distinguished_name.push(DnType::CommonName, name);
         let leaf = params.signed_by(&key, &self.issuer).unwrap();
         Identity {
