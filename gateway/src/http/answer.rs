@@ -2,6 +2,8 @@
 //!
 //! Details go to the access log; the client is told no more than it needs.
 
+use std::fmt::Write as _;
+
 use edd_route::decide::HttpRefusal;
 
 use super::policy;
@@ -23,9 +25,11 @@ pub(crate) struct Answer {
     pub(crate) close: bool,
 }
 
-/// Text or JSON, as the client asked.
+/// As the client can read it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Form {
+    /// A status in the head, to a gRPC client.
+    Grpc,
     /// `application/json`, as the services' APIs answer errors.
     Json,
     /// `text/plain`.
@@ -33,6 +37,18 @@ pub(crate) enum Form {
 }
 
 impl Form {
+    /// What a request's `Content-Type` and `Accept` ask for.
+    pub(crate) fn of(content_type: &[u8], accept: &[u8]) -> Self {
+        let is_grpc = |kind: &[u8]| kind.eq_ignore_ascii_case(GRPC.as_bytes());
+        match content_type.split_at_checked(GRPC.len()) {
+            // Not `application/grpc-web`, which has its status in the body.
+            Some((kind, rest)) if is_grpc(kind) && matches!(rest, [] | [b'+' | b';', ..]) => {
+                Self::Grpc
+            }
+            _ => Self::asked(std::str::from_utf8(accept).unwrap_or_default()),
+        }
+    }
+
     /// What an `Accept` value asks for; text unless JSON is named before anything readable.
     pub(crate) fn asked(accept: &str) -> Self {
         for range in policy::tokens(accept) {
@@ -54,6 +70,7 @@ impl Form {
     /// The `Content-Type`.
     pub(crate) fn content_type(self) -> &'static str {
         match self {
+            Self::Grpc => GRPC,
             Self::Json => "application/json",
             Self::Text => "text/plain; charset=utf-8",
         }
@@ -191,6 +208,34 @@ impl Answer {
         }
     }
 
+    /// The `grpc-status` that says the same (the gRPC project's http-grpc-status-mapping, where it has one).
+    pub(crate) fn grpc_status(&self) -> &'static str {
+        match self.status {
+            401 => "16",
+            403 => "7",
+            404 | 501 => "12",
+            408 | 504 => "4",
+            413 | 414 | 429 | 431 => "8",
+            421 | 502 | 503 => "14",
+            308 | 400 | 417 => "13",
+            _ => "2",
+        }
+    }
+
+    /// The `grpc-message`: the message, percent-encoded where it is not printable.
+    pub(crate) fn grpc_message(&self) -> String {
+        let mut text = String::with_capacity(self.message.len());
+        for byte in self.message.bytes() {
+            match byte {
+                b' '..=b'~' if byte != b'%' => text.push(char::from(byte)),
+                _ => {
+                    let _ = write!(text, "%{byte:02X}");
+                }
+            }
+        }
+        text
+    }
+
     /// The body.
     pub(crate) fn body(&self, form: Form, request_id: &str) -> String {
         match form {
@@ -201,9 +246,12 @@ impl Answer {
             })
             .to_string(),
             Form::Text => format!("{} {}\n", self.status, self.message),
+            Form::Grpc => String::new(),
         }
     }
 }
+
+const GRPC: &str = "application/grpc";
 
 #[cfg(test)]
 mod tests {
@@ -227,6 +275,38 @@ mod tests {
         ] {
             assert_eq!(Form::asked(accept), form, "{accept}");
         }
+    }
+
+    #[test]
+    fn grpc_clients_are_known_by_what_they_send() {
+        for (kind, form) in [
+            ("application/grpc", Form::Grpc),
+            ("Application/GRPC+proto", Form::Grpc),
+            ("application/grpc;x", Form::Grpc),
+            ("application/grpc-web", Form::Json),
+            ("", Form::Json),
+        ] {
+            let form_of = Form::of(kind.as_bytes(), b"application/json");
+            assert_eq!(form_of, form, "{kind}");
+        }
+    }
+
+    #[test]
+    fn a_grpc_status_says_the_same_as_the_http_one() {
+        for (answer, status) in [
+            (Answer::bad_gateway(), "14"),
+            (Answer::draining(), "14"),
+            (Answer::gateway_timeout(), "4"),
+            (Answer::refusal(HttpRefusal::Denied), "7"),
+            (Answer::refusal(HttpRefusal::NoHost), "12"),
+            (Answer::bad_request("x"), "13"),
+        ] {
+            assert_eq!(answer.grpc_status(), status, "{answer:?}");
+        }
+        assert_eq!(
+            Answer::bad_request("100% caf\u{e9}").grpc_message(),
+            "100%25 caf%C3%A9"
+        );
     }
 
     #[test]

@@ -27,7 +27,8 @@ pub(crate) struct Exchange {
     /// When the last of its answer was written; none: when it is dropped.
     ended: Option<Instant>,
     peer: SocketAddr,
-    version: Version,
+    /// What the client speaks.
+    pub(crate) version: Version,
     method: &'static str,
     /// `X-Request-ID` of request and answer.
     pub(crate) request_id: Text<40>,

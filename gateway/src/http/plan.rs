@@ -62,9 +62,8 @@ impl Turn {
         {
             exchange.request_id = id.into();
         }
-        let accept = fields::first(view.fields, b"accept");
-        let accept = accept.and_then(|value| std::str::from_utf8(value).ok());
-        let form = Form::asked(accept.unwrap_or_default());
+        let field = |name| fields::first(view.fields, name).unwrap_or_default();
+        let form = Form::of(field(b"content-type"), field(b"accept"));
         let plan = plan(down, view, &mut exchange);
         Self {
             exchange,

@@ -13,6 +13,7 @@ use super::alarm::Alarm;
 use super::answer::{Answer, Form};
 use super::downstream::Downstream;
 use super::exchange::Exchange;
+use super::head::Version;
 use super::plan::{Forward, Plan, Turn};
 use super::side::{AnswerBody, AnswerHead, Client, Field, Piece, RequestBody, Server, SideError};
 use super::wire;
@@ -231,10 +232,22 @@ async fn own<C: Client>(
     let text = answer.body(form, exchange.request_id.as_str());
     let digits = text.len().to_string();
     let seconds = answer.retry_after_secs.map(|secs| secs.to_string());
-    let mut fields: smallvec::SmallVec<[Field<'_>; 4]> = smallvec::smallvec![
-        (&b"content-type"[..], form.content_type().as_bytes()),
-        (&b"content-length"[..], digits.as_bytes()),
-    ];
+    let message = match form {
+        Form::Grpc => answer.grpc_message(),
+        Form::Json | Form::Text => String::new(),
+    };
+    let mut fields: smallvec::SmallVec<[Field<'_>; 5]> =
+        smallvec::smallvec![(&b"content-type"[..], form.content_type().as_bytes())];
+    let mut status = answer.status;
+    if form == Form::Grpc {
+        // Its clients look at nothing else.
+        status = 200;
+        fields.push((b"grpc-status", answer.grpc_status().as_bytes()));
+        fields.push((b"grpc-message", message.as_bytes()));
+    }
+    if form != Form::Grpc || exchange.version != Version::H2 {
+        fields.push((b"content-length", digits.as_bytes()));
+    }
     if let Some(location) = &answer.location {
         fields.push((b"location", location.as_bytes()));
     }
@@ -247,7 +260,7 @@ async fn own<C: Client>(
         false => AnswerBody::Length(length),
     };
     client.answer(&AnswerHead {
-        status: answer.status,
+        status,
         reason: b"",
         fields: &fields,
         body,
@@ -260,7 +273,7 @@ async fn own<C: Client>(
     let mut put = false;
     let written = poll_fn(|cx| {
         if !std::mem::replace(&mut put, true) {
-            let data = match exchange.is_head {
+            let data = match exchange.is_head || text.is_empty() {
                 true => Ok(super::side::Room::More),
                 false => client.put(cx, Piece::Data(text.as_bytes())),
             };

@@ -77,6 +77,15 @@ pub(super) struct Task<I, S, F> {
     abused: bool,
 }
 
+/// How a connection is over.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Over {
+    /// From outside, or because the client is gone: there is nothing to wait for.
+    AtOnce,
+    /// The client may still have to read why.
+    Told,
+}
+
 /// Whether anything is going on.
 #[derive(Clone, Copy, Debug)]
 enum Rest {
@@ -136,27 +145,28 @@ where
     }
 
     /// Runs everything until there is nothing to do. Ready when the connection is over.
-    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Over> {
         self.gather.begin(cx.waker());
         let waker = self.waker.clone();
         let inner = &mut Context::from_waker(&waker);
         for _ in 0..ROUNDS_MAX {
             self.gather.look();
             self.io.admit();
-            if self.poll_round(inner).is_ready() {
-                return Poll::Ready(());
+            if let Poll::Ready(over) = self.poll_round(inner) {
+                return Poll::Ready(over);
             }
             if self.gather.rest() {
                 return Poll::Pending;
             }
         }
-        // Others of the thread want to be served too.
+        // Others of the thread want to be served too. An error is found again with the next round.
+        let _ = self.io.poll_drain(inner);
         self.gather.yield_now();
         Poll::Pending
     }
 
     /// Reads requests, lets streams run, writes what they said.
-    fn poll_round(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    fn poll_round(&mut self, cx: &mut Context<'_>) -> Poll<Over> {
         loop {
             match self.h2.poll_accept(cx) {
                 Poll::Ready(Some(Ok((request, respond)))) => {
@@ -169,9 +179,9 @@ where
                 }
                 Poll::Ready(Some(Err(error))) => {
                     self.ended_by(&error);
-                    return Poll::Ready(());
+                    return Poll::Ready(Over::Told);
                 }
-                Poll::Ready(None) => return Poll::Ready(()),
+                Poll::Ready(None) => return Poll::Ready(Over::Told),
                 Poll::Pending => break,
             }
         }
@@ -181,7 +191,7 @@ where
         while let Poll::Ready(Some(happened)) = self.work.poll_next_unpin(cx) {
             match happened {
                 Happened::StreamEnded => {}
-                Happened::Cut | Happened::Revoked => return Poll::Ready(()),
+                Happened::Cut | Happened::Revoked => return Poll::Ready(Over::AtOnce),
                 Happened::Draining => {
                     self.h2.graceful_shutdown();
                     self.listen_outside(true);
@@ -197,7 +207,7 @@ where
             Poll::Ready(Ok(())) => self.link.quota.refill(),
             Poll::Ready(Err(error)) => {
                 debug!(%error, "connection ended");
-                return Poll::Ready(());
+                return Poll::Ready(Over::AtOnce);
             }
             Poll::Pending => {}
         }
@@ -252,10 +262,12 @@ where
     }
 
     /// Looks for silence. The timer is set when it fires, hardly ever else.
-    fn poll_timer(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    fn poll_timer(&mut self, cx: &mut Context<'_>) -> Poll<Over> {
         while self.timer.as_mut().poll(cx).is_ready() {
             let now = Instant::now();
             let due = match self.rest {
+                // A request that crossed the GOAWAY is served.
+                Rest::Ending(_) if !self.abused && self.open() > 0 => now + GOODBYE,
                 Rest::Ending(at) => at,
                 Rest::Since(since) => {
                     let due = since + self.worker.shared.config.timeouts.idle;
@@ -272,12 +284,12 @@ where
                     Some(due) => due,
                     None => {
                         debug!("connection ended: the client is silent");
-                        return Poll::Ready(());
+                        return Poll::Ready(Over::AtOnce);
                     }
                 },
             };
             if due <= now {
-                return Poll::Ready(());
+                return Poll::Ready(Over::AtOnce);
             }
             self.timer.as_mut().reset(due);
         }

@@ -15,12 +15,11 @@ use ::h2::RecvStream;
 use ::h2::server::{Builder, Connection, SendResponse};
 use bytes::Bytes;
 use http::Request;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
-use tokio::time::{Instant, timeout};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::time::timeout;
 use tracing::debug;
 
 use super::ConnectionFacts;
-use super::alarm::Alarm;
 use super::answer::Answer;
 use super::downstream::Downstream;
 use super::forward;
@@ -39,7 +38,7 @@ mod stream;
 
 pub(crate) use coalesce::Coalesced;
 
-use connection::{Happened, Task};
+use connection::{Happened, Over, Task};
 use meter::Meter;
 use request::Asked;
 use stream::{Link, Stream};
@@ -72,9 +71,11 @@ where
         move |request, respond| exchange(&down, &link, request, respond)
     };
     let mut task = Task::new(worker, admission, h2, io.clone(), link, exchange);
-    tokio::task::unconstrained(poll_fn(|cx| task.poll(cx))).await;
+    let over = tokio::task::unconstrained(poll_fn(|cx| task.poll(cx))).await;
     drop(task);
-    let _ = timeout(FAREWELL, discard(&mut io)).await;
+    if over == Over::Told {
+        let _ = timeout(FAREWELL, discard(&mut io)).await;
+    }
 }
 
 /// Sends our settings and reads the client's preface.
@@ -121,11 +122,12 @@ fn exchange(
             Turn::refused(down, Version::H2, answer)
         }
     };
-    let mut stream = Stream::new(link, body, respond, asked.is_tunnel());
-    let down = Rc::clone(down);
+    let mut stream = Stream::new(link, body, respond);
+    let (down, link) = (Rc::clone(down), Rc::clone(link));
     async move {
-        let mut alarm = Alarm::new(Instant::now() + FIRST_ALARM);
+        let mut alarm = link.alarm();
         forward::serve(&mut stream, turn, &down, &mut alarm).await;
+        link.keep(alarm);
         stream.settle().await;
         Happened::StreamEnded
     }
@@ -142,6 +144,9 @@ where
     let mut left = DISCARD_MAX;
     let mut scratch = [0; 4096];
     io.forget_watch();
+    if io.shutdown().await.is_err() {
+        return;
+    }
     while left > 0 {
         io.admit();
         match io.read(&mut scratch).await {
@@ -169,9 +174,6 @@ const HEADER_LIST_MAX: u32 = 64 << 10;
 const PENDING_RESETS_MAX: usize = 20;
 
 const LOCAL_RESETS_MAX: usize = 1024;
-
-/// Later than most answers, so that most never set it again.
-const FIRST_ALARM: Duration = Duration::from_secs(1);
 
 /// How long a client may take to notice our end.
 const FAREWELL: Duration = Duration::from_millis(500);

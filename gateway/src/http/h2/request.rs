@@ -52,11 +52,6 @@ impl Asked {
         Self { parts, key }
     }
 
-    /// Whether it opens a tunnel instead of asking for an answer.
-    pub(super) fn is_tunnel(&self) -> bool {
-        self.key.is_some()
-    }
-
     /// All fields, cookies still in crumbs.
     pub(super) fn fields(&self) -> Fields<'_> {
         let mut fields = fields::of(&self.parts.headers);

@@ -1,6 +1,7 @@
 //! One stream of a client's connection, as the client of an exchange.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
 use std::io;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
@@ -11,9 +12,11 @@ use h2::server::SendResponse;
 use h2::{Reason, RecvStream};
 use http::header::{self, HeaderName, HeaderValue};
 use http::{Response, StatusCode};
+use tokio::time::{Instant, timeout};
 
 use super::fields;
 use super::flow::{Quota, Receiving, Sending, side_error};
+use crate::http::alarm::Alarm;
 use crate::http::side::{AnswerBody, AnswerHead, Client, Field, Outlet, Piece, Room, SideError};
 
 /// What the streams of a connection share with its task.
@@ -22,9 +25,25 @@ pub(super) struct Link {
     pub(super) quota: Quota,
     /// Streams answered to their end since the task last asked.
     answered: Cell<u32>,
+    /// Timers of streams that are over: setting one up costs more than letting it fire in vain.
+    alarms: RefCell<Vec<Alarm>>,
 }
 
 impl Link {
+    /// A timer for a stream.
+    pub(super) fn alarm(&self) -> Alarm {
+        let kept = self.alarms.borrow_mut().pop();
+        kept.unwrap_or_else(|| Alarm::new(Instant::now() + FIRST_ALARM))
+    }
+
+    /// Takes a timer back.
+    pub(super) fn keep(&self, alarm: Alarm) {
+        let mut alarms = self.alarms.borrow_mut();
+        if alarms.len() < ALARMS_MAX {
+            alarms.push(alarm);
+        }
+    }
+
     /// Streams answered to their end since the last call.
     pub(super) fn take_answered(&self) -> u32 {
         self.answered.take()
@@ -40,39 +59,44 @@ pub(super) struct Stream {
     respond: Option<SendResponse<Bytes>>,
     /// There from the answer's head on.
     sending: Option<Sending>,
-    /// It was opened by an extended CONNECT, whose 101 is a 200.
-    tunnel: bool,
     /// The upstream broke off: to be reset once what came is with the client.
     broken: bool,
 }
 
 impl Stream {
-    pub(super) fn new(
-        link: &Rc<Link>,
-        body: RecvStream,
-        respond: SendResponse<Bytes>,
-        tunnel: bool,
-    ) -> Self {
+    pub(super) fn new(link: &Rc<Link>, body: RecvStream, respond: SendResponse<Bytes>) -> Self {
         Self {
             link: Rc::clone(link),
             receiving: Receiving::new(body),
             respond: Some(respond),
             sending: None,
-            tunnel,
             broken: false,
         }
     }
 
-    /// Resets the stream if its answer is broken, after a moment in which the client may read what there is of it.
+    /// Lets the client read what it was told before the stream is reset.
     ///
-    /// Clients that find data and a reset in one read tend to throw the data away.
+    /// Clients that find an answer and a reset in one read tend to throw the answer away. So a broken
+    /// answer is reset after a moment, and an upload that nobody wants any more is thrown away for a while.
     pub(super) async fn settle(&mut self) {
-        if !self.broken {
-            return;
-        }
-        tokio::time::sleep(READING).await;
-        if let Some(mut respond) = self.respond.take() {
-            respond.send_reset(Reason::INTERNAL_ERROR);
+        if self.broken {
+            tokio::time::sleep(READING).await;
+            if let Some(mut respond) = self.respond.take() {
+                respond.send_reset(Reason::INTERNAL_ERROR);
+            }
+        } else if self.sending.as_ref().is_some_and(Sending::has_ended)
+            && !self.receiving.has_ended()
+            && !self.receiving.is_empty()
+        {
+            let discard = poll_fn(|cx| {
+                while !self.receiving.has_ended() {
+                    if ready!(self.receiving.poll_pieces(cx, |_, _| Room::More)).is_err() {
+                        break;
+                    }
+                }
+                Poll::Ready(())
+            });
+            let _ = timeout(UNWANTED, discard).await;
         }
     }
 }
@@ -174,7 +198,7 @@ impl Client for Stream {
         let tunnelled = head.switched_to.is_some();
         let status = if tunnelled { 200 } else { head.status };
         let mut response = Response::new(());
-        // Upstreams may invent statuses; three digits they have.
+        // The 101 of a tunnel (RFC 8441) is a 200. Upstreams may invent statuses; three digits they have.
         *response.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY);
         let mut map = fields::map(head.fields.iter().copied(), 2);
         if let Ok(mut id) = HeaderValue::from_str(head.request_id) {
@@ -182,19 +206,11 @@ impl Client for Stream {
             id.set_sensitive(true);
             map.insert(X_REQUEST_ID, id);
         }
-        let (length, ends) = match head.body {
-            AnswerBody::None(length) => (length, true),
-            AnswerBody::Length(length) => (Some(length), length == 0),
-            AnswerBody::Open => (None, false),
-        };
-        if let Some(length) = length.filter(|_| !tunnelled) {
-            map.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
-        }
-        if tunnelled && self.tunnel {
+        if tunnelled {
             map.remove(header::SEC_WEBSOCKET_ACCEPT);
         }
         *response.headers_mut() = map;
-        let ends = ends && !tunnelled;
+        let ends = matches!(head.body, AnswerBody::None(_) | AnswerBody::Length(0)) && !tunnelled;
         // If it fails, the stream is gone, and whoever puts a piece is told.
         if let Ok(stream) = respond.send_response(response, ends) {
             self.sending = Some(match ends {
@@ -210,7 +226,16 @@ fn gone() -> SideError {
     SideError::Broke(io::ErrorKind::NotConnected.into())
 }
 
+/// Later than most answers, so that most never set it again.
+const FIRST_ALARM: Duration = Duration::from_secs(1);
+
+/// As many as a busy connection has streams.
+const ALARMS_MAX: usize = 16;
+
 /// Local clients need microseconds, others would need their whole round trip.
 const READING: Duration = Duration::from_millis(5);
+
+/// How long a client may take to notice that its upload is answered.
+const UNWANTED: Duration = Duration::from_secs(1);
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");

@@ -5,3 +5,4 @@ pub(crate) mod frames;
 mod limits;
 mod requests;
 mod tunnel;
+mod upstreams;
