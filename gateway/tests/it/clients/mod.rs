@@ -3,8 +3,10 @@
 
 mod attackers;
 mod curl;
+mod grpc;
 mod informational;
 mod large;
 mod nghttp;
+mod nghttpd;
 mod raw;
 mod websocket;

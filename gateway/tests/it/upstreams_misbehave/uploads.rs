@@ -73,7 +73,7 @@ async fn curl_sees_an_early_answer_to_a_large_upload() {
     let file = tempfile::NamedTempFile::new().unwrap();
     file.as_file().set_len(100 << 20).unwrap();
     let upload = file.path().display().to_string();
-    for version in ["--http1.1"] {
+    for version in ["--http1.1", "--http2-prior-knowledge"] {
         for expect in ["expect:", "expect: 100-continue"] {
             let more = ["--upload-file", &upload, "--header", expect, version];
             let got = stage.gateway.http(HOST, "/closes", &more).await;
