@@ -535,8 +535,8 @@ const RETRIES_CONTAINER: u8 = edd_route::target::RETRIES_MAX;
 /// Of one request so many connections may take too long before it fails.
 const CONNECT_TIMEOUTS_MAX: u8 = 2;
 
-/// Of one request so many kept connections may turn out dead before anything is sent.
-const UNSENT_MAX: u8 = 3;
+/// Of one request so many connections may turn out not to take it; a peer may refuse it each time.
+const UNSENT_MAX: u8 = 2;
 
 /// For so long after its pause a target is not tried with what cannot be sent again.
 const SPARED_MS: Millis = 5_000;

@@ -29,7 +29,7 @@ async fn named(name: &'static str) -> Origin {
     .await
 }
 
-/// One of three is killed under load and comes back: no GET fails, no POST arrives twice.
+/// R9: one of three is killed under load and comes back; no GET fails, no POST arrives twice.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_target_that_is_killed_costs_no_get_and_no_post_is_sent_twice() {
     let folder = TempDir::new().unwrap();
