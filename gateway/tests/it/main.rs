@@ -32,6 +32,6 @@ mod tls_hello;
 mod tls_swaps;
 mod tls_tickets;
 mod upgrade;
-mod upstreams_misbehave;
 mod upstreams;
+mod upstreams_misbehave;
 mod whole;
