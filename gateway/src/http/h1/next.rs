@@ -19,7 +19,6 @@ use crate::listener::Stage;
 use crate::tcp::OverTcp;
 
 /// What comes next on a connection.
-#[expect(clippy::large_enum_variant, reason = "made and taken apart at once")]
 pub(super) enum Next {
     /// Nothing: it is idle for too long, the client has left, or the gateway drains.
     Over,
@@ -28,7 +27,6 @@ pub(super) enum Next {
 }
 
 /// What was made of the bytes at hand.
-#[expect(clippy::large_enum_variant, reason = "made and taken apart at once")]
 enum Read {
     Partial,
     Turn(Turn, usize),
