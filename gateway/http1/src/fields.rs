@@ -67,13 +67,18 @@ pub(crate) struct ConnectionOptions {
     pub(crate) close: bool,
     pub(crate) keep_alive: bool,
     pub(crate) upgrade: bool,
+    count: usize,
 }
 
+/// Options of all `Connection` fields together: each is looked for among all fields.
+const OPTIONS_MAX: usize = 32;
+
 impl ConnectionOptions {
-    /// Adds one `Connection` field; false if a member is no token.
+    /// Adds one `Connection` field; false if a member is no token, or there are too many.
     pub(crate) fn add(&mut self, value: &[u8]) -> bool {
         for option in tokens(value) {
-            if !is_token(option) {
+            self.count += 1;
+            if !is_token(option) || self.count > OPTIONS_MAX {
                 return false;
             }
             if option.eq_ignore_ascii_case(b"close") {
