@@ -167,6 +167,16 @@ impl Content {
         }
     }
 
+    /// As [`Self::read`], but a link that leads nowhere is not missing.
+    fn of_entry(path: &Path) -> Self {
+        match Self::read(path) {
+            Self::Missing if path.symlink_metadata().is_ok() => {
+                Self::Unreadable(io::ErrorKind::NotFound)
+            }
+            content => content,
+        }
+    }
+
     fn get(&self, path: &Path) -> Result<&[u8], PairError> {
         match self {
             Self::Bytes(bytes) => Ok(bytes),
@@ -193,8 +203,8 @@ pub(super) fn scan(folder: &Path) -> Result<BTreeMap<String, Found>, PairError> 
         let pair = Found {
             certificate: Content::read(&path),
             key: Content::read(&path.with_file_name(KEY)),
-            client_ca: Content::read(&path.with_file_name(CLIENT_CA)),
-            optional_client_ca: Content::read(&path.with_file_name(OPTIONAL_CLIENT_CA)),
+            client_ca: Content::of_entry(&path.with_file_name(CLIENT_CA)),
+            optional_client_ca: Content::of_entry(&path.with_file_name(OPTIONAL_CLIENT_CA)),
             path,
         };
         let files = [
