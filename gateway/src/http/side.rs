@@ -163,6 +163,9 @@ pub(crate) enum SideError {
     /// HTTP/2: the stream was reset with this code.
     #[error("reset by the peer ({0})")]
     Reset(u32),
+    /// Its protocol has no form for the request. Nothing was sent.
+    #[error("cannot be asked this")]
+    Unaskable,
     /// It never took the request, which may go to another connection (GOAWAY, REFUSED_STREAM).
     #[error("did not take the request")]
     Unprocessed,

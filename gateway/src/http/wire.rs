@@ -167,6 +167,10 @@ impl<I: AsyncRead + Unpin> Wire<I> {
         let len = ready!(self.poll_read(cx, &mut scratch))?;
         let read = scratch.0.get(..len).unwrap_or_default();
         self.kept.extend_from_slice(read);
+        if len > 0 {
+            // Whoever asked for more has it.
+            self.starved = false;
+        }
         Poll::Ready(Ok(len > 0))
     }
 

@@ -3,6 +3,7 @@
 //! It has no task: while it is used the exchange polls it, while it is kept
 //! nobody does, and whether it still lives is looked at when it is taken.
 
+use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker, ready};
@@ -12,6 +13,7 @@ use edd_route::Admission;
 use smallvec::SmallVec;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::task::unconstrained;
 
 use super::Reusable;
 use crate::http::body::{self, Sink, Source};
@@ -92,9 +94,10 @@ impl<I: AsyncRead + OverTcp + Unpin + 'static> Reusable for H1<I> {
         let mut buffer = ReadBuf::new(&mut byte);
         // Costs a system call only if something has come.
         let mut cx = Context::from_waker(Waker::noop());
-        Pin::new(self.wire.io_mut())
-            .poll_read(&mut cx, &mut buffer)
-            .is_pending()
+        let io = self.wire.io_mut();
+        // A task whose budget is spent would be told that there is nothing, whatever there is.
+        let mut read = unconstrained(poll_fn(|cx| Pin::new(&mut *io).poll_read(cx, &mut buffer)));
+        Pin::new(&mut read).poll(&mut cx).is_pending()
     }
 }
 
@@ -331,4 +334,4 @@ const LIMITS: Limits = Limits {
 };
 
 /// More would be no information.
-const INFORMED_MAX: usize = 32;
+pub(super) const INFORMED_MAX: usize = 32;

@@ -33,6 +33,9 @@ pub(crate) enum Failure {
     /// What admitted the request is over.
     #[error("no longer admitted")]
     Revoked,
+    /// The upstream's protocol has no form for the request: the client's fault, not the upstream's.
+    #[error("the request cannot be put to this upstream")]
+    Unaskable,
     /// No response head in time.
     #[error("the upstream did not answer in time")]
     TimedOut,
@@ -51,7 +54,9 @@ impl Failure {
                 | ConnectError::Unusable(_),
             )
             | Self::Revoked => Answer::bad_gateway(),
-            Self::ClientBroke(SideError::Malformed(_)) => Answer::bad_request(self),
+            Self::ClientBroke(SideError::Malformed(_)) | Self::Unaskable => {
+                Answer::bad_request(self)
+            }
             Self::ClientBroke(_) | Self::ClientLeft => return None,
             Self::ClientStalled => Answer::request_timeout(),
             Self::Connect(ConnectError::Limit(_)) => Answer::overloaded(),

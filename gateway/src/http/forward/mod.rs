@@ -215,7 +215,10 @@ fn judge<S: Server>(error: &SideError, server: &S, forward: &Forward, reused: bo
         SideError::Broke(_) if reused => Failed::Stale,
         SideError::Unprocessed if bodiless => Failed::Unsent,
         SideError::Unprocessed => Failed::Stale,
-        SideError::Broke(_) | SideError::Malformed(_) | SideError::Reset(_) => Failed::Broke,
+        SideError::Broke(_)
+        | SideError::Malformed(_)
+        | SideError::Reset(_)
+        | SideError::Unaskable => Failed::Broke,
     }
 }
 

@@ -167,9 +167,12 @@ impl<'r, 'f> Run<'r, 'f> {
         let mut moved = false;
         if !self.asked {
             self.asked = true;
-            server
-                .ask(cx, &self.forward.ask)
-                .map_err(|e| End::Failed(Failure::Broke(e)))?;
+            server.ask(cx, &self.forward.ask).map_err(|error| {
+                End::Failed(match error {
+                    SideError::Unaskable => Failure::Unaskable,
+                    error => Failure::Broke(error),
+                })
+            })?;
             if matches!(
                 self.forward.ask.body,
                 RequestBody::None | RequestBody::Length(0)
@@ -337,6 +340,7 @@ impl<'r, 'f> Run<'r, 'f> {
                 client.switch();
                 server.switch();
                 self.switched = true;
+                self.half_since = None;
                 self.up = Up::Open;
                 // The other direction has something to do again.
                 cx.waker().wake_by_ref();

@@ -14,7 +14,7 @@ use std::time::Duration;
 use ::h2::RecvStream;
 use ::h2::server::{Builder, Connection, SendResponse};
 use bytes::Bytes;
-use http::Request;
+use http::{Method, Request};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::timeout;
 use tracing::debug;
@@ -113,6 +113,7 @@ fn exchange(
     respond: SendResponse<Bytes>,
 ) -> impl Future<Output = Happened> + use<> {
     let (parts, body) = request.into_parts();
+    let tunnel = parts.method == Method::CONNECT;
     let asked = Asked::new(parts);
     let fields = asked.fields();
     let turn = match asked.view(&fields, body.is_end_stream()) {
@@ -122,7 +123,7 @@ fn exchange(
             Turn::refused(down, Version::H2, answer)
         }
     };
-    let mut stream = Stream::new(link, body, respond);
+    let mut stream = Stream::new(link, body, respond, tunnel);
     let (down, link) = (Rc::clone(down), Rc::clone(link));
     async move {
         let mut alarm = link.alarm();

@@ -61,16 +61,24 @@ pub(super) struct Stream {
     sending: Option<Sending>,
     /// The upstream broke off: to be reset once what came is with the client.
     broken: bool,
+    /// It was opened by an extended CONNECT (RFC 8441).
+    tunnel: bool,
 }
 
 impl Stream {
-    pub(super) fn new(link: &Rc<Link>, body: RecvStream, respond: SendResponse<Bytes>) -> Self {
+    pub(super) fn new(
+        link: &Rc<Link>,
+        body: RecvStream,
+        respond: SendResponse<Bytes>,
+        tunnel: bool,
+    ) -> Self {
         Self {
             link: Rc::clone(link),
             receiving: Receiving::new(body),
             respond: Some(respond),
             sending: None,
             broken: false,
+            tunnel,
         }
     }
 
@@ -196,7 +204,12 @@ impl Client for Stream {
             return;
         };
         let tunnelled = head.switched_to.is_some();
-        let status = if tunnelled { 200 } else { head.status };
+        let status = match head.status {
+            _ if tunnelled => 200,
+            // To a client that asked for a tunnel any success would say that it is open.
+            200..300 if self.tunnel => 502,
+            status => status,
+        };
         let mut response = Response::new(());
         // The 101 of a tunnel (RFC 8441) is a 200. Upstreams may invent statuses; three digits they have.
         *response.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY);

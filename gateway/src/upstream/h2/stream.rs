@@ -16,6 +16,7 @@ use crate::http::h2::flow::{Receiving, Sending, side_error};
 use crate::http::side::{
     AnswerBody, AnswerView, Ask, Event, Outlet, Piece, RequestBody, Room, Server, SideError,
 };
+use crate::upstream::h1::INFORMED_MAX;
 
 /// A place on a connection, counted while it is held.
 #[derive(Debug)]
@@ -27,6 +28,8 @@ pub(crate) struct UpstreamStream {
     hearing: Hearing,
     is_head: bool,
     has_begun: bool,
+    /// Interim answers so far.
+    informed: usize,
 }
 
 /// What is heard of the answer.
@@ -47,6 +50,7 @@ impl UpstreamStream {
             hearing: Hearing::Nothing,
             is_head: false,
             has_begun: false,
+            informed: 0,
         }
     }
 
@@ -114,7 +118,7 @@ impl Outlet for UpstreamStream {
 impl Server for UpstreamStream {
     fn ask(&mut self, _: &mut Context<'_>, ask: &Ask) -> Result<(), SideError> {
         let Some(request) = head::request(&ask.head, ask.secure) else {
-            return Err(SideError::Malformed("a head that HTTP/2 cannot carry"));
+            return Err(SideError::Unaskable);
         };
         self.is_head = ask.is_head;
         let ends = matches!(ask.body, RequestBody::None | RequestBody::Length(0));
@@ -160,6 +164,12 @@ impl Server for UpstreamStream {
                         Poll::Pending => return Poll::Pending,
                         Poll::Ready(Err(error)) => return Poll::Ready(Err(side_error(error))),
                         Poll::Ready(Ok(Heard::Interim(head))) => {
+                            self.informed += 1;
+                            if self.informed > INFORMED_MAX || head.status.as_u16() == 101 {
+                                return Poll::Ready(Err(SideError::Malformed(
+                                    "interim answers that may not be",
+                                )));
+                            }
                             let fields = fields::of(&head.headers);
                             let view = view(&head, &fields, AnswerBody::None(None));
                             take(cx, Event::Informed(view))
