@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Bus, eventually};
 
 /// What differs from the usual gateway of a test.
+#[derive(Clone)]
 pub(crate) struct Options {
     /// The content of routes.yaml.
     pub(crate) routes: String,
@@ -84,10 +85,17 @@ struct Flags {
 }
 
 impl Gateway {
+    /// Starts it, with other ports if those that were free are not any more: a program that another
+    /// test is just starting may hold on to them for a moment.
     pub(crate) async fn start(options: Options) -> Self {
-        Self::try_start(options)
-            .await
-            .unwrap_or_else(|exit| panic!("{exit:?}"))
+        for _ in 0..PORT_TRIES {
+            match Self::try_start(options.clone()).await {
+                Ok(gateway) => return gateway,
+                Err(exit) if format!("{exit:?}").contains("already in use") => {}
+                Err(exit) => panic!("{exit:?}"),
+            }
+        }
+        panic!("no free ports");
     }
 
     /// Starts it; the platform domain is `localhost`, containers live in 127.64.0.0/16.
@@ -215,3 +223,5 @@ pub(crate) fn replace_file(path: &Path, text: &str) {
     std::fs::write(&beside, text).expect("written");
     std::fs::rename(&beside, path).expect("renamed");
 }
+
+const PORT_TRIES: usize = 4;
