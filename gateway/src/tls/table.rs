@@ -1,7 +1,6 @@
 //! Which certificate answers a name.
 
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
 use super::pair::Pair;
@@ -16,40 +15,18 @@ pub(super) struct CertTable {
     wildcard: HashMap<Box<str>, Arc<Pair>>,
 }
 
-/// Gives a name to `pair`, unless one before it demands as much.
-fn claim(name: Entry<'_, Box<str>, Arc<Pair>>, pair: &Arc<Pair>) {
-    match name {
-        Entry::Occupied(mut taken) if severity(pair) > severity(taken.get()) => {
-            taken.insert(Arc::clone(pair));
-        }
-        Entry::Occupied(_) => {}
-        Entry::Vacant(free) => {
-            free.insert(Arc::clone(pair));
-        }
-    }
-}
-
-fn severity(pair: &Pair) -> u8 {
-    match &pair.policy {
-        None => 0,
-        Some(policy) if !policy.is_required => 1,
-        Some(_) => 2,
-    }
-}
-
 impl CertTable {
-    /// A table of `pairs`; the first is the default.
-    ///
-    /// Of several with one name the one that demands most of clients serves it, else the first:
-    /// a demand is never void because of another pair.
+    /// A table of `pairs`; the first is the default, and of several with one name the first serves it.
     pub(super) fn new<'p>(pairs: impl IntoIterator<Item = &'p Arc<Pair>>) -> Self {
         let mut table = Self::default();
         for pair in pairs {
             for name in pair.names.exact() {
-                claim(table.exact.entry(name.into()), pair);
+                let slot = table.exact.entry(name.into());
+                slot.or_insert_with(|| Arc::clone(pair));
             }
             for parent in pair.names.wildcard() {
-                claim(table.wildcard.entry(parent.into()), pair);
+                let slot = table.wildcard.entry(parent.into());
+                slot.or_insert_with(|| Arc::clone(pair));
             }
             table.default.get_or_insert_with(|| Arc::clone(pair));
         }
