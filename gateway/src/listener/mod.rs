@@ -7,7 +7,7 @@
 //! clear what a client speaks, [`serve`] gives it to whoever speaks it, with what
 //! was read put back before it ([`prefixed`]). [`answer`] and [`close`] are for
 //! those that nobody serves. [`rate`] counts requests per address, of which
-//! [`subscriber`] says what one is.
+//! [`mod@subscriber`] says what one is.
 
 #![cfg_attr(
     not(test),
