@@ -124,23 +124,23 @@ impl Sending {
         if self.end.is_some() {
             return Ok(Room::Full);
         }
-        // What is held goes first; if it cannot, the new piece waits behind it.
-        let stuck = match self.poll_send_held(cx, quota) {
-            Poll::Ready(sent) => {
-                sent?;
-                false
-            }
-            Poll::Pending => true,
-        };
         match piece {
-            Piece::Data(bytes) if stuck => {
-                let mut both = Vec::with_capacity(self.held.len() + bytes.len());
-                both.extend_from_slice(&self.held);
-                both.extend_from_slice(bytes);
-                self.held = both.into();
-                return Ok(Room::Full);
+            Piece::Data(bytes) => {
+                // What is held goes first; if it cannot, the new piece waits behind it.
+                match self.poll_send_held(cx, quota) {
+                    Poll::Ready(sent) => {
+                        sent?;
+                        self.held = Bytes::copy_from_slice(bytes);
+                    }
+                    Poll::Pending => {
+                        self.held = [&self.held, bytes].concat().into();
+                        return Ok(Room::Full);
+                    }
+                }
+                // Whatever is said in the same breath may be the end, which then needs no frame of its own.
+                let roomy = quota.left.get() > self.held.len();
+                return Ok(if roomy { Room::More } else { Room::Full });
             }
-            Piece::Data(bytes) => self.held = Bytes::copy_from_slice(bytes),
             Piece::Trailers(trailers) => {
                 self.end = Some(End::Trailers(fields::map(
                     trailers.iter().collect::<Fields<'_>>().iter().copied(),
@@ -149,15 +149,11 @@ impl Sending {
             }
             Piece::End => self.end = Some(End::Data),
         }
-        if self.end.is_some() {
-            // If it cannot all be sent now, the flush will.
-            if let Poll::Ready(sent) = self.poll_flush(cx, quota) {
-                sent?;
-            }
-            return Ok(Room::Full);
+        // If it cannot all be sent now, the flush will.
+        if let Poll::Ready(sent) = self.poll_flush(cx, quota) {
+            sent?;
         }
-        let roomy = quota.left.get() > self.held.len() && self.stream.capacity() > self.held.len();
-        Ok(if roomy { Room::More } else { Room::Full })
+        Ok(Room::Full)
     }
 
     /// Ready when everything that was put is on its way.
@@ -228,10 +224,6 @@ impl Sending {
         cx: &mut Context<'_>,
         wanted: usize,
     ) -> Poll<Result<usize, SideError>> {
-        let room = self.stream.capacity();
-        if room >= wanted {
-            return Poll::Ready(Ok(room));
-        }
         self.stream.reserve_capacity(wanted);
         let room = self.stream.capacity();
         if room > 0 {

@@ -41,6 +41,18 @@ async fn heard(told: &mut mpsc::UnboundedReceiver<String>) -> String {
 
 const PLAIN: &str = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nok";
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_that_comes_whole_is_a_head_and_one_frame() {
+    let (gateway, _origin, _told) = telling(PLAIN).await;
+    let mut raw = Raw::open(gateway.addresses.http).await;
+    raw.get(1, HOST, "/").await;
+    assert!(!raw.until(HEADERS, 1).await.ends());
+    let data = raw.until(DATA, 1).await;
+    assert_eq!(data.payload, b"ok");
+    assert!(data.ends(), "the end has a frame of its own");
+    gateway.stop().await;
+}
+
 /// S1, S3, S6, S19: what would be another request elsewhere never gets there.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_ambiguous_reaches_an_upstream() {
