@@ -2,6 +2,7 @@
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use tokio::time::{Instant, Sleep, sleep_until};
 
@@ -12,6 +13,8 @@ use tokio::time::{Instant, Sleep, sleep_until};
 #[derive(Debug)]
 pub(crate) struct Alarm {
     sleep: Pin<Box<Sleep>>,
+    /// Set again to a later moment.
+    put_off: bool,
 }
 
 impl Alarm {
@@ -19,6 +22,22 @@ impl Alarm {
     pub(crate) fn new(due: Instant) -> Self {
         Self {
             sleep: Box::pin(sleep_until(due)),
+            put_off: false,
+        }
+    }
+
+    /// A timer for things that are due at some time or other.
+    pub(crate) fn idle() -> Self {
+        Self::new(Instant::now() + SOON)
+    }
+
+    /// Nothing is due any more. It fires before long all the same, and lets go of its last waker then.
+    pub(crate) fn rest(&mut self) {
+        if std::mem::take(&mut self.put_off) {
+            let soon = Instant::now() + SOON;
+            if self.sleep.deadline() > soon {
+                self.sleep.as_mut().reset(soon);
+            }
         }
     }
 
@@ -34,14 +53,17 @@ impl Alarm {
                 return Poll::Ready(now);
             }
             self.sleep.as_mut().reset(due);
+            self.put_off = true;
         }
     }
 }
 
+/// Later than most answers, so that most never set it again.
+const SOON: Duration = Duration::from_secs(1);
+
 #[cfg(test)]
 mod tests {
     use std::future::poll_fn;
-    use std::time::Duration;
 
     use super::*;
 
@@ -56,5 +78,17 @@ mod tests {
             let at_once = poll_fn(|cx| alarm.poll_due(cx, after(1))).await;
             assert!(at_once < after(secs) + Duration::from_millis(5));
         }
+    }
+    #[tokio::test(start_paused = true)]
+    async fn at_rest_it_keeps_nobody_for_long() {
+        let begun = Instant::now();
+        let mut alarm = Alarm::idle();
+        let far = begun + Duration::from_secs(3600);
+        let waiting = poll_fn(|cx| alarm.poll_due(cx, far));
+        let waited = tokio::time::timeout(SOON * 2, waiting).await;
+        assert!(waited.is_err());
+        assert_eq!(alarm.sleep.deadline(), far);
+        alarm.rest();
+        assert!(alarm.sleep.deadline() <= Instant::now() + SOON);
     }
 }

@@ -23,6 +23,7 @@ use super::doors::Role;
 use super::ending::Ending;
 use super::serve::serve;
 use crate::http::Labels;
+use crate::http::h2::{Clerks, Opened};
 use crate::shared::Shared;
 use crate::ssh::SshServer;
 use crate::telemetry::Metrics;
@@ -39,6 +40,8 @@ pub struct Worker {
     pub(crate) ending: Ending,
     /// Metric labels without a route: always the same objects, which are found fastest.
     pub(crate) labels: Labels,
+    /// Those who serve the requests of HTTP/2.
+    pub(crate) clerks: Clerks<Opened>,
 }
 
 /// The running threads.
@@ -106,6 +109,7 @@ async fn run(
         shared,
         ending: Ending::default(),
         labels: Labels::default(),
+        clerks: Clerks::default(),
     });
     tokio::task::spawn_local(worker.ending.clone().follow(worker.shared.drain.clone()));
     let connections = TaskTracker::new();

@@ -13,33 +13,30 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use edd_route::Admission;
-use futures_util::StreamExt as _;
-use futures_util::future::{Either, LocalBoxFuture};
-use futures_util::stream::FuturesUnordered;
-use h2::server::{Connection, SendResponse};
-use h2::{Ping, PingPong, Reason, RecvStream};
-use http::Request;
+use h2::server::Connection;
+use h2::{Ping, PingPong, Reason};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, Sleep, sleep_until};
 use tracing::debug;
 
+use super::Opened;
 use super::coalesce::Coalesced;
 use super::gather::Gather;
 use super::meter::Meter;
 use super::stream::Link;
+use super::work::Work;
+use crate::http::downstream::Downstream;
 use crate::listener::Worker;
 
-/// What became of something that the task waits for.
+/// What ends a connection from outside.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Happened {
+enum Happened {
     /// The drain's deadline has passed.
     Cut,
     /// The process drains.
     Draining,
     /// What admitted the connection is over.
     Revoked,
-    /// An exchange is over.
-    StreamEnded,
 }
 
 /// Ends with the first thing that ends the connection from outside.
@@ -56,16 +53,15 @@ async fn outside(worker: Rc<Worker>, admission: Admission, draining: bool) -> Ha
     }
 }
 
-/// A connection whose handshake is done. `S` makes an exchange of a request.
-pub(super) struct Task<I, S, F> {
+/// A connection whose handshake is done.
+pub(super) struct Task<I> {
+    down: Rc<Downstream>,
     worker: Rc<Worker>,
     admission: Admission,
     h2: Connection<Coalesced<I, Meter>, Bytes>,
     io: Coalesced<I, Meter>,
     link: Rc<Link>,
-    serve: S,
-    /// The exchanges, and one future more for what comes from outside.
-    work: FuturesUnordered<Either<F, LocalBoxFuture<'static, Happened>>>,
+    work: Work<Opened, Happened>,
     gather: Arc<Gather>,
     waker: Waker,
     timer: Pin<Box<Sleep>>,
@@ -97,51 +93,35 @@ enum Rest {
     Since(Instant),
 }
 
-impl<I, S, F> Task<I, S, F>
-where
-    I: AsyncRead + AsyncWrite + Unpin,
-    S: FnMut(Request<RecvStream>, SendResponse<Bytes>) -> F,
-    F: Future<Output = Happened>,
-{
+impl<I: AsyncRead + AsyncWrite + Unpin> Task<I> {
     pub(super) fn new(
-        worker: &Rc<Worker>,
+        down: Rc<Downstream>,
         admission: Admission,
         h2: Connection<Coalesced<I, Meter>, Bytes>,
         io: Coalesced<I, Meter>,
-        link: Rc<Link>,
-        serve: S,
     ) -> Self {
+        let worker = Rc::clone(&down.worker);
         let gather = Arc::new(Gather::default());
+        let waker = Waker::from(Arc::clone(&gather));
+        let outside = outside(Rc::clone(&worker), admission.clone(), false);
         let now = Instant::now();
         let first = now + worker.shared.config.timeouts.idle.min(PING_EVERY);
-        let task = Self {
-            worker: Rc::clone(worker),
+        Self {
+            down,
+            worker,
             admission,
             h2,
             io,
-            link,
-            serve,
-            work: FuturesUnordered::new(),
-            waker: Waker::from(Arc::clone(&gather)),
+            link: Rc::default(),
+            work: Work::new(waker.clone(), Box::pin(outside)),
+            waker,
             gather,
             timer: Box::pin(sleep_until(first)),
             rest: Rest::Since(now),
             pings: None,
             pinged: None,
             abused: false,
-        };
-        task.listen_outside(false);
-        task
-    }
-
-    fn listen_outside(&self, draining: bool) {
-        let outside = outside(Rc::clone(&self.worker), self.admission.clone(), draining);
-        self.work.push(Either::Right(Box::pin(outside)));
-    }
-
-    /// Streams whose exchange is not over.
-    fn open(&self) -> usize {
-        self.work.len() - 1
+        }
     }
 
     /// Runs everything until there is nothing to do. Ready when the connection is over.
@@ -174,8 +154,8 @@ where
                         Rest::Since(_) => Rest::Busy,
                         other => other,
                     };
-                    let exchange = (self.serve)(request, respond);
-                    self.work.push(Either::Left(exchange));
+                    let opened = Opened::new(&self.down, &self.link, request, respond);
+                    self.work.begin(opened, &self.worker.clerks);
                 }
                 Poll::Ready(Some(Err(error))) => {
                     self.ended_by(&error);
@@ -188,15 +168,13 @@ where
         if !self.abused {
             self.look_for_abuse();
         }
-        while let Poll::Ready(Some(happened)) = self.work.poll_next_unpin(cx) {
-            match happened {
-                Happened::StreamEnded => {}
-                Happened::Cut | Happened::Revoked => return Poll::Ready(Over::AtOnce),
-                Happened::Draining => {
-                    self.h2.graceful_shutdown();
-                    self.listen_outside(true);
-                    cx.waker().wake_by_ref();
-                }
+        match self.work.poll(&self.worker.clerks) {
+            None => {}
+            Some(Happened::Cut | Happened::Revoked) => return Poll::Ready(Over::AtOnce),
+            Some(Happened::Draining) => {
+                self.h2.graceful_shutdown();
+                let outside = outside(Rc::clone(&self.worker), self.admission.clone(), true);
+                self.work.listen(Box::pin(outside));
             }
         }
         if self.gather.is_woken() {
@@ -220,7 +198,7 @@ where
         if answered > 0 {
             self.io.watch().answered(answered);
         }
-        if matches!(self.rest, Rest::Busy) && self.open() == 0 {
+        if matches!(self.rest, Rest::Busy) && self.work.open() == 0 {
             let now = Instant::now();
             self.rest = Rest::Since(now);
             let due = now + self.worker.shared.config.timeouts.idle;
@@ -267,7 +245,7 @@ where
             let now = Instant::now();
             let due = match self.rest {
                 // A request that crossed the GOAWAY is served.
-                Rest::Ending(_) if !self.abused && self.open() > 0 => now + GOODBYE,
+                Rest::Ending(_) if !self.abused && self.work.open() > 0 => now + GOODBYE,
                 Rest::Ending(at) => at,
                 Rest::Since(since) => {
                     let due = since + self.worker.shared.config.timeouts.idle;

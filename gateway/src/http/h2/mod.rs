@@ -3,9 +3,9 @@
 //! The crate knows frames, windows and compression; everything above is the
 //! same as for HTTP/1. In the order bytes meet them: `coalesce` is the socket,
 //! `meter` counts what is no request, `connection` is the task that drives the
-//! connection and all its streams, `gather` its waker, `request` makes a head of
-//! what came, `stream` is the client of one exchange, `flow` its two directions,
-//! `fields` the maps of the h2 crate as slices and back.
+//! connection and all its streams, `gather` its waker, `work` its exchanges,
+//! `request` makes a head of what came, `stream` is the client of one exchange,
+//! `flow` its two directions, `fields` the maps of the h2 crate as slices and back.
 
 use std::future::poll_fn;
 use std::rc::Rc;
@@ -20,6 +20,7 @@ use tokio::time::timeout;
 use tracing::debug;
 
 use super::ConnectionFacts;
+use super::alarm::Alarm;
 use super::answer::Answer;
 use super::downstream::Downstream;
 use super::forward;
@@ -35,13 +36,16 @@ mod gather;
 mod meter;
 mod request;
 mod stream;
+mod work;
 
 pub(crate) use coalesce::Coalesced;
+pub(crate) use work::Clerks;
 
-use connection::{Happened, Over, Task};
+use connection::{Over, Task};
 use meter::Meter;
 use request::Asked;
 use stream::{Link, Stream};
+use work::Serve;
 
 /// Serves HTTP/2 on `io`, preface first, until the connection is over.
 ///
@@ -65,12 +69,7 @@ where
         Err(_) => return,
     };
     let down = Rc::new(Downstream::new(worker, facts));
-    let link = Rc::new(Link::default());
-    let exchange = {
-        let link = Rc::clone(&link);
-        move |request, respond| exchange(&down, &link, request, respond)
-    };
-    let mut task = Task::new(worker, admission, h2, io.clone(), link, exchange);
+    let mut task = Task::new(down, admission, h2, io.clone());
     let over = tokio::task::unconstrained(poll_fn(|cx| task.poll(cx))).await;
     drop(task);
     if over == Over::Told {
@@ -105,32 +104,48 @@ where
     .await
 }
 
-/// One request, from its head to the end of its answer.
-fn exchange(
-    down: &Rc<Downstream>,
-    link: &Rc<Link>,
-    request: Request<RecvStream>,
-    respond: SendResponse<Bytes>,
-) -> impl Future<Output = Happened> + use<> {
-    let (parts, body) = request.into_parts();
-    let tunnel = parts.method == Method::CONNECT;
-    let asked = Asked::new(parts);
-    let fields = asked.fields();
-    let turn = match asked.view(&fields, body.is_end_stream()) {
-        Ok(view) => Turn::begin(down, &view),
-        Err(refused) => {
-            let answer = Answer::malformed(refused.status(), refused);
-            Turn::refused(down, Version::H2, answer)
+/// A request whose head was read and judged.
+pub(crate) struct Opened {
+    down: Rc<Downstream>,
+    turn: Turn,
+    stream: Stream,
+}
+
+impl Opened {
+    fn new(
+        down: &Rc<Downstream>,
+        link: &Rc<Link>,
+        request: Request<RecvStream>,
+        respond: SendResponse<Bytes>,
+    ) -> Self {
+        let (parts, body) = request.into_parts();
+        let tunnel = parts.method == Method::CONNECT;
+        let asked = Asked::new(parts);
+        let fields = asked.fields();
+        let turn = match asked.view(&fields, body.is_end_stream()) {
+            Ok(view) => Turn::begin(down, &view),
+            Err(refused) => {
+                let answer = Answer::malformed(refused.status(), refused);
+                Turn::refused(down, Version::H2, answer)
+            }
+        };
+        Self {
+            down: Rc::clone(down),
+            turn,
+            stream: Stream::new(link, body, respond, tunnel),
         }
-    };
-    let mut stream = Stream::new(link, body, respond, tunnel);
-    let (down, link) = (Rc::clone(down), Rc::clone(link));
-    async move {
-        let mut alarm = link.alarm();
-        forward::serve(&mut stream, turn, &down, &mut alarm).await;
-        link.keep(alarm);
+    }
+}
+
+impl Serve for Opened {
+    async fn serve(self, alarm: &mut Alarm) {
+        let Self {
+            down,
+            turn,
+            mut stream,
+        } = self;
+        forward::serve(&mut stream, turn, &down, alarm).await;
         stream.settle().await;
-        Happened::StreamEnded
     }
 }
 

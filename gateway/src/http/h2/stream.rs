@@ -1,6 +1,6 @@
 //! One stream of a client's connection, as the client of an exchange.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::future::poll_fn;
 use std::io;
 use std::rc::Rc;
@@ -12,11 +12,10 @@ use h2::server::SendResponse;
 use h2::{Reason, RecvStream};
 use http::header::{self, HeaderName, HeaderValue};
 use http::{Response, StatusCode};
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 
 use super::fields;
 use super::flow::{Quota, Receiving, Sending, side_error};
-use crate::http::alarm::Alarm;
 use crate::http::side::{AnswerBody, AnswerHead, Client, Field, Outlet, Piece, Room, SideError};
 
 /// What the streams of a connection share with its task.
@@ -25,25 +24,9 @@ pub(super) struct Link {
     pub(super) quota: Quota,
     /// Streams answered to their end since the task last asked.
     answered: Cell<u32>,
-    /// Timers of streams that are over: setting one up costs more than letting it fire in vain.
-    alarms: RefCell<Vec<Alarm>>,
 }
 
 impl Link {
-    /// A timer for a stream.
-    pub(super) fn alarm(&self) -> Alarm {
-        let kept = self.alarms.borrow_mut().pop();
-        kept.unwrap_or_else(|| Alarm::new(Instant::now() + FIRST_ALARM))
-    }
-
-    /// Takes a timer back.
-    pub(super) fn keep(&self, alarm: Alarm) {
-        let mut alarms = self.alarms.borrow_mut();
-        if alarms.len() < ALARMS_MAX {
-            alarms.push(alarm);
-        }
-    }
-
     /// Streams answered to their end since the last call.
     pub(super) fn take_answered(&self) -> u32 {
         self.answered.take()
@@ -238,12 +221,6 @@ impl Client for Stream {
 fn gone() -> SideError {
     SideError::Broke(io::ErrorKind::NotConnected.into())
 }
-
-/// Later than most answers, so that most never set it again.
-const FIRST_ALARM: Duration = Duration::from_secs(1);
-
-/// As many as a busy connection has streams.
-const ALARMS_MAX: usize = 16;
 
 /// Local clients need microseconds, others would need their whole round trip.
 const READING: Duration = Duration::from_millis(5);
