@@ -72,6 +72,11 @@ impl Turn {
         }
     }
 
+    /// Whether an upstream is asked with a body that is announced, and announced as empty.
+    pub(crate) fn is_said_to_be_empty(&self) -> bool {
+        matches!(&self.plan, Plan::Forward(forward) if forward.ask.body == RequestBody::Length(0))
+    }
+
     /// The record and the answer of a head that cannot be read.
     pub(crate) fn refused(
         down: &Downstream,

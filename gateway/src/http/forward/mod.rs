@@ -25,7 +25,7 @@ mod failure;
 mod run;
 
 use attempt::Connection;
-use failure::Failure;
+pub(crate) use failure::Failure;
 use run::{End, Run};
 
 /// How an exchange leaves its client's connection.

@@ -25,7 +25,7 @@ use super::answer::Answer;
 use super::downstream::Downstream;
 use super::forward;
 use super::head::Version;
-use super::plan::Turn;
+use super::plan::{Plan, Turn};
 use crate::listener::Worker;
 
 mod coalesce;
@@ -141,9 +141,20 @@ impl Serve for Opened {
     async fn serve(self, alarm: &mut Alarm) {
         let Self {
             down,
-            turn,
+            mut turn,
             mut stream,
         } = self;
+        if turn.is_said_to_be_empty() {
+            let limit = down.worker.shared.config.timeouts.body;
+            // Rare: no reason for all exchanges to be larger.
+            if let Err(failure) = Box::pin(stream.hear_end(limit)).await {
+                turn.exchange.note(failure.note());
+                match failure.answer() {
+                    Some(answer) => turn.plan = Plan::Answer(answer),
+                    None => return,
+                }
+            }
+        }
         forward::serve(&mut stream, turn, &down, alarm).await;
         stream.settle().await;
     }

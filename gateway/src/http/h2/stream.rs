@@ -16,6 +16,7 @@ use tokio::time::timeout;
 
 use super::fields;
 use super::flow::{Quota, Receiving, Sending, side_error};
+use crate::http::forward::Failure;
 use crate::http::side::{AnswerBody, AnswerHead, Client, Field, Outlet, Piece, Room, SideError};
 
 /// What the streams of a connection share with its task.
@@ -62,6 +63,30 @@ impl Stream {
             sending: None,
             broken: false,
             tunnel,
+        }
+    }
+
+    /// Waits for the end of a body that was said to be empty, for so long.
+    ///
+    /// To an HTTP/1 upstream the head alone would be a whole request, which DATA may still belie
+    /// (RFC 9113, section 8.1.1).
+    pub(super) async fn hear_end(&mut self, limit: Duration) -> Result<(), Failure> {
+        let end = poll_fn(|cx| {
+            while !self.receiving.has_ended() {
+                let mut belied = false;
+                ready!(self.receiving.poll_pieces(cx, |_, piece| {
+                    belied |= matches!(piece, Piece::Data(_));
+                    Room::More
+                }))?;
+                if belied {
+                    return Poll::Ready(Err(SideError::Malformed("more than was announced")));
+                }
+            }
+            Poll::Ready(Ok(()))
+        });
+        match timeout(limit, end).await {
+            Ok(ended) => ended.map_err(Failure::ClientBroke),
+            Err(_) => Err(Failure::ClientStalled),
         }
     }
 
