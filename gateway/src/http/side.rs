@@ -225,6 +225,9 @@ pub(crate) trait Client: Outlet {
     /// Ready when the client has left; for when no body is waited for. Reads ahead within bounds.
     fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<SideError>;
 
+    /// Whether what is still to come of the request would stand before the next one on its connection.
+    fn owes_body(&self) -> bool;
+
     /// Whether the client has ended its side of the connection; it may still read.
     fn is_half_closed(&self) -> bool;
 

@@ -269,7 +269,8 @@ async fn own<C: Client>(
         body,
         request_id: exchange.request_id.as_str(),
         switched_to: None,
-        close: answer.close || down.worker.ending.stage() != Stage::Serving,
+        // Nobody reads the rest of the body any more.
+        close: answer.close || client.owes_body() || down.worker.ending.stage() != Stage::Serving,
     });
     let limit = down.worker.shared.config.timeouts.stream_idle;
     let due = Instant::now() + limit;

@@ -244,6 +244,10 @@ impl<I: AsyncRead + AsyncWrite + OverTcp + Unpin> Client for Peer<I> {
         }
     }
 
+    fn owes_body(&self) -> bool {
+        !self.source.is_over()
+    }
+
     fn is_half_closed(&self) -> bool {
         self.half_closed
     }

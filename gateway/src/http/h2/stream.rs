@@ -187,6 +187,11 @@ impl Client for Stream {
         })
     }
 
+    /// A stream's body stands before nothing.
+    fn owes_body(&self) -> bool {
+        false
+    }
+
     /// A stream's half-close is the end of the body, and says nothing of the client.
     fn is_half_closed(&self) -> bool {
         false

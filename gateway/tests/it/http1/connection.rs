@@ -202,3 +202,33 @@ async fn silence_between_requests_ends_a_connection_without_a_word() {
     assert!(begun.elapsed() >= Duration::from_millis(250));
     gateway.stop().await;
 }
+
+/// RFC 9112, section 9.6: whoever closes after an answer says so in it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_of_the_gateways_own_says_that_it_is_the_last_if_a_body_is_left_unread() {
+    let (origin, _) = scripted(&[]).await;
+    let (gateway, _table) = gateway_to(&origin, Options::default()).await;
+    for body in [
+        "Content-Length: 5\r\n\r\nhe",
+        "Transfer-Encoding: chunked\r\n\r\n2\r\nhe\r\n",
+    ] {
+        let ask = format!("POST / HTTP/1.1\r\nHost: none.compute.localhost\r\n{body}");
+        let answer = Raw::whole(&gateway, &ask).await;
+        assert!(answer.starts_with("HTTP/1.1 404 "), "{answer:?}");
+        assert!(answer.contains("\r\nconnection: close\r\n"), "{answer:?}");
+    }
+    let mut raw = Raw::to(&gateway).await;
+    for framing in ["", "Content-Length: 0\r\n", ""] {
+        raw.say(&format!(
+            "POST / HTTP/1.1\r\nHost: none.compute.localhost\r\n{framing}\r\n"
+        ))
+        .await;
+        let head = raw.head().await;
+        assert!(head.starts_with("HTTP/1.1 404 "), "{head:?}");
+        assert!(!head.contains("\r\nconnection: "), "{head:?}");
+        let (_, length) = head.split_once("content-length: ").unwrap();
+        let length = length.split("\r\n").next().unwrap();
+        raw.bytes(length.parse().unwrap()).await;
+    }
+    gateway.stop().await;
+}
