@@ -98,12 +98,14 @@ impl<'v> Named<'v> {
 /// The fields of an answer that pass to the client.
 pub(crate) type Passing<'v> = SmallVec<[Field<'v>; 32]>;
 
-/// Takes from an upstream's head what is not for the client. `Content-Length` stays if `sized`.
+/// Takes from an upstream's head what is not for the client. `Content-Length` stays if `sized`, once.
 pub(crate) fn passing<'v>(fields: &[Field<'v>], sized: bool) -> Passing<'v> {
     let named = Named::of(fields);
+    // Whoever read the head has seen to it that several say the same.
+    let mut unsaid = sized;
     let passes = |(name, _): &&Field<'v>| match Kind::of(name) {
         Kind::Connection | Kind::Hop | Kind::RequestId => false,
-        Kind::ContentLength => sized,
+        Kind::ContentLength => std::mem::take(&mut unsaid),
         _ => !named.has(name),
     };
     fields.iter().filter(passes).copied().collect()
@@ -184,6 +186,7 @@ mod tests {
             (b"Keep-Alive", b"timeout=5"),
             (b"X-Request-Id", b"theirs"),
             (b"Content-Length", b"5"),
+            (b"content-length", b"5"),
         ];
         let left = passing(&fields, true);
         assert_eq!(left.as_slice(), [fields[0], fields[1], fields[6]]);

@@ -5,4 +5,5 @@ pub(crate) mod frames;
 mod limits;
 mod requests;
 mod tunnel;
+mod upstream_frames;
 mod upstreams;

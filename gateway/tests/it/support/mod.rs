@@ -6,7 +6,7 @@ pub(crate) mod ask;
 mod bus;
 pub(crate) mod client;
 pub(crate) mod containers;
-mod curl;
+pub(crate) mod curl;
 pub(crate) mod daemon;
 mod gateway;
 mod origin;
