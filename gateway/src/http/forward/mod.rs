@@ -144,7 +144,13 @@ async fn pass_on<C: Client>(
                 });
             }
             Err((_, Some(failed))) if attempts.again(failed, repeatable) => {}
-            Err((failure, _)) => return Err(failure),
+            Err((failure, failed)) => {
+                if failed == Some(Failed::Unsent) {
+                    // Once says nothing of a target; a request that it never takes does.
+                    choice.failed(Failed::Broke);
+                }
+                return Err(failure);
+            }
         }
     }
 }

@@ -381,3 +381,63 @@ async fn an_upstream_that_speaks_something_else_is_a_502() {
     assert_eq!(got.status, 502);
     gateway.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_clients_take_back_is_no_fault_of_the_upstream() {
+    let (tell, mut told) = mpsc::unbounded_channel();
+    let origin = upstream(100, usize::MAX, move |mut asked: Asked| {
+        let tell = tell.clone();
+        async move {
+            if asked.request.method() == "GET" {
+                return mirror(asked).await;
+            }
+            tell.send("asked").unwrap();
+            let _ = std::future::poll_fn(|cx| asked.respond.poll_reset(cx)).await;
+            tell.send("reset").unwrap();
+        }
+    })
+    .await;
+    let gateway = start(&origin, "").await;
+    let mut send = client(&gateway).await;
+    let mut hears = async |what| {
+        let heard = timeout(DEADLINE, told.recv()).await.expect("in time");
+        assert_eq!(heard, Some(what));
+    };
+    // More than the breaker forgives.
+    for n in 0..12 {
+        let (answer, mut body) = send.send_request(ask("PUT"), n % 2 == 0).unwrap();
+        hears("asked").await;
+        if n % 3 == 0 {
+            body.send_reset(Reason::CANCEL);
+            drop(answer);
+        } else {
+            // The same, by the h2 crate.
+            drop((answer, body));
+        }
+        hears("reset").await;
+    }
+    let answer = send.send_request(ask("GET"), true).unwrap().0;
+    assert_eq!(whole(answer).await.unwrap().0, 200);
+    gateway.stop().await;
+}
+
+/// As Envoy counts them: a reset by the upstream is its failure, whatever the code says.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_upstream_that_resets_what_it_is_asked_fails() {
+    for reason in [
+        Reason::INTERNAL_ERROR,
+        Reason::CANCEL,
+        Reason::REFUSED_STREAM,
+    ] {
+        let serve = move |mut asked: Asked| async move { asked.respond.send_reset(reason) };
+        let origin = upstream(100, usize::MAX, serve).await;
+        let gateway = start(&origin, "").await;
+        let mut send = client(&gateway).await;
+        for n in 0..11 {
+            let answer = send.send_request(ask("GET"), true).unwrap().0;
+            let status = whole(answer).await.unwrap().0;
+            assert_eq!(status, if n < 10 { 502 } else { 503 }, "{n} {reason:?}");
+        }
+        gateway.stop().await;
+    }
+}
