@@ -92,3 +92,22 @@ impl ConnectionOptions {
         true
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_are_tokens_and_bounded_over_all_fields() {
+        let mut options = ConnectionOptions::default();
+        assert!(options.add(b"Close, , upgrade"));
+        assert!(options.add(b"keep-alive"));
+        assert!(options.close && options.upgrade && options.keep_alive);
+        assert!(!options.add(b"a b"));
+        let mut many = ConnectionOptions::default();
+        for _ in 0..OPTIONS_MAX {
+            assert!(many.add(b"x-hop,"));
+        }
+        assert!(!many.add(b"x-hop"), "one more");
+    }
+}

@@ -188,3 +188,19 @@ async fn a_tunnel_ends_with_its_container_and_when_it_is_idle() {
         gateway.stop().await;
     }
 }
+
+/// RFC 8441, section 5: to whoever asked for a tunnel any success would say that it is open.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_success_that_is_no_switch_does_not_look_like_an_open_tunnel() {
+    for answer in [
+        "HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nok",
+        "HTTP/1.1 204 No Content\r\nconnection: close\r\n\r\n",
+        "HTTP/1.1 299 Odd\r\ncontent-length: 0\r\nconnection: close\r\n\r\n",
+    ] {
+        let origin = Origin::blunt("127.64.0.2", answer).await;
+        let (gateway, _table, mut raw) = start(&origin, Options::default()).await;
+        raw.send(&connect("/")).await;
+        assert_eq!(raw.until(HEADERS, 1).await.status(), 502, "{answer}");
+        gateway.stop().await;
+    }
+}

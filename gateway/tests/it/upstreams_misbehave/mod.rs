@@ -5,6 +5,7 @@
 //! answer: a fault never poisons what comes after it.
 
 mod bodies;
+mod h2c;
 mod heads;
 mod reuse;
 mod script;
