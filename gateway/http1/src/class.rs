@@ -1,5 +1,7 @@
 //! Which bytes may stand where.
 
+use memchr::memchr3;
+
 const TOKEN: u8 = 1;
 const TARGET: u8 = 2;
 const TEXT: u8 = 4;
@@ -68,7 +70,30 @@ pub(crate) fn is_token_byte(byte: u8) -> bool {
 /// A token: at least one `tchar` and nothing else.
 #[inline]
 pub(crate) fn is_token(bytes: &[u8]) -> bool {
-    !bytes.is_empty() && bytes.iter().all(|b| is_token_byte(*b))
+    // Names are short and hardly ever bad: looking at all of them is cheaper than stopping early.
+    let class = |b: &u8| CLASS.get(usize::from(*b)).copied().unwrap_or_default();
+    !bytes.is_empty() && bytes.iter().fold(TOKEN, |all, b| all & class(b)) != 0
+}
+
+/// Whether there is a CR, an LF or a NUL: what would end a value, or make a second line of it.
+#[inline]
+pub(crate) fn has_line_end(bytes: &[u8]) -> bool {
+    // Eight bytes at a time, the last ones twice. Few values have a control byte at all.
+    let (words, rest) = bytes.as_chunks::<8>();
+    let controls = words.iter().fold(0, |any, word| any | controls_in(*word));
+    let rest_controls = match bytes.last_chunk::<8>() {
+        Some(last) => controls_in(*last),
+        None => u64::from(rest.iter().any(|b| *b < b' ')),
+    };
+    controls | rest_controls != 0 && memchr3(b'\r', b'\n', 0, bytes).is_some()
+}
+
+/// Not zero if one of the bytes is below a blank.
+#[inline]
+fn controls_in(word: [u8; 8]) -> u64 {
+    const ONES: u64 = u64::from_le_bytes([1; 8]);
+    let word = u64::from_le_bytes(word);
+    word.wrapping_sub(ONES * 0x20) & !word & (ONES * 0x80)
 }
 
 /// What a request target may hold: no blank, no control byte, no `#`. Bytes beyond ASCII pass as they are.
@@ -125,6 +150,23 @@ mod tests {
         assert!(is_authority(b"[2001:db8::1]:443"));
         for bad in ["", "a b", "u@a", "a/b", "a,b", "a?b", "a#b", "a\\b", "%61"] {
             assert!(!is_authority(bad.as_bytes()), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_line_end_is_seen_wherever_it_is() {
+        for len in 0..40 {
+            for fill in [b'a', b'\t', b' ', 0x1f, 0x7f, 0x80, 0xff] {
+                let mut bytes = vec![fill; len];
+                assert!(!has_line_end(&bytes), "{fill:#x} x {len}");
+                for at in 0..len {
+                    for end in [b'\r', b'\n', 0] {
+                        bytes[at] = end;
+                        assert!(has_line_end(&bytes), "{end:#x} at {at} of {len}");
+                    }
+                    bytes[at] = fill;
+                }
+            }
         }
     }
 

@@ -3,9 +3,7 @@
 //! Everything here refuses what would let a value become a second line: the last
 //! defence, whatever was checked before. A refused write leaves the buffer as it was.
 
-use memchr::memchr3;
-
-use crate::class::{is_target_byte, is_text_byte, is_token};
+use crate::class::{has_line_end, is_target_byte, is_text_byte, is_token};
 use crate::{Trailers, Version};
 
 /// A value that cannot be written without becoming something else.
@@ -207,7 +205,7 @@ pub(crate) fn check_field(name: &[u8], value: &[u8]) -> Result<(), WriteError> {
     if !is_token(name) {
         return Err(WriteError::Name);
     }
-    if memchr3(b'\r', b'\n', 0, value).is_some() {
+    if has_line_end(value) {
         return Err(WriteError::Value);
     }
     Ok(())
