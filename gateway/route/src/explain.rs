@@ -97,7 +97,7 @@ impl RouteTable {
         };
         if secure && let TlsDecision::Passthrough(to) = self.decide_tls(door, Some(&host)) {
             let mut answer = self.answer(url, "TLS is passed through to the container".into());
-            describe_container(&mut answer, &to);
+            self.describe_container(&mut answer, &to);
             return Ok(answer);
         }
         let question = HttpQuestion {
@@ -145,7 +145,7 @@ impl RouteTable {
             }
             HttpDecision::Container(to) => {
                 answer.outcome = "proxied to the container".into();
-                describe_container(&mut answer, &to);
+                self.describe_container(&mut answer, &to);
             }
             HttpDecision::RedirectToHttps => {
                 answer.outcome = "308 to https".into();
@@ -208,7 +208,7 @@ impl RouteTable {
         match self.decide_raw(port) {
             Ok(to) => {
                 answer.outcome = "passed through to the container".into();
-                describe_container(&mut answer, &to);
+                self.describe_container(&mut answer, &to);
             }
             Err(refusal) => {
                 answer.outcome = format!("closed: {refusal}");
@@ -235,17 +235,18 @@ impl RouteTable {
             revision: self.revision,
         }
     }
-}
 
-fn describe_container(answer: &mut Explanation, to: &ContainerMatch) {
-    let target = to.upstream.port();
-    answer.rule = Some(format!(
-        "container {}, ingress rule {} -> {target}",
-        to.id, to.port
-    ));
-    answer.origin = Some(format!(
-        "rule: {}; address: {}",
-        to.rule_origin, to.run_origin
-    ));
-    answer.upstream = Some(to.upstream.to_string());
+    fn describe_container(&self, answer: &mut Explanation, to: &ContainerMatch) {
+        let target = to.upstream.port();
+        answer.rule = Some(format!(
+            "container {}, ingress rule {} -> {target}",
+            to.id, to.port
+        ));
+        if let Some(container) = self.container(to.id.as_str())
+            && let (Some(rule), Some(run)) = (container.rule(to.port), &container.running)
+        {
+            answer.origin = Some(format!("rule: {}; address: {}", rule.origin, run.origin));
+        }
+        answer.upstream = Some(to.upstream.to_string());
+    }
 }

@@ -4,11 +4,15 @@
 
 use std::borrow::Borrow;
 use std::fmt;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 /// Longest host name, in bytes, without a trailing dot (RFC 1035, section 2.3.4).
 pub const HOST_MAX: usize = 253;
+
+/// Longest label of a host name, in bytes (RFC 1035, section 2.3.4).
+const LABEL_MAX: usize = 63;
 
 /// Why a name was refused.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
@@ -32,10 +36,11 @@ pub enum NameError {
 
 /// A container's id: a DNS label in lower case, `[a-z0-9]([a-z0-9_-]{0,61}[a-z0-9])?`.
 ///
-/// Compared exactly; events with any other id are refused.
+/// Compared exactly; events with any other id are refused. Clones share the text: every request
+/// takes one.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct ContainerId(Box<str>);
+pub struct ContainerId(Arc<str>);
 
 impl ContainerId {
     /// Checks and takes `id`.
@@ -44,7 +49,7 @@ impl ContainerId {
         let edge = |b: &u8| b.is_ascii_lowercase() || b.is_ascii_digit();
         match (bytes.first(), bytes.last()) {
             (None, _) | (_, None) => Err(NameError::Empty),
-            _ if bytes.len() > 63 => Err(NameError::Length),
+            _ if bytes.len() > LABEL_MAX => Err(NameError::Length),
             (Some(first), Some(last)) if edge(first) && edge(last) => {
                 if bytes.iter().all(|b| edge(b) || matches!(b, b'_' | b'-')) {
                     Ok(Self(id.into()))
@@ -84,7 +89,7 @@ impl TryFrom<String> for ContainerId {
 
 impl From<ContainerId> for String {
     fn from(id: ContainerId) -> Self {
-        id.0.into()
+        (*id.0).into()
     }
 }
 
@@ -124,26 +129,17 @@ impl Host {
                 }
                 return Self::lower(inside);
             }
-            None => match text.split_once(':') {
-                Some((name, port)) => {
+            None => {
+                let (name, port) = text.split_at(check_labels(text)?);
+                if let Some(port) = port.strip_prefix(':') {
                     check_port(port)?;
-                    name
                 }
-                None => text,
-            },
+                name
+            }
         };
         let name = name.strip_suffix('.').unwrap_or(name);
         if name.is_empty() {
             return Err(NameError::Empty);
-        }
-        for label in name.split('.') {
-            if label.is_empty() || label.len() > 63 {
-                return Err(NameError::Label);
-            }
-            let known = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
-            if !label.bytes().all(known) {
-                return Err(NameError::Character);
-            }
         }
         Self::lower(name)
     }
@@ -177,6 +173,24 @@ impl fmt::Display for Host {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
     }
+}
+
+/// Where the labels at the beginning of `text` end: at a colon or its end. The last may be empty.
+fn check_labels(text: &str) -> Result<usize, NameError> {
+    let mut label = 0;
+    for (at, byte) in text.bytes().enumerate() {
+        match byte {
+            b':' => return Ok(at),
+            b'.' if label == 0 => return Err(NameError::Label),
+            b'.' => label = 0,
+            b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z' | b'-' | b'_' => label += 1,
+            _ => return Err(NameError::Character),
+        }
+        if label > LABEL_MAX {
+            return Err(NameError::Label);
+        }
+    }
+    Ok(text.len())
 }
 
 /// An empty port is allowed by the grammar (RFC 3986, section 3.2.3).

@@ -1,8 +1,9 @@
 //! Static routes: host first, then the longest path.
 
-use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
+
+use foldhash::HashMap;
 
 use crate::path;
 use crate::spec::StaticRouteSpec;

@@ -6,7 +6,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use imbl::{HashMap, OrdSet};
+use imbl::OrdSet;
 use smallvec::SmallVec;
 
 use crate::fact::Fact;
@@ -14,6 +14,10 @@ use crate::name::{ContainerId, UserId};
 use crate::origin::Origin;
 use crate::spec::{ContainerSpec, KeySpec, RuleSpec, RunSpec, StaticRouteSpec};
 use crate::statics::StaticRoutes;
+
+/// A persistent map with a fast hash: requests look things up, only events put them in.
+pub(crate) type Map<K, V> =
+    imbl::GenericHashMap<K, V, foldhash::fast::RandomState, imbl::shared_ptr::DefaultSharedPtr>;
 
 /// What decisions need beside the routes; fixed while the process runs.
 #[derive(Clone, Debug)]
@@ -149,9 +153,9 @@ pub struct RouteTable {
     /// What decisions need beside the routes.
     pub settings: Arc<Settings>,
     pub(crate) statics: Arc<StaticRoutes>,
-    pub(crate) containers: HashMap<ContainerId, Arc<Container>>,
-    pub(crate) keys: HashMap<UserId, Arc<[Key]>>,
-    pub(crate) ports: HashMap<u16, PortOwners>,
+    pub(crate) containers: Map<ContainerId, Arc<Container>>,
+    pub(crate) keys: Map<UserId, Arc<[Key]>>,
+    pub(crate) ports: Map<u16, PortOwners>,
 }
 
 impl RouteTable {
@@ -161,9 +165,9 @@ impl RouteTable {
             revision: 0,
             settings: Arc::new(settings),
             statics: Arc::default(),
-            containers: HashMap::new(),
-            keys: HashMap::new(),
-            ports: HashMap::new(),
+            containers: Map::default(),
+            keys: Map::default(),
+            ports: Map::default(),
         }
     }
 

@@ -3,11 +3,9 @@
 //! Requests, logins, `explain` and the tests all ask these.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 
 use crate::fact::Admission;
 use crate::name::ContainerId;
-use crate::origin::Origin;
 use crate::table::{Container, RouteTable, Rule, Running};
 
 mod http;
@@ -56,10 +54,6 @@ pub struct ContainerMatch {
     pub port: u16,
     /// What the connection depends on.
     pub admission: Admission,
-    /// The event that made the rule.
-    pub rule_origin: Arc<Origin>,
-    /// The event that started the container.
-    pub run_origin: Arc<Origin>,
 }
 
 impl ContainerMatch {
@@ -72,8 +66,6 @@ impl ContainerMatch {
             start: run.start,
             port: rule.port,
             admission: Admission::new(facts),
-            rule_origin: Arc::clone(&rule.origin),
-            run_origin: Arc::clone(&run.origin),
         }
     }
 }
