@@ -35,8 +35,8 @@ pub(crate) struct Ground {
 pub(crate) enum Verdict {
     /// The gateway answers. The label names the route in metrics.
     Answer(Answer, Arc<str>),
-    /// An upstream answers.
-    Forward(Upstream),
+    /// An upstream answers; the label likewise.
+    Forward(Upstream, Arc<str>),
 }
 
 /// Where a request goes.
@@ -52,8 +52,6 @@ pub(crate) struct Upstream {
     pub(crate) connect_timeout: Option<Duration>,
     /// Silence on an answer that has begun; none: the gateway's default.
     pub(crate) idle_timeout: Option<Duration>,
-    /// The route, as metrics name it.
-    pub(crate) label: Arc<str>,
     /// Path and query, if they differ from the client's.
     pub(crate) path: Option<String>,
 }
@@ -107,23 +105,25 @@ pub(crate) fn decide(
         HttpDecision::Container(_) | HttpDecision::Static(_) if !ground.proven => {
             Verdict::Answer(Answer::misdirected(), none())
         }
-        HttpDecision::Container(found) => Verdict::Forward(Upstream {
-            to: To::Container {
-                key: UpstreamKey::Container {
-                    id: found.id,
-                    start: found.start,
-                    port: found.port,
-                    target_port: found.upstream.port(),
+        HttpDecision::Container(found) => {
+            let upstream = Upstream {
+                to: To::Container {
+                    key: UpstreamKey::Container {
+                        id: found.id,
+                        start: found.start,
+                        port: found.port,
+                        target_port: found.upstream.port(),
+                    },
+                    address: found.upstream,
                 },
-                address: found.upstream,
-            },
-            admission: found.admission,
-            timeout: None,
-            connect_timeout: None,
-            idle_timeout: None,
-            label: Arc::clone(&labels.container),
-            path: None,
-        }),
+                admission: found.admission,
+                timeout: None,
+                connect_timeout: None,
+                idle_timeout: None,
+                path: None,
+            };
+            Verdict::Forward(upstream, Arc::clone(&labels.container))
+        }
         HttpDecision::RedirectToHttps => {
             let target = join(path, query);
             let answer =
@@ -131,7 +131,10 @@ pub(crate) fn decide(
             Verdict::Answer(answer, none())
         }
         HttpDecision::Refused(refusal) => Verdict::Answer(Answer::refusal(refusal), none()),
-        HttpDecision::Static(found) => Verdict::Forward(static_upstream(&found, path, query)),
+        HttpDecision::Static(found) => {
+            let upstream = static_upstream(&found, path, query);
+            Verdict::Forward(upstream, Arc::clone(&found.route.label))
+        }
     }
 }
 
@@ -143,7 +146,6 @@ fn static_upstream(found: &StaticMatch, path: &str, query: Option<&str>) -> Upst
         timeout: spec.timeout,
         connect_timeout: spec.connect_timeout,
         idle_timeout: spec.idle_timeout,
-        label: Arc::clone(&found.route.label),
         path: spec
             .strip_prefix
             .then(|| join(found.upstream_path(path), query)),
@@ -238,13 +240,13 @@ mod tests {
                 assert_eq!(&*label, "none");
                 answer.status
             }
-            Verdict::Forward(up) => panic!("forwarded to {:?}", up.to),
+            Verdict::Forward(up, _) => panic!("forwarded to {:?}", up.to),
         }
     }
 
     fn upstream(verdict: Verdict) -> Upstream {
         match verdict {
-            Verdict::Forward(up) => up,
+            Verdict::Forward(up, _) => up,
             Verdict::Answer(answer, _) => panic!("answered {answer:?}"),
         }
     }
@@ -316,13 +318,13 @@ mod tests {
             To::Container { key, address } => (key.clone(), *address),
             To::Static(route) => panic!("to {route:?}"),
         };
-        let up = upstream(ask(Door::Dynamic(8000), host, "/", None, "192.0.2.1"));
-        let (key, address) = to(&up);
+        let asked = ask(Door::Dynamic(8000), host, "/", None, "192.0.2.1");
+        assert!(matches!(&asked, Verdict::Forward(_, label) if &**label == "container"));
+        let (key, address) = to(&upstream(asked));
         assert_eq!(address, "10.0.0.5:9000".parse().unwrap());
         let other = upstream(ask(Door::PublicHttps, host, "/", None, "192.0.2.1"));
         let (other_key, address) = to(&other);
         assert_eq!(address, "10.0.0.5:8080".parse().unwrap());
         assert_ne!(key, other_key);
-        assert_eq!(&*up.label, "container");
     }
 }

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::net::IpAddr;
 use std::rc::Rc;
 
+use edd_http1::write;
 use smallvec::SmallVec;
 
 use super::ConnectionFacts;
@@ -23,23 +24,42 @@ pub(crate) struct Downstream {
     pub(crate) facts: ConnectionFacts,
     /// Whether the peer is a proxy whose words are believed.
     pub(crate) is_trusted: bool,
-    /// The peer's address as text.
-    peer: String,
+    /// What the upstream is told about the client with every request: lines of its head.
+    told: Box<[u8]>,
 }
 
-/// What the upstream is told about the client: names and values, in order.
-pub(crate) type Identity<'r> = SmallVec<[(&'r str, Cow<'r, str>); 8]>;
+/// What the upstream is told about the client of one request: names and values, in order.
+pub(crate) type Identity<'r> = SmallVec<[(&'r str, Cow<'r, str>); 1]>;
 
 impl Downstream {
     /// A connection of which nothing was asked yet.
-    pub(crate) fn new(worker: &Rc<Worker>, facts: ConnectionFacts) -> Self {
+    pub(crate) fn new(worker: &Rc<Worker>, mut facts: ConnectionFacts) -> Self {
         let peer = facts.peer.ip().to_canonical();
+        let is_trusted = policy::is_trusted(peer, &worker.shared.config.trusted_proxies);
+        let certificate = facts.tls.as_mut().and_then(|tls| tls.client_cert.take());
+        let mut told = Vec::new();
+        let mut tell = |name: &str, value: &str| {
+            let told = write::field(&mut told, name.as_bytes(), value.as_bytes());
+            debug_assert!(told.is_ok(), "made here: {name}");
+        };
+        if let Some(certificate) = certificate {
+            tell("client-cert", &certificate);
+        }
+        if !is_trusted {
+            tell("x-forwarded-for", &peer.to_string());
+            tell("x-forwarded-proto", scheme(&facts));
+        }
         Self {
-            is_trusted: policy::is_trusted(peer, &worker.shared.config.trusted_proxies),
+            is_trusted,
             worker: Rc::clone(worker),
-            peer: peer.to_string(),
+            told: told.into(),
             facts,
         }
+    }
+
+    /// Lines of a request's head that tell about the client, the same for all requests.
+    pub(crate) fn told(&self) -> &[u8] {
+        &self.told
     }
 
     /// The client's address, for the routes' lists.
@@ -58,24 +78,10 @@ impl Downstream {
         self.facts.ground(&self.worker.shared, to.host.as_str())
     }
 
-    /// What the upstream is told about the client of a request.
+    /// What else the upstream is told about the client of a request.
     pub(crate) fn identity<'r>(&'r self, fields: &[Field<'_>], authority: &'r str) -> Identity<'r> {
-        let secure = self.facts.tls.is_some();
         let mut said = Identity::new();
-        let verified = self
-            .facts
-            .tls
-            .as_ref()
-            .and_then(|tls| tls.client_cert.as_deref());
-        if let Some(certificate) = verified {
-            said.push(("client-cert", Cow::Borrowed(certificate)));
-        }
         if !self.is_trusted {
-            said.push(("x-forwarded-for", Cow::Borrowed(self.peer.as_str())));
-            said.push((
-                "x-forwarded-proto",
-                Cow::Borrowed(if secure { "https" } else { "http" }),
-            ));
             said.push(("x-forwarded-host", Cow::Borrowed(authority)));
             return said;
         }
@@ -90,6 +96,7 @@ impl Downstream {
             host: one(b"x-forwarded-host"),
             forwarded: joined(fields, b"forwarded"),
         };
+        let secure = self.facts.tls.is_some();
         let seen = chain.extend(self.facts.peer.ip(), secure, authority);
         said.push(("x-forwarded-for", Cow::Owned(seen.forwarded_for)));
         said.push(("x-forwarded-proto", Cow::Owned(seen.proto)));
@@ -98,6 +105,14 @@ impl Downstream {
             said.push(("forwarded", Cow::Owned(forwarded)));
         }
         said
+    }
+}
+
+/// What the client uses.
+fn scheme(facts: &ConnectionFacts) -> &'static str {
+    match facts.tls {
+        Some(_) => "https",
+        None => "http",
     }
 }
 

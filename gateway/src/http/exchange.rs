@@ -38,8 +38,8 @@ pub(crate) struct Exchange {
     pub(crate) host: Text<40>,
     /// Raw path without the query.
     path: Text<64>,
-    /// The route's metric label.
-    pub(crate) route: Arc<str>,
+    /// The route's metric label; none before it is known.
+    pub(crate) route: Option<Arc<str>>,
     /// Who was asked.
     pub(crate) upstream: Option<SocketAddr>,
     /// The answer's status.
@@ -71,11 +71,11 @@ impl Exchange {
             peer: down.facts.peer,
             version,
             method: method_label(method),
-            request_id: request_id::generate(),
+            request_id: request_id::generate(now),
             revision: 0,
             host: Text::default(),
             path: path.into(),
-            route: down.worker.labels.none(),
+            route: None,
             upstream: None,
             status: CLIENT_GONE,
             bytes_in: 0,
@@ -110,7 +110,10 @@ impl Drop for Exchange {
             method: self.method,
             host: std::mem::take(&mut self.host),
             path: std::mem::take(&mut self.path),
-            route: Arc::clone(&self.route),
+            route: self
+                .route
+                .take()
+                .unwrap_or_else(|| self.worker.labels.none()),
             upstream: self.upstream,
             status: self.status,
             bytes_in: self.bytes_in,

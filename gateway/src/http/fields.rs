@@ -108,7 +108,9 @@ pub(crate) fn passing<'v>(fields: &[Field<'v>], sized: bool) -> Passing<'v> {
         Kind::ContentLength => std::mem::take(&mut unsaid),
         _ => !named.has(name),
     };
-    fields.iter().filter(passes).copied().collect()
+    let mut passing = Passing::new();
+    passing.extend(fields.iter().filter(passes).copied());
+    passing
 }
 
 /// The values of all fields of that name.

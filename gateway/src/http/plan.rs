@@ -116,26 +116,22 @@ fn plan(down: &Downstream, view: &RequestView<'_>, exchange: &mut Exchange) -> P
         shared.metrics.request_refused();
         return Plan::Answer(Answer::too_many_requests(too_soon.retry_after_secs));
     }
-    let table = shared.table.load();
-    exchange.revision = table.revision;
-    let verdict = decide(
-        &table,
-        &down.worker.labels,
-        &down.ground(&to),
-        &to,
-        path,
-        view.query,
-        client,
-    );
-    drop(table);
+    let ground = down.ground(&to);
+    let verdict = down.worker.decide(|table| {
+        exchange.revision = table.revision;
+        let labels = &down.worker.labels;
+        decide(table, labels, &ground, &to, path, view.query, client)
+    });
     let upstream = match verdict {
         Verdict::Answer(answer, label) => {
-            exchange.route = label;
+            exchange.route = Some(label);
             return Plan::Answer(answer);
         }
-        Verdict::Forward(upstream) => upstream,
+        Verdict::Forward(upstream, label) => {
+            exchange.route = Some(label);
+            upstream
+        }
     };
-    exchange.route = std::sync::Arc::clone(&upstream.label);
     let identity = down.identity(view.fields, to.authority);
     let trace = trace::judge(
         fields::all(view.fields, b"traceparent"),
@@ -145,6 +141,7 @@ fn plan(down: &Downstream, view: &RequestView<'_>, exchange: &mut Exchange) -> P
         authority: to.authority,
         target: upstream.path.as_deref().filter(|_| view.path != "*"),
         request_id: exchange.request_id.as_str(),
+        told: down.told(),
         identity: &identity,
         trace: &trace,
     };

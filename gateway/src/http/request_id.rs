@@ -1,6 +1,9 @@
 //! Request ids: made here, or taken over from a trusted proxy.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::cell::Cell;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tokio::time::Instant;
 
 use crate::telemetry::Text;
 
@@ -9,15 +12,36 @@ const LEN_MAX: usize = 128;
 
 /// A new id: UUIDv7, so that ids sort by time (RFC 9562, section 5.7).
 ///
-/// The random part comes from the thread's generator: no system call per request.
-pub(crate) fn generate() -> Text<40> {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH);
-    let millis = now.map_or(0, |since| since.as_millis());
-    let millis = u64::try_from(millis).unwrap_or(u64::MAX);
+/// The random part comes from the thread's generator, the time from `now`: no system call and no
+/// look at a clock per request.
+pub(crate) fn generate(now: Instant) -> Text<40> {
+    let millis = u64::try_from(wall(now).as_millis()).unwrap_or(u64::MAX);
     let id = uuid::Builder::from_unix_timestamp_millis(millis, &rand::random()).into_uuid();
     let mut text = [0; uuid::fmt::Hyphenated::LENGTH];
     Text::from(&*id.hyphenated().encode_lower(&mut text))
 }
+
+/// The wall clock's time at `now`, since the epoch; at most a second older than a change of the clock.
+fn wall(now: Instant) -> Duration {
+    let known = ANCHOR.get().and_then(|(at, wall)| {
+        let since = now.checked_duration_since(at)?;
+        (since < ANCHOR_MAX).then(|| wall + since)
+    });
+    known.unwrap_or_else(|| {
+        let wall = SystemTime::now().duration_since(UNIX_EPOCH);
+        let wall = wall.unwrap_or_default();
+        ANCHOR.set(Some((now, wall)));
+        wall
+    })
+}
+
+thread_local! {
+    /// A moment on both clocks.
+    static ANCHOR: Cell<Option<(Instant, Duration)>> = const { Cell::new(None) };
+}
+
+/// The wall clock is looked at so often: it may be set.
+const ANCHOR_MAX: Duration = Duration::from_secs(1);
 
 /// Whether `id` may be taken over: `[A-Za-z0-9._-]{1,128}`.
 pub(crate) fn is_valid(id: &[u8]) -> bool {
@@ -31,10 +55,32 @@ mod tests {
 
     #[test]
     fn new_ids_are_valid_and_differ() {
-        let (a, b) = (generate(), generate());
+        let now = Instant::now();
+        let (a, b) = (generate(now), generate(now));
         assert!(is_valid(a.as_str().as_bytes()));
         assert_ne!(a, b);
         assert_eq!(a.as_str().as_bytes().get(14), Some(&b'7'));
+    }
+
+    #[test]
+    fn ids_sort_by_time_and_follow_the_wall_clock() {
+        let begun = Instant::now();
+        let millis = |id: Text<40>| {
+            let id: uuid::Uuid = id.as_str().parse().unwrap();
+            let (secs, nanos) = id.get_timestamp().unwrap().to_unix();
+            Duration::new(secs, nanos)
+        };
+        let wall = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+        let before = wall();
+        let first = millis(generate(begun));
+        assert!(first + Duration::from_millis(1) > before && first <= wall());
+        let later = millis(generate(begun + Duration::from_millis(300)));
+        assert_eq!(later - first, Duration::from_millis(300));
+        // Looks anew, since the last look is too long ago, or in the future.
+        for at in [begun + Duration::from_secs(5), begun] {
+            let id = millis(generate(at));
+            assert!(id + Duration::from_millis(1) > before && id <= wall());
+        }
     }
 
     #[test]

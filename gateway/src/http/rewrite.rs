@@ -22,7 +22,9 @@ pub(crate) struct Rewrite<'r> {
     pub(crate) target: Option<&'r str>,
     /// `X-Request-ID`.
     pub(crate) request_id: &'r str,
-    /// What is said about the client, in the order it is written.
+    /// What is said about the client with every request: whole lines.
+    pub(crate) told: &'r [u8],
+    /// What else is said about it, in the order it is written.
     pub(crate) identity: &'r [(&'r str, Cow<'r, str>)],
     /// What becomes of `traceparent` and `tracestate`.
     pub(crate) trace: &'r Trace,
@@ -60,6 +62,7 @@ impl Rewrite<'_> {
             }
         }
         self.fields(view, out)?;
+        out.extend_from_slice(self.told);
         for (name, value) in self.identity {
             write::field(out, name.as_bytes(), value.as_bytes())?;
         }
@@ -195,7 +198,8 @@ mod tests {
             authority: "a.example",
             target,
             request_id: "id",
-            identity: &[("x-forwarded-for", Cow::Borrowed("192.0.2.1"))],
+            told: b"x-forwarded-for: 192.0.2.1\r\n",
+            identity: &[("x-forwarded-host", Cow::Borrowed("a.example"))],
             trace: &Trace::Continued(true),
         };
         let mut out = Vec::new();
@@ -228,7 +232,8 @@ mod tests {
         assert_eq!(
             written(&view(Version::H11, &fields), None),
             "POST /a%2Fb//c?x=%20&y HTTP/1.1\r\nHOST: a.example\r\nTraceParent: 00-1-2-01\r\naCCept: */*\r\n\
-             Cookie: a=1\r\nCookie: b=2\r\nx-forwarded-for: 192.0.2.1\r\nx-request-id: id\r\n\r\n"
+             Cookie: a=1\r\nCookie: b=2\r\nx-forwarded-for: 192.0.2.1\r\n\
+             x-forwarded-host: a.example\r\nx-request-id: id\r\n\r\n"
         );
     }
 

@@ -1,6 +1,8 @@
 //! The data-plane threads: each with a runtime, listeners and upstream pool of its own.
 
+use std::cell::RefCell;
 use std::io;
+use std::ops::Deref;
 use std::panic::AssertUnwindSafe;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -8,7 +10,8 @@ use std::sync::mpsc::sync_channel;
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
-use edd_route::Door;
+use arc_swap::{ArcSwap, Cache};
+use edd_route::{Door, RouteTable};
 use futures_util::FutureExt as _;
 use futures_util::future::join_all;
 use tokio::net::TcpListener;
@@ -38,10 +41,43 @@ pub struct Worker {
     pub pool: Pool,
     /// How far the process is on its way out.
     pub(crate) ending: Ending,
+    table: RefCell<Cache<Tables, Arc<RouteTable>>>,
     /// Metric labels without a route: always the same objects, which are found fastest.
     pub(crate) labels: Labels,
     /// Those who serve the requests of HTTP/2.
     pub(crate) clerks: Clerks<Opened>,
+}
+
+/// Where the table comes from.
+#[derive(Debug)]
+struct Tables(Arc<Shared>);
+
+impl Deref for Tables {
+    type Target = ArcSwap<RouteTable>;
+
+    fn deref(&self) -> &ArcSwap<RouteTable> {
+        &self.0.table
+    }
+}
+
+impl Worker {
+    fn new(shared: Arc<Shared>) -> Self {
+        Self {
+            pool: Pool::under(&shared.gate),
+            table: RefCell::new(Cache::new(Tables(Arc::clone(&shared)))),
+            shared,
+            ending: Ending::default(),
+            labels: Labels::default(),
+            clerks: Clerks::default(),
+        }
+    }
+
+    /// Makes one decision by the table in force.
+    ///
+    /// Writes to no memory that threads share, as long as the table stays.
+    pub(crate) fn decide<D>(&self, decide: impl FnOnce(&RouteTable) -> D) -> D {
+        decide(self.table.borrow_mut().load())
+    }
 }
 
 /// The running threads.
@@ -104,13 +140,7 @@ async fn run(
     ssh: SshServer,
     accepting: impl Sized,
 ) {
-    let worker = Rc::new(Worker {
-        pool: Pool::under(&shared.gate),
-        shared,
-        ending: Ending::default(),
-        labels: Labels::default(),
-        clerks: Clerks::default(),
-    });
+    let worker = Rc::new(Worker::new(shared));
     tokio::task::spawn_local(worker.ending.clone().follow(worker.shared.drain.clone()));
     let connections = TaskTracker::new();
     let take = |accepted: Accepted| {

@@ -88,6 +88,41 @@ impl Drop for ConnectionGauge {
     }
 }
 
+/// Counts one upstream connection for as long as it is held: in use, or kept for reuse.
+#[derive(Debug)]
+pub struct UpstreamGauge {
+    active: Level,
+    idle: Level,
+    is_idle: bool,
+}
+
+impl UpstreamGauge {
+    /// It is in use from now on.
+    pub fn set_active(&mut self) {
+        if std::mem::replace(&mut self.is_idle, false) {
+            self.idle.dec();
+            self.active.inc();
+        }
+    }
+
+    /// It is kept for reuse from now on.
+    pub fn set_idle(&mut self) {
+        if !std::mem::replace(&mut self.is_idle, true) {
+            self.active.dec();
+            self.idle.inc();
+        }
+    }
+}
+
+impl Drop for UpstreamGauge {
+    fn drop(&mut self) {
+        match self.is_idle {
+            true => self.idle.dec(),
+            false => self.active.dec(),
+        };
+    }
+}
+
 impl Metrics {
     /// Families with nothing counted, registered under their names.
     pub fn register(registry: &mut Registry) -> Self {
@@ -208,6 +243,16 @@ impl Metrics {
     /// Counts a TLS handshake that a ticket shortened.
     pub fn tls_resumed(&self) {
         self.resumptions.inc();
+    }
+
+    /// Counts an upstream connection while it is held, at first as one that is in use.
+    pub fn upstream(&self) -> UpstreamGauge {
+        self.upstream_active.inc();
+        UpstreamGauge {
+            active: self.upstream_active.clone(),
+            idle: self.upstream_idle.clone(),
+            is_idle: false,
+        }
     }
 
     /// Counts an upstream connection that is in use while it is held.

@@ -409,10 +409,7 @@ async fn a_containers_trouble_ends_with_its_start() {
     advance(Duration::from_millis(320)).await;
     next(1).unwrap().answered(200);
     assert!(next(1).is_ok());
-    assert!(
-        rig.fleet.troubled().load().is_empty(),
-        "what is well has no state"
-    );
+    assert!(rig.fleet.troubled().is_empty(), "what is well has no state");
 }
 
 #[tokio::test(start_paused = true)]

@@ -12,7 +12,6 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use arc_swap::ArcSwap;
 use edd_route::{HealthSpec, RouteTable, Scheme, StaticRouteSpec, StaticRoutes, TargetSpec};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
@@ -155,7 +154,7 @@ struct Inner {
     /// Whether any target of the table is told whose connection it gets.
     announces: AtomicBool,
     /// Containers that fare badly.
-    pub(super) troubled: ArcSwap<trouble::Troubled>,
+    troubled: trouble::Map,
 }
 
 #[derive(Default)]
@@ -193,7 +192,7 @@ impl Fleet {
             checks: Mutex::default(),
             kept: Mutex::default(),
             announces: AtomicBool::new(false),
-            troubled: ArcSwap::default(),
+            troubled: trouble::Map::default(),
         }))
     }
 
@@ -213,7 +212,7 @@ impl Fleet {
         u64::try_from(millis).unwrap_or(u64::MAX / 4).max(1)
     }
 
-    pub(super) fn troubled(&self) -> &ArcSwap<trouble::Troubled> {
+    pub(super) fn troubled(&self) -> &trouble::Map {
         &self.0.troubled
     }
 

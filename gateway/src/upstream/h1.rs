@@ -4,6 +4,7 @@
 //! nobody does, and whether it still lives is looked at when it is taken.
 
 use std::future::poll_fn;
+use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker, ready};
@@ -23,7 +24,7 @@ use crate::http::side::{
 use crate::http::splice::Bulk;
 use crate::http::wire::Wire;
 use crate::tcp::{OverTcp, reset};
-use crate::telemetry::ConnectionGauge;
+use crate::telemetry::UpstreamGauge;
 
 /// A connection, idle or in the middle of one exchange.
 #[derive(Debug)]
@@ -34,7 +35,7 @@ pub(crate) struct H1<I: OverTcp> {
     /// What it depends on.
     admission: Admission,
     /// Counts it while it is in use, or while it is kept.
-    pub(crate) counted: ConnectionGauge,
+    pub(crate) counted: UpstreamGauge,
     /// Where the answer's body comes from; none while its head is due.
     source: Option<Source>,
     /// How the request's body goes out.
@@ -59,7 +60,7 @@ impl<I: OverTcp> H1<I> {
         io: I,
         peer: SocketAddr,
         admission: Admission,
-        counted: ConnectionGauge,
+        counted: UpstreamGauge,
     ) -> Self {
         Self {
             wire: Wire::new(io),
@@ -91,8 +92,12 @@ impl<I: AsyncRead + OverTcp + Unpin + 'static> Reusable for H1<I> {
             return false;
         }
         let mut byte = [0];
+        // Both cost a system call only if something has come.
+        if let Some(socket) = self.wire.io().plain() {
+            let read = socket.try_read(&mut byte);
+            return read.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock);
+        }
         let mut buffer = ReadBuf::new(&mut byte);
-        // Costs a system call only if something has come.
         let mut cx = Context::from_waker(Waker::noop());
         let io = self.wire.io_mut();
         // A task whose budget is spent would be told that there is nothing, whatever there is.
@@ -254,7 +259,8 @@ impl<I: OverTcp> H1<I> {
             };
             taken.consumed += len;
             taken.handed_on = true;
-            let fields: SmallVec<[Field<'_>; 32]> = head.fields.iter().collect();
+            let mut fields = SmallVec::<[Field<'_>; 32]>::new();
+            fields.extend(head.fields.iter());
             let mut view = AnswerView {
                 status: head.status,
                 reason: head.reason,

@@ -76,7 +76,8 @@ impl fmt::Display for UpstreamKey {
 /// What one thread knows of the upstreams. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Pool {
-    pub(crate) h1: IdlePool<UpstreamKey, H1<Io>>,
+    // Boxed: they go from hand to hand.
+    pub(crate) h1: IdlePool<UpstreamKey, Box<H1<Io>>>,
     pub(crate) h2: h2::Connections,
     pub(crate) upstreams: Upstreams,
 }

@@ -20,6 +20,12 @@ pub trait Reusable: 'static {
     fn is_open(&mut self) -> bool;
 }
 
+impl<C: Reusable> Reusable for Box<C> {
+    fn is_open(&mut self) -> bool {
+        (**self).is_open()
+    }
+}
+
 /// What is kept, and since when.
 #[derive(Debug)]
 pub struct Idle<C> {

@@ -19,13 +19,31 @@ use crate::upstream::{Behalf, Choice, ConnectError, H1, Io, open};
 /// What an attempt is made with.
 pub(super) enum Connection {
     /// A connection of its own.
-    H1(H1<Io>),
+    H1(Box<H1<Io>>),
     /// A stream of a shared one.
-    H2(UpstreamStream),
+    H2(Box<UpstreamStream>),
 }
 
-/// A connection to the chosen target: a kept one if there is one and it will do, else a new one;
-/// whether it was kept.
+/// A connection of its own to the chosen target that was kept for reuse, if there is one and it
+/// will do.
+pub(super) fn kept(
+    choice: &Choice<'_>,
+    upstream: &Upstream,
+    down: &Downstream,
+    now: Instant,
+) -> Option<Connection> {
+    if choice.fresh {
+        return None;
+    }
+    let admission = &upstream.admission;
+    let pool = &down.worker.pool.h1;
+    let mut kept = pool.take(choice.key(), now, |kept| kept.is_of(admission))?;
+    kept.counted.set_active();
+    Some(Connection::H1(kept))
+}
+
+/// A connection to the chosen target: a new one, or a stream of a shared one; whether that was
+/// there before.
 ///
 /// Ends early with the client, the admission and the cut.
 pub(super) async fn connection<C: Client>(
@@ -33,7 +51,6 @@ pub(super) async fn connection<C: Client>(
     choice: &Choice<'_>,
     upstream: &Upstream,
     down: &Downstream,
-    now: Instant,
 ) -> Result<(Connection, bool), Failure> {
     let worker = &down.worker;
     let shared = &worker.shared;
@@ -57,19 +74,13 @@ pub(super) async fn connection<C: Client>(
             })
         };
         let (stream, reused) = while_wanted(client, upstream, down, stream).await?;
-        return Ok((Connection::H2(stream), reused));
-    }
-    if !choice.fresh
-        && let Some(mut kept) = worker.pool.h1.take(key, now, |kept| kept.is_of(admission))
-    {
-        kept.counted = shared.metrics.upstream_active();
-        return Ok((Connection::H1(kept), true));
+        return Ok((Connection::H2(Box::new(stream)), reused));
     }
     let connecting = open(choice, behalf, timeout, reach);
     let (stream, peer) = while_wanted(client, upstream, down, connecting).await?;
-    let counted = shared.metrics.upstream_active();
+    let counted = shared.metrics.upstream();
     let connection = H1::new(stream, peer, admission.clone(), counted);
-    Ok((Connection::H1(connection), false))
+    Ok((Connection::H1(Box::new(connection)), false))
 }
 
 /// Waits for a connection as long as somebody wants it.

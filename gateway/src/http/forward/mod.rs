@@ -54,19 +54,22 @@ pub(crate) async fn serve<C: Client>(
     } = turn;
     let forward = match plan {
         Plan::Answer(answer) => {
-            return own(client, &answer, form, &mut exchange, down, alarm).await;
+            return Box::pin(own(client, &answer, form, &mut exchange, down, alarm)).await;
         }
         Plan::Forward(forward) => forward,
     };
-    let done = pass_on(client, *forward, &mut exchange, down, alarm).await;
+    let done = pass_on(client, &forward, &mut exchange, down, alarm).await;
     let failure = match done {
-        Ok(finished) => return finished,
+        Ok(finished) => {
+            wire::give_back(forward.ask.head);
+            return finished;
+        }
         Err(failure) => failure,
     };
     debug!(request_id = %exchange.request_id, error = %failure, "not forwarded");
     exchange.note(failure.note());
     match failure.answer() {
-        Some(answer) => own(client, &answer, form, &mut exchange, down, alarm).await,
+        Some(answer) => Box::pin(own(client, &answer, form, &mut exchange, down, alarm)).await,
         None => {
             client.abort(false);
             Finished::Last
@@ -77,7 +80,7 @@ pub(crate) async fn serve<C: Client>(
 /// Asks upstreams until one answers, as often as the contract allows.
 async fn pass_on<C: Client>(
     client: &mut C,
-    forward: Forward,
+    forward: &Forward,
     exchange: &mut Exchange,
     down: &Downstream,
     alarm: &mut Alarm,
@@ -92,7 +95,11 @@ async fn pass_on<C: Client>(
         let mut choice = attempts.next(repeatable)?;
         let now = exchange.begun;
         let upstream = &forward.upstream;
-        let connection = attempt::connection(client, &choice, upstream, down, now).await;
+        let connection = match attempt::kept(&choice, upstream, down, now) {
+            Some(kept) => Ok((kept, true)),
+            // Boxed: a connection that waits needs no room for it, and most requests none either.
+            None => Box::pin(attempt::connection(client, &choice, upstream, down)).await,
+        };
         let (connection, reused) = match connection {
             Ok(connection) => connection,
             Err(Failure::Connect(error)) => {
@@ -105,7 +112,7 @@ async fn pass_on<C: Client>(
             Err(failure) => return Err(failure),
         };
         let mut talk = Talk {
-            forward: &forward,
+            forward,
             exchange,
             down,
             choice: &mut choice,
@@ -117,23 +124,22 @@ async fn pass_on<C: Client>(
         let told = match connection {
             Connection::H1(mut server) => {
                 talk.exchange.upstream = Some(server.peer);
-                let told = talk.with(client, &mut server, alarm).await;
+                let told = talk.with(client, &mut *server, alarm).await;
                 if let Ok(End::Complete { at, .. }) = told
                     && server.is_reusable()
                 {
-                    server.counted = worker.shared.metrics.upstream_idle();
+                    server.counted.set_idle();
                     worker.pool.h1.put(choice.key(), server, at);
                 }
                 told
             }
             Connection::H2(mut stream) => {
                 talk.exchange.upstream = Some(stream.peer());
-                talk.with(client, &mut stream, alarm).await
+                talk.with(client, &mut *stream, alarm).await
             }
         };
         match told {
             Ok(end) => {
-                wire::give_back(forward.ask.head);
                 let End::Complete { reusable, at } = end else {
                     return Ok(Finished::Last);
                 };

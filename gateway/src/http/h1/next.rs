@@ -106,7 +106,8 @@ where
         let mut slots = Slots::new();
         match parse_request(bytes, &mut slots, &LIMITS) {
             Ok(Progress::Complete(head, len)) => {
-                let fields: SmallVec<[Field<'_>; 32]> = head.fields.iter().collect();
+                let mut fields = SmallVec::<[Field<'_>; 32]>::new();
+                fields.extend(head.fields.iter());
                 let view = view(&head, &fields);
                 self.peer.begin(&head, &view);
                 Read::Turn(Turn::begin(down, &view), len)
