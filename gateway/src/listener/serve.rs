@@ -318,8 +318,12 @@ mod tests {
     fn waiting_and_being_served_hold_little() {
         let waiting = size(|a: Accepted, w: Thread, s: Ssh| begin(a, w, s));
         let around = size(|a: Accepted, w: Thread, s: Ssh| serve(a, w, s));
-        eprintln!("waiting {waiting}, around what serves {around}");
+        type Tls = tokio_rustls::server::TlsStream<Prefixed<TcpStream>>;
+        let h1 = size(|io: Box<Tls>, facts, w: Thread| serve_h1(io, facts, w));
+        eprintln!("waiting {waiting}, around what serves {around}, h1 {h1}");
         assert!(waiting <= 2048, "{waiting}");
         assert!(around <= 512, "{around}");
+        // Optimised it is less.
+        assert!(h1 <= 5 * 1024, "{h1}");
     }
 }

@@ -43,7 +43,7 @@ impl CertStore {
         stream: S,
         sni: Option<String>,
         deadline: Instant,
-    ) -> Result<(TlsStream<S>, Secured), HandshakeError<S>>
+    ) -> Result<(Box<TlsStream<S>>, Secured), HandshakeError<S>>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
@@ -54,7 +54,8 @@ impl CertStore {
         let accept = acceptor.accept(stream).into_fallible();
         drop(in_force);
         let stream = match timeout_at(deadline, accept).await {
-            Ok(Ok(stream)) => stream,
+            // Boxed where it is made: whoever it is handed to would hold its size once more.
+            Ok(Ok(stream)) => Box::new(stream),
             Ok(Err((error, stream))) => {
                 self.metrics.tls_handshake("failed", "none");
                 return Err(HandshakeError::Failed { error, stream });

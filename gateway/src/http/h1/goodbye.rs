@@ -21,7 +21,7 @@ where
     I: AsyncRead + AsyncWrite + OverTcp + Unpin,
 {
     /// Ends the connection. Bounded in time and bytes.
-    pub(super) async fn close(mut self) {
+    pub(super) async fn close(&mut self) {
         let peer = &mut self.peer;
         match peer.cut {
             Some(Cut::Hard) => return reset(peer.wire.io().tcp()),
