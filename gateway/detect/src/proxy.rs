@@ -22,10 +22,8 @@ pub enum Announcement {
     Bad(ProxyError),
     /// A whole header.
     Complete {
-        /// The client; none if the sender speaks for itself (`LOCAL`) or does
-        /// not know (`UNKNOWN`, `AF_UNSPEC`, `AF_UNIX`). IPv4-mapped addresses
-        /// are written as IPv4.
-        client: Option<SocketAddr>,
+        /// Whose connection it is.
+        client: Client,
         /// Bytes of the header; what follows is the client's.
         length: usize,
     },
@@ -33,6 +31,17 @@ pub enum Announcement {
     NeedMore,
     /// No header: all bytes are the client's.
     None,
+}
+
+/// Whose connection it is, by a header.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Client {
+    /// This one's. An IPv4-mapped address is written as IPv4.
+    Known(SocketAddr),
+    /// The sender's own (`LOCAL`), a health check for example.
+    Sender,
+    /// Somebody's whom the sender cannot name (`UNKNOWN`, `AF_UNSPEC`, `AF_UNIX`): not the sender.
+    Unknown,
 }
 
 impl Announcement {
@@ -87,7 +96,7 @@ pub fn announced(bytes: &[u8]) -> Announcement {
 }
 
 /// The client and the header's length, once all of it is there.
-type Found = Result<Option<(Option<SocketAddr>, usize)>, ProxyError>;
+type Found = Result<Option<(Client, usize)>, ProxyError>;
 
 /// `PROXY TCP4 192.0.2.1 192.0.2.9 4711 443\r\n`
 fn version_1(bytes: &[u8]) -> Found {
@@ -112,7 +121,7 @@ fn version_1(bytes: &[u8]) -> Found {
         .ok_or(ProxyError::Malformed)?;
     // What follows UNKNOWN is to be ignored.
     if text == "UNKNOWN" || text.starts_with("UNKNOWN ") {
-        return Ok(Some((None, length)));
+        return Ok(Some((Client::Unknown, length)));
     }
     let mut words = text.split(' ');
     let mut next = || words.next().ok_or(ProxyError::Malformed);
@@ -129,7 +138,7 @@ fn version_1(bytes: &[u8]) -> Found {
     let client = SocketAddr::new(parse(source)?, port(source_port)?);
     parse(destination)?;
     port(destination_port)?;
-    Ok(Some((Some(client), length)))
+    Ok(Some((Client::Known(client), length)))
 }
 
 fn v4(text: &str) -> Result<IpAddr, ProxyError> {
@@ -194,7 +203,7 @@ fn version_2(bytes: &[u8]) -> Found {
         return Ok(None);
     };
     if is_local {
-        return Ok(Some((None, length)));
+        return Ok(Some((Client::Sender, length)));
     }
     let body = header.get(V2_FIXED..).unwrap_or_default();
     let (addresses, tlvs) = body
@@ -202,9 +211,9 @@ fn version_2(bytes: &[u8]) -> Found {
         .ok_or(ProxyError::Malformed)?;
     check_tlvs(header, tlvs)?;
     let client = match family {
-        0x11 => Some(v2_client::<4>(addresses, |ip| Ipv4Addr::from(ip).into())?),
-        0x21 => Some(v2_client::<16>(addresses, |ip| Ipv6Addr::from(ip).into())?),
-        _ => None,
+        0x11 => Client::Known(v2_client::<4>(addresses, |ip| Ipv4Addr::from(ip).into())?),
+        0x21 => Client::Known(v2_client::<16>(addresses, |ip| Ipv6Addr::from(ip).into())?),
+        _ => Client::Unknown,
     };
     Ok(Some((client, length)))
 }
@@ -310,7 +319,7 @@ mod tests {
         header
     }
 
-    fn client(bytes: &[u8]) -> Option<SocketAddr> {
+    fn client(bytes: &[u8]) -> Client {
         match announced(bytes) {
             Announcement::Complete { client, length } => {
                 assert_eq!(length, bytes.len());
@@ -320,8 +329,8 @@ mod tests {
         }
     }
 
-    fn some(text: &str) -> Option<SocketAddr> {
-        Some(text.parse().unwrap())
+    fn some(text: &str) -> Client {
+        Client::Known(text.parse().unwrap())
     }
 
     #[test]
@@ -331,15 +340,16 @@ mod tests {
             ("TCP4 0.0.0.0 255.255.255.255 0 65535", some("0.0.0.0:0")),
             ("TCP6 2001:db8::1 ::1 1 2", some("[2001:db8::1]:1")),
             ("TCP6 ::ffff:192.0.2.1 ::1 1 2", some("192.0.2.1:1")),
-            ("UNKNOWN", None),
-            ("UNKNOWN ffff::1 ffff::2 65535 65535", None),
+            ("UNKNOWN", Client::Unknown),
+            ("UNKNOWN ffff::1 ffff::2 65535 65535", Client::Unknown),
         ] {
             let header = format!("PROXY {line}\r\n");
             assert_eq!(client(header.as_bytes()), expected, "{line}");
         }
         let address = ["ffff"; 8].join(":");
         let longest = format!("TCP6 {address} {address} 65535 65535");
-        assert!(client(format!("PROXY {longest}\r\n").as_bytes()).is_some());
+        let found = client(format!("PROXY {longest}\r\n").as_bytes());
+        assert!(matches!(found, Client::Known(_)));
     }
 
     #[test]
@@ -386,7 +396,8 @@ mod tests {
             assert_eq!(found, Announcement::Bad(TooLong), "{long}");
         }
         let fits = format!("PROXY UNKNOWN {}\r\n", "x".repeat(91));
-        assert_eq!((fits.len(), client(fits.as_bytes())), (V1_BYTES_MAX, None));
+        let found = (fits.len(), client(fits.as_bytes()));
+        assert_eq!(found, (V1_BYTES_MAX, Client::Unknown));
     }
 
     #[test]
@@ -403,12 +414,12 @@ mod tests {
                 v2(0x21, 0x21, &block_v6("::ffff:192.0.2.1")),
                 some("192.0.2.1:80"),
             ),
-            (v2(0x21, 0x31, &[b'/'; 216]), None),
-            (v2(0x21, 0x00, &[]), None),
-            (v2(0x20, 0x00, &[]), None),
+            (v2(0x21, 0x31, &[b'/'; 216]), Client::Unknown),
+            (v2(0x21, 0x00, &[]), Client::Unknown),
+            (v2(0x20, 0x00, &[]), Client::Sender),
             // LOCAL: whatever the block says is to be skipped.
-            (v2(0x20, 0x11, &block_v4()), None),
-            (v2(0x20, 0xff, b"anything"), None),
+            (v2(0x20, 0x11, &block_v4()), Client::Sender),
+            (v2(0x20, 0xff, b"anything"), Client::Sender),
             (summed(), some("192.0.2.1:4711")),
         ] {
             assert_eq!(client(&header), expected, "{}", header.escape_ascii());

@@ -1,7 +1,7 @@
 //! What the requests of one client connection have in common.
 
 use std::borrow::Cow;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::rc::Rc;
 
 use edd_http1::write;
@@ -35,7 +35,8 @@ impl Downstream {
     /// A connection of which nothing was asked yet.
     pub(crate) fn new(worker: &Rc<Worker>, mut facts: ConnectionFacts) -> Self {
         let peer = facts.peer.ip().to_canonical();
-        let is_trusted = policy::is_trusted(peer, &worker.shared.config.trusted_proxies);
+        let is_trusted =
+            facts.is_known && policy::is_trusted(peer, &worker.shared.config.trusted_proxies);
         let certificate = facts.tls.as_mut().and_then(|tls| tls.client_cert.take());
         let mut told = Vec::new();
         let mut tell = |name: &str, value: &str| {
@@ -62,7 +63,7 @@ impl Downstream {
         &self.told
     }
 
-    /// The client's address, for the routes' lists.
+    /// The client's address.
     pub(crate) fn client(&self, fields: &[Field<'_>]) -> IpAddr {
         let peer = self.facts.peer.ip();
         if !self.is_trusted {
@@ -71,6 +72,14 @@ impl Downstream {
         let chain = joined(fields, b"x-forwarded-for");
         let hops = policy::tokens(chain.as_deref().unwrap_or_default());
         policy::client_address(peer, hops, &self.worker.shared.config.trusted_proxies)
+    }
+
+    /// [`Self::client`] for the routes' lists: whoever is unknown is on none but those of everybody.
+    pub(crate) fn listed(&self, client: IpAddr) -> IpAddr {
+        match self.facts.is_known {
+            true => client,
+            false => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        }
     }
 
     /// What a decision needs to know of the connection.

@@ -46,6 +46,8 @@ pub struct ConnectionFacts {
     pub door: Door,
     /// The client.
     pub peer: SocketAddr,
+    /// Whether that is the client's own address, not that of a proxy which cannot name its client.
+    pub is_known: bool,
     /// What it connected to; known where an upstream may want to be told.
     pub local: Option<SocketAddr>,
     /// TLS that was terminated here.

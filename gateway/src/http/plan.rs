@@ -116,11 +116,12 @@ fn plan(down: &Downstream, view: &RequestView<'_>, exchange: &mut Exchange) -> P
         shared.metrics.request_refused();
         return Plan::Answer(Answer::too_many_requests(too_soon.retry_after_secs));
     }
+    let listed = down.listed(client);
     let ground = down.ground(&to);
     let verdict = down.worker.decide(|table| {
         exchange.revision = table.revision;
         let labels = &down.worker.labels;
-        decide(table, labels, &ground, &to, path, view.query, client)
+        decide(table, labels, &ground, &to, path, view.query, listed)
     });
     let upstream = match verdict {
         Verdict::Answer(answer, label) => {

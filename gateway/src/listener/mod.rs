@@ -38,5 +38,5 @@ pub use rate::{RequestGate, RequestRate, TooSoon};
 pub use worker::{Worker, Workers, spawn};
 
 pub(crate) use first::Patience;
-pub(crate) use proxy_in::{Identified, identify};
+pub(crate) use proxy_in::{Identified, Who, identify};
 pub(crate) use subscriber::subscriber;

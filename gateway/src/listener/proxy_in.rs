@@ -9,7 +9,7 @@
 use std::net::SocketAddr;
 
 use bytes::{Buf as _, BytesMut};
-use edd_detect::proxy::{Announcement, ProxyError, announced};
+use edd_detect::proxy::{Announcement, Client, ProxyError, announced};
 use tokio::io::AsyncRead;
 use tokio::time::{Instant, timeout_at};
 
@@ -20,10 +20,24 @@ use crate::config::{Config, ProxyProtocol};
 #[derive(Debug, Eq, PartialEq)]
 pub(crate) struct Identified {
     pub(crate) client: SocketAddr,
+    /// Who that is.
+    pub(crate) who: Who,
     /// What was read of the client's own bytes.
     pub(crate) bytes: BytesMut,
     /// Whether the client has been silent for as long as it may be.
     pub(crate) was_silent: bool,
+}
+
+/// Whose address a connection goes by.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Who {
+    /// That of a client that a proxy announced, who is like any other.
+    Announced,
+    /// The peer's own: nobody is announced, or it speaks for itself.
+    Peer,
+    /// The peer's, for want of one: a proxy that cannot name its client. Nothing that the
+    /// address stands for is the client's.
+    Unknown,
 }
 
 /// Why it is not known whose connection it is.
@@ -96,7 +110,17 @@ where
             }
             Announcement::Complete { client, length } => {
                 bytes.advance(length);
-                return Ok(itself(client.unwrap_or(peer), bytes, false));
+                let (client, who) = match client {
+                    Client::Known(client) => (client, Who::Announced),
+                    Client::Sender => (peer, Who::Peer),
+                    Client::Unknown => (peer, Who::Unknown),
+                };
+                return Ok(Identified {
+                    client,
+                    who,
+                    bytes,
+                    was_silent: false,
+                });
             }
             Announcement::Bad(error) => return Err(Unidentified::Bad(error)),
             Announcement::None if is_required => return Err(Unidentified::Missing),
@@ -124,9 +148,10 @@ where
     }
 }
 
-fn itself(client: SocketAddr, bytes: BytesMut, was_silent: bool) -> Identified {
+fn itself(peer: SocketAddr, bytes: BytesMut, was_silent: bool) -> Identified {
     Identified {
-        client,
+        client: peer,
+        who: Who::Peer,
         bytes,
         was_silent,
     }
@@ -152,7 +177,7 @@ mod tests {
         is_trusted: bool,
         bytes: &[u8],
         end: bool,
-    ) -> (Result<(String, Vec<u8>), Unidentified>, Duration) {
+    ) -> (Result<(String, Who, Vec<u8>), Unidentified>, Duration) {
         let (mut near, mut far) = duplex(1 << 16);
         let draining = CancellationToken::new();
         let begun = Instant::now();
@@ -178,12 +203,19 @@ mod tests {
             found = read_announcement(&mut far, peer, mode, is_trusted, patience) => found,
             () = send => unreachable!(),
         };
-        let found = found.map(|found| (found.client.to_string(), found.bytes.to_vec()));
+        let found = found.map(|found| {
+            let client = found.client.to_string();
+            (client, found.who, found.bytes.to_vec())
+        });
         (found, begun.elapsed())
     }
 
-    fn told(client: &str, rest: &[u8]) -> Result<(String, Vec<u8>), Unidentified> {
-        Ok((client.to_owned(), rest.to_vec()))
+    fn told(client: &str, rest: &[u8]) -> Result<(String, Who, Vec<u8>), Unidentified> {
+        let who = match client {
+            PROXY => Who::Peer,
+            _ => Who::Announced,
+        };
+        Ok((client.to_owned(), who, rest.to_vec()))
     }
 
     #[tokio::test(start_paused = true)]
@@ -191,8 +223,11 @@ mod tests {
         for mode in [Optional, Required] {
             let (found, _) = heard(mode, true, HEADER, false).await;
             assert_eq!(found, told("192.0.2.1:4711", b""));
-            let (found, _) = heard(mode, true, b"PROXY UNKNOWN\r\n", false).await;
+            let local = b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0";
+            let (found, _) = heard(mode, true, local, false).await;
             assert_eq!(found, told(PROXY, b""));
+            let (found, _) = heard(mode, true, b"PROXY UNKNOWN\r\n", false).await;
+            assert_eq!(found, Ok((PROXY.to_owned(), Who::Unknown, Vec::new())));
         }
     }
 

@@ -17,7 +17,7 @@ use super::accept::{Accepted, Held};
 use super::answer::Answer;
 use super::close::close;
 use super::first::{First, Patience, read_first};
-use super::proxy_in::{Identified, identify};
+use super::proxy_in::{Identified, Who, identify};
 use super::{Prefixed, Worker};
 use crate::http::{ConnectionFacts, serve_h1, serve_h2};
 use crate::ssh::SshServer;
@@ -63,16 +63,17 @@ async fn begin<'w>(
         silence: matches!(door, Door::Dynamic(_)).then_some(SILENCE),
         draining: shared.drain.idle(),
     };
-    let (peer, bytes) = match identify(&mut stream, messenger, &shared.config, patience).await {
+    let (peer, who, bytes) = match identify(&mut stream, messenger, &shared.config, patience).await {
         Ok(Identified {
             client,
+            who,
             bytes,
             was_silent,
         }) => {
             if was_silent {
                 patience.silence = Some(Duration::ZERO);
             }
-            (client, bytes)
+            (client, who, bytes)
         }
         Err(unidentified) => {
             debug!(peer = %messenger, ?door, %unidentified, "refused");
@@ -91,6 +92,7 @@ async fn begin<'w>(
         worker,
         door,
         peer,
+        who,
         // A system call that hardly anybody needs.
         local: announces.then(|| stream.local_addr().ok()).flatten(),
         begun,
@@ -116,6 +118,7 @@ struct Connection<'w> {
     worker: &'w Rc<Worker>,
     door: Door,
     peer: SocketAddr,
+    who: Who,
     local: Option<SocketAddr>,
     begun: Instant,
     /// For the first bytes and the TLS handshake together.
@@ -284,6 +287,7 @@ impl<'w> Connection<'w> {
         ConnectionFacts {
             door: self.door,
             peer: self.peer,
+            is_known: self.who != Who::Unknown,
             local: self.local,
             tls,
             admission: None,

@@ -40,6 +40,13 @@ fn local() -> Vec<u8> {
     b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0".to_vec()
 }
 
+/// Whom the proxy cannot name: version 1, and version 2 of no family and of Unix sockets.
+fn unknown() -> [Vec<u8>; 3] {
+    let unix = [&b"\r\n\r\n\0\r\nQUIT\n\x21\x31\0\xd8"[..], &[b'/'; 216]].concat();
+    let unspecified = b"\r\n\r\n\0\r\nQUIT\n\x21\0\0\0".to_vec();
+    [b"PROXY UNKNOWN\r\n".to_vec(), unspecified, unix]
+}
+
 async fn dial_from(from: [u8; 4], to: SocketAddr) -> TcpStream {
     let socket = TcpSocket::new_v4().unwrap();
     socket.bind((from, 0).into()).unwrap();
@@ -96,10 +103,15 @@ async fn the_announced_client_is_the_client() {
             }
         }
         // The proxy speaks for itself: a trusted one, whose words are believed.
-        for header in [local(), b"PROXY UNKNOWN\r\n".to_vec()] {
-            let claim = "X-Forwarded-For: 192.0.2.9\r\n";
+        let claim = "X-Forwarded-For: 192.0.2.9\r\nX-Request-ID: mine\r\n";
+        let believed = told(&mut dial(http).await, &[&local()], claim).await;
+        assert_eq!(seen(&believed, "x-forwarded-for"), ["192.0.2.9, 127.0.0.1"]);
+        assert_eq!(seen(&believed, "x-request-id"), ["mine"]);
+        // It brings somebody it does not know: nobody's words are believed.
+        for header in unknown() {
             let told = told(&mut dial(http).await, &[&header], claim).await;
-            assert_eq!(seen(&told, "x-forwarded-for"), ["192.0.2.9, 127.0.0.1"]);
+            assert_eq!(seen(&told, "x-forwarded-for"), ["127.0.0.1"]);
+            assert_ne!(seen(&told, "x-request-id"), ["mine"]);
         }
         gateway.stop().await;
     }
@@ -218,28 +230,32 @@ async fn connections_count_for_the_announced_client() {
 async fn lists_of_routes_judge_the_announced_client() {
     let origin = Origin::friendly("127.64.0.2").await;
     let routes = format!(
-        "routes:\n  - host: a.localhost\n    target: {}\n    allow: [192.0.2.0/24]\n    deny: [192.0.2.66]\n",
+        "routes:\n  - host: a.localhost\n    target: {}\n    allow: [192.0.2.0/24, 127.0.0.1]\n    deny: [192.0.2.66]\n",
         origin.address
     );
     let mut options = options("optional");
     options.routes = routes;
     let gateway = Gateway::start(options).await;
-    for (client, more, expected) in [
-        (Some("192.0.2.1"), "", "200"),
-        (Some("192.0.2.66"), "", "403"),
-        (Some("198.51.100.1"), "", "403"),
+    for (header, more, expected) in [
+        (Some(v1("192.0.2.1")), "", "200"),
+        (Some(v1("192.0.2.66")), "", "403"),
+        (Some(v1("198.51.100.1")), "", "403"),
         // Not believed of whom a proxy announces.
         (
-            Some("198.51.100.1"),
+            Some(v1("198.51.100.1")),
             "X-Forwarded-For: 192.0.2.1\r\n",
             "403",
         ),
-        (None, "", "403"),
+        // The proxy itself is on the list, whom it cannot name is not.
+        (None, "", "200"),
+        (Some(local()), "", "200"),
+        (Some(unknown()[0].clone()), "", "403"),
+        (None, "X-Forwarded-For: 198.51.100.1\r\n", "403"),
         (None, "X-Forwarded-For: 192.0.2.1\r\n", "200"),
     ] {
         let mut stream = dial(gateway.addresses.https).await;
-        if let Some(client) = client {
-            stream.write_all(&v1(client)).await.unwrap();
+        if let Some(header) = &header {
+            stream.write_all(header).await.unwrap();
         }
         let mut stream = Greeting::anyone("a.localhost").shake(stream).await.unwrap();
         let ask = format!("GET / HTTP/1.1\r\nHost: a.localhost\r\n{more}Connection: close\r\n\r\n");
@@ -247,7 +263,7 @@ async fn lists_of_routes_judge_the_announced_client() {
         let mut answer = String::new();
         let _ = stream.read_to_string(&mut answer).await;
         let status = answer.split(' ').nth(1);
-        assert_eq!(status, Some(expected), "{client:?} {more}");
+        assert_eq!(status, Some(expected), "{header:?} {more}");
     }
 }
 
