@@ -92,11 +92,6 @@ impl Config {
             .iter()
             .any(|net| net.contains(&address))
     }
-
-    /// Whether connections from `address` may begin with whose they are.
-    pub fn announces_clients(&self, address: IpAddr) -> bool {
-        self.proxy_protocol != ProxyProtocol::Off && self.trusts(address)
-    }
 }
 
 /// What connections begin with.

@@ -108,7 +108,7 @@ fn take_one(
     take: impl Fn(Accepted),
 ) {
     let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
-    let admitted = match shared.config.announces_clients(peer.ip()) {
+    let admitted = match shared.config.trusts(peer.ip()) {
         true => shared.gate.admit_messenger(peer),
         false => shared.gate.admit(peer),
     };

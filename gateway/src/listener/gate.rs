@@ -2,8 +2,9 @@
 //!
 //! One gate for all listeners, the SSH one too, and for all connections to
 //! upstreams, which have a cap of their own: one client may need many. At a cap
-//! the new connection is refused; those that live, live. A connection of a proxy
-//! that announces its clients counts for the client's address, once that is told.
+//! the new connection is refused; those that live, live. A trusted proxy's
+//! connections count for the clients that it announces, once they are told; those
+//! of which it announces nobody count in all only, for many share them.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -104,8 +105,8 @@ impl Gate {
         Ok(permit)
     }
 
-    /// [`Self::admit`] without a count for the peer's address: it speaks for others,
-    /// whose addresses [`Permit::count_for`] is told.
+    /// [`Self::admit`] without a count for the peer's address: a trusted proxy speaks for
+    /// others. [`Permit::count_for`] is told whom it announces, if anyone.
     pub fn admit_messenger(&self, peer: SocketAddr) -> Result<Permit, Refused> {
         if self.is_own(peer) {
             return Err(Refused::Loop);

@@ -81,7 +81,10 @@ async fn begin<'w>(
             return None;
         }
     };
-    if let Err(refused) = held.count_for(peer.ip()) {
+    // Who stands for himself was counted when he came, unless he is a trusted proxy.
+    if who != Who::Peer
+        && let Err(refused) = held.count_for(peer.ip())
+    {
         debug!(%peer, ?door, %refused, "refused");
         shared.metrics.connection_refused(refused.label());
         return None;

@@ -52,7 +52,7 @@ pub use self::upstream::DialError;
 use self::keys::Keys;
 use self::lobby::Lobby;
 use self::upstream::Dialer;
-use crate::listener::{Identified, Patience, Permit, Role, identify};
+use crate::listener::{Identified, Patience, Permit, Role, Who, identify};
 use crate::shared::Shared;
 
 /// The SSH server; clones share it.
@@ -156,7 +156,7 @@ async fn accept(inner: Arc<Inner>, listener: Arc<TcpListener>) {
         match accepted {
             Ok((stream, peer)) => {
                 let shared = &inner.shared;
-                let admitted = match shared.config.announces_clients(peer.ip()) {
+                let admitted = match shared.config.trusts(peer.ip()) {
                     true => shared.gate.admit_messenger(peer),
                     false => shared.gate.admit(peer),
                 };
@@ -190,15 +190,19 @@ async fn take(inner: Arc<Inner>, mut stream: TcpStream, peer: SocketAddr, mut pe
         silence: Some(SILENCE),
         draining: shared.drain.token(),
     };
-    let Identified { client, bytes, .. } =
-        match identify(&mut stream, peer, &shared.config, patience).await {
-            Ok(identified) => identified,
-            Err(unidentified) => {
-                debug!(%peer, %unidentified, "SSH connection refused");
-                return shared.metrics.connection_refused(unidentified.label());
-            }
-        };
-    if let Err(refused) = permit.count_for(client.ip()) {
+    let identified = identify(&mut stream, peer, &shared.config, patience).await;
+    let Identified {
+        client, who, bytes, ..
+    } = match identified {
+        Ok(identified) => identified,
+        Err(unidentified) => {
+            debug!(%peer, %unidentified, "SSH connection refused");
+            return shared.metrics.connection_refused(unidentified.label());
+        }
+    };
+    if who != Who::Peer
+        && let Err(refused) = permit.count_for(client.ip())
+    {
         debug!(%client, %refused, "SSH connection refused");
         return shared.metrics.connection_refused(refused.label());
     }

@@ -226,6 +226,59 @@ async fn connections_count_for_the_announced_client() {
     assert_eq!(refused(&gateway, "address_limit").await, 1);
 }
 
+/// An HTTP proxy's few connections carry many clients: it is no client with too many of them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_trusted_proxy_that_announces_nobody_has_no_cap_of_its_own() {
+    for mode in ["off", "optional"] {
+        let options = options(mode)
+            .flag("--max-connections-per-ip", "1")
+            .flag("--max-connections", "5");
+        let gateway = Gateway::start(options).await;
+        let (http, ssh) = (gateway.addresses.http, gateway.addresses.ssh);
+        let mut held = Vec::new();
+        for header in [b"".to_vec(), local(), b"".to_vec()] {
+            let header = if mode == "off" { b"".to_vec() } else { header };
+            let mut stream = dial(http).await;
+            let head = b"GET / HTTP/1.1\r\nHost: nobody.example\r\n\r\n";
+            stream.write_all(&[&header[..], head].concat()).await.unwrap();
+            let mut answer = [0; 12];
+            stream.read_exact(&mut answer).await.unwrap();
+            assert_eq!(&answer, b"HTTP/1.1 404");
+            held.push(stream);
+        }
+        for _ in 0..2 {
+            let mut stream = dial(ssh).await;
+            stream.write_all(b"SSH-2.0-test\r\n").await.unwrap();
+            let mut banner = [0; 8];
+            stream.read_exact(&mut banner).await.unwrap();
+            assert_eq!(&banner, b"SSH-2.0-");
+            held.push(stream);
+        }
+        // The cap in all holds for it too.
+        assert_eq!(say(http, &[b"GET / "]).await.unwrap_or_default(), b"");
+        assert_eq!(refused(&gateway, "limit").await, 1);
+        assert_eq!(refused(&gateway, "address_limit").await, 0);
+        held.clear();
+        eventually("all are gone", || async { gateway.shared.gate.open() == 0 }).await;
+        // Anybody else has one.
+        let mut stranger = dial_from([127, 0, 0, 9], http).await;
+        stranger.write_all(b"GET ").await.unwrap();
+        let mut second = dial_from([127, 0, 0, 9], http).await;
+        assert_eq!(hear(&mut second).await.unwrap_or_default(), b"");
+        assert_eq!(refused(&gateway, "address_limit").await, 1);
+        if mode == "optional" {
+            // Whom it cannot name counts for it.
+            let mut unnamed = dial(http).await;
+            let ask = [&unknown()[0][..], b"GET "].concat();
+            unnamed.write_all(&ask).await.unwrap();
+            let another = say(http, &[&unknown()[1]]).await;
+            assert_eq!(another.unwrap_or_default(), b"");
+            assert_eq!(refused(&gateway, "address_limit").await, 2);
+        }
+        gateway.stop().await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn lists_of_routes_judge_the_announced_client() {
     let origin = Origin::friendly("127.64.0.2").await;
