@@ -29,7 +29,6 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use boot::{Boot, BootError};
-use reconcile::address::interfaces;
 use reconcile::{AddressPolicy, Checks};
 use sources::database::{Database, RelayParts};
 use sources::events::Events;
@@ -38,6 +37,7 @@ use status::StatusBoard;
 pub use status::{DatabaseStatus, NatsStatus, Status};
 use writer::Writer;
 
+use crate::listener::interfaces;
 use crate::shared::Shared;
 
 /// Commands that wait for the writer; whoever sends more waits.
@@ -250,8 +250,12 @@ fn checks(shared: &Shared) -> Checks {
         config.admin_addr,
     ];
     listeners.push((config.ports_addr, 0).into());
+    let interfaces = interfaces().unwrap_or_else(|error| {
+        tracing::warn!(%error, "the addresses of this machine are not known");
+        Vec::new()
+    });
     Checks {
-        addresses: AddressPolicy::new(config.container_cidrs.clone(), &listeners, &interfaces()),
+        addresses: AddressPolicy::new(config.container_cidrs.clone(), &listeners, &interfaces),
         ports: config.ports.clone(),
     }
 }

@@ -8,7 +8,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
@@ -17,6 +17,7 @@ use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 use tokio::time::{Instant, timeout_at};
 
+use super::machine::Machine;
 use super::subscriber::subscriber;
 
 /// Why a connection is refused at the door.
@@ -65,6 +66,7 @@ struct State {
     released: Notify,
     per_address: Option<PerAddress>,
     listeners: OnceLock<Vec<SocketAddr>>,
+    machine: Machine,
 }
 
 struct PerAddress {
@@ -90,6 +92,7 @@ impl Gate {
                 open: Mutex::default(),
             }),
             listeners: OnceLock::new(),
+            machine: Machine::new(),
         }))
     }
 
@@ -186,12 +189,31 @@ impl Gate {
     /// `127.0.0.1` and `::1`: others belong to whoever binds them by name.
     pub fn is_own(&self, addr: SocketAddr) -> bool {
         self.listeners()
-            .any(|own| own.port() == addr.port() && reaches(own.ip(), addr.ip()))
+            .any(|own| own.port() == addr.port() && self.reaches(own.ip(), addr.ip()))
     }
 
     /// Whether any listener answers on `address`.
     pub fn has_address(&self, address: IpAddr) -> bool {
-        self.listeners().any(|own| reaches(own.ip(), address))
+        self.listeners().any(|own| self.reaches(own.ip(), address))
+    }
+
+    fn reaches(&self, bound: IpAddr, address: IpAddr) -> bool {
+        let (bound, address) = (bound.to_canonical(), address.to_canonical());
+        // To connect to the unspecified address is to connect to loopback.
+        let address = match address {
+            IpAddr::V4(v4) if v4.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+            IpAddr::V6(v6) if v6.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+            address => address,
+        };
+        let family = bound.is_ipv6() || address.is_ipv4();
+        bound == address || (bound.is_unspecified() && family && self.is_of_this_machine(address))
+    }
+
+    fn is_of_this_machine(&self, address: IpAddr) -> bool {
+        if address.is_loopback() {
+            return address == Ipv4Addr::LOCALHOST || address == Ipv6Addr::LOCALHOST;
+        }
+        self.0.machine.has(address)
     }
 
     fn listeners(&self) -> impl Iterator<Item = &SocketAddr> {
@@ -299,26 +321,6 @@ impl Drop for Waiting<'_> {
 
 /// From the end of an answer until its connection can be used again.
 const MOMENT: Duration = Duration::from_millis(50);
-
-fn reaches(bound: IpAddr, address: IpAddr) -> bool {
-    let (bound, address) = (bound.to_canonical(), address.to_canonical());
-    // To connect to the unspecified address is to connect to loopback.
-    let address = match address {
-        IpAddr::V4(v4) if v4.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
-        IpAddr::V6(v6) if v6.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
-        address => address,
-    };
-    let family = bound.is_ipv6() || address.is_ipv4();
-    bound == address || (bound.is_unspecified() && family && is_of_this_machine(address))
-}
-
-/// Only an address of this machine can be bound.
-fn is_of_this_machine(address: IpAddr) -> bool {
-    if address.is_loopback() {
-        return address == Ipv4Addr::LOCALHOST || address == Ipv6Addr::LOCALHOST;
-    }
-    !address.is_multicast() && UdpSocket::bind((address, 0)).is_ok()
-}
 
 #[cfg(test)]
 mod tests {

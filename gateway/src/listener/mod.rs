@@ -6,7 +6,7 @@
 //! in, [`proxy_in`] hears whose connection it is, [`first`] reads until it is
 //! clear what a client speaks, [`serve`] gives it to whoever speaks it, with what
 //! was read put back before it ([`prefixed`]). [`answer`] and [`close`] are for
-//! those that nobody serves. [`rate`] counts requests per address, of which
+//! those that nobody serves. [`machine`] knows our own addresses. [`rate`] counts requests per address, of which
 //! [`mod@subscriber`] says what one is.
 
 #![cfg_attr(
@@ -22,6 +22,7 @@ mod doors;
 mod ending;
 mod first;
 mod gate;
+mod machine;
 mod prefixed;
 mod proxy_in;
 mod rate;
@@ -33,6 +34,7 @@ pub use bind::{Addresses, BindError, BindFailure, Bound, DataListeners, bind};
 pub use doors::{Doors, Inherited, Open, Role, UnknownRole};
 pub(crate) use ending::Stage;
 pub use gate::{Gate, Permit, Refused, UpstreamPermit};
+pub(crate) use machine::interfaces;
 pub use prefixed::Prefixed;
 pub use rate::{RequestGate, RequestRate, TooSoon};
 pub use worker::{Worker, Workers, spawn};

@@ -67,38 +67,6 @@ impl AddressPolicy {
     }
 }
 
-/// The addresses of this machine's interfaces, as far as the system tells.
-pub fn interfaces() -> Vec<IpAddr> {
-    let read = |path| std::fs::read_to_string(path).unwrap_or_default();
-    let mut all = ipv4_of_fib_trie(&read("/proc/net/fib_trie"));
-    all.extend(ipv6_of_if_inet6(&read("/proc/net/if_inet6")));
-    all
-}
-
-/// Lines `|-- 192.0.2.1` followed by `/32 host LOCAL`.
-fn ipv4_of_fib_trie(text: &str) -> Vec<IpAddr> {
-    let mut last = None;
-    let mut found = Vec::new();
-    for line in text.lines() {
-        if let Some((_, address)) = line.split_once("|-- ") {
-            last = address.trim().parse::<Ipv4Addr>().ok();
-        } else if line.contains("/32 host LOCAL") {
-            found.extend(last.map(IpAddr::V4));
-        }
-    }
-    found.sort_unstable();
-    found.dedup();
-    found
-}
-
-/// Lines that start with 32 hexadecimal digits.
-fn ipv6_of_if_inet6(text: &str) -> Vec<IpAddr> {
-    text.lines()
-        .filter_map(|line| u128::from_str_radix(line.split_whitespace().next()?, 16).ok())
-        .map(|bits| IpAddr::V6(Ipv6Addr::from_bits(bits)))
-        .collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -173,18 +141,5 @@ mod tests {
             assert_eq!(check(&wildcard, own), Err(AddressError::Own), "{own}");
         }
         assert!(check(&wildcard, "10.0.0.8").is_ok());
-    }
-
-    #[test]
-    fn interfaces_are_read_from_proc() {
-        let trie = "Main:\n  +-- 0.0.0.0/0 3 0 5\n     |-- 10.0.2.0\n        /24 link UNICAST\n     |-- 10.0.2.15\n        /32 host LOCAL\n     |-- 127.0.0.1\n        /32 host LOCAL\n";
-        assert_eq!(
-            ipv4_of_fib_trie(trie),
-            ["10.0.2.15", "127.0.0.1"].map(|a| a.parse::<IpAddr>().unwrap())
-        );
-        let inet6 = "00000000000000000000000000000001 01 80 10 80       lo\n";
-        assert_eq!(ipv6_of_if_inet6(inet6), ["::1".parse::<IpAddr>().unwrap()]);
-        assert!(ipv6_of_if_inet6("garbage\n\n").is_empty());
-        assert!(interfaces().contains(&"127.0.0.1".parse().unwrap()));
     }
 }
