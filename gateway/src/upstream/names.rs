@@ -51,6 +51,8 @@ struct Known {
     addresses: Arc<[SocketAddr]>,
     /// Until when it is used without asking; none before the first answer.
     fresh_until: Option<Instant>,
+    /// Until when the addresses may be used at the longest, whatever the resolver does.
+    good_until: Option<Instant>,
     /// Why the last lookup brought nothing.
     error: Option<Arc<str>>,
 }
@@ -129,7 +131,6 @@ impl Directory {
             port: port.parse().unwrap_or_default(),
             life: Arc::clone(&life),
             sender,
-            good_until: None,
             warned: None,
             failures: 0,
         };
@@ -173,10 +174,10 @@ impl Looked {
         let mut receiver = self.known.clone();
         let known = receiver.borrow_and_update().clone();
         if known.fresh_until.is_some_and(|until| now < until) {
-            return known.usable();
+            return known.usable(now);
         }
         self.life.wanted.notify_one();
-        if known.addresses.is_empty() {
+        if known.addresses.is_empty() || known.has_expired(now) {
             let _ = timeout_at(deadline, receiver.changed()).await;
         } else if known.error.is_none() && !self.life.silent.load(Ordering::Relaxed) {
             // Whoever has addresses to fall back to needs time for connecting to them.
@@ -186,13 +187,18 @@ impl Looked {
             self.life.silent.store(waited.is_err(), Ordering::Relaxed);
         }
         let known = receiver.borrow().clone();
-        known.usable()
+        known.usable(Instant::now())
     }
 }
 
 impl Known {
-    fn usable(self) -> io::Result<Arc<[SocketAddr]>> {
-        if !self.addresses.is_empty() {
+    /// Nobody asked for so long that the addresses may be anybody's by now.
+    fn has_expired(&self, now: Instant) -> bool {
+        self.good_until.is_some_and(|until| until <= now)
+    }
+
+    fn usable(self, now: Instant) -> io::Result<Arc<[SocketAddr]>> {
+        if !self.addresses.is_empty() && !self.has_expired(now) {
             return Ok(self.addresses);
         }
         let error = self.error.as_deref();
@@ -223,8 +229,6 @@ struct Follower {
     life: Arc<Life>,
     /// Closed when the name is dropped.
     sender: watch::Sender<Known>,
-    /// Until when the last answer may be used at the longest.
-    good_until: Option<Instant>,
     warned: Option<Instant>,
     /// Lookups that failed in a row.
     failures: u32,
@@ -284,9 +288,9 @@ impl Follower {
         }
         self.failures = 0;
         self.warned = None;
-        self.good_until = Some(now + ttl + STALE_MAX);
         self.sender.send_modify(|known| {
             known.addresses = addresses;
+            known.good_until = Some(now + ttl + STALE_MAX);
             known.fresh_until = Some(now + ttl);
             known.error = None;
         });
@@ -297,10 +301,13 @@ impl Follower {
     /// `definite`: the resolver says that there are none, it is not away.
     fn failed(&mut self, error: &str, definite: bool, now: Instant) -> Duration {
         self.failures = self.failures.saturating_add(1);
-        let fresh = self.sender.borrow().fresh_until;
+        let (fresh, expired) = {
+            let known = self.sender.borrow();
+            (known.fresh_until, known.has_expired(now))
+        };
         // A name that is gone is gone when it is said twice: one answer may be a mishap.
         let gone = definite && self.failures > 1;
-        let stale = self.good_until.is_some_and(|until| now < until) && !gone;
+        let stale = !self.sender.borrow().addresses.is_empty() && !expired && !gone;
         let again = FAILED
             .saturating_mul(1 << self.failures.min(4).saturating_sub(1))
             .min(FAILED_MAX);
@@ -522,6 +529,27 @@ mod tests {
         assert_eq!(asked.load(Ordering::SeqCst), before);
         let next = u8::try_from(before + 1).unwrap();
         assert_eq!(ask(&name).await, Some(vec![next]), "a fresh answer");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_that_grew_too_old_while_nobody_asked_is_not_used_once_more() {
+        let (directory, asked) = scripted((0..30).map(|_| Ok((1, 10))).collect());
+        let name = directory.name("a.test:80");
+        assert_eq!(ask(&name).await, Some(vec![1]));
+        pass(200).await;
+        let before = asked.load(Ordering::SeqCst);
+        assert!(before < 30, "it sleeps");
+        pass(3600).await;
+        assert_eq!(asked.load(Ordering::SeqCst), before);
+        // An answer that comes is waited for.
+        assert_eq!(ask(&name).await, Some(vec![1]));
+        let (directory, _) = scripted(vec![Ok((1, 10))]);
+        let name = directory.name("a.test:80");
+        assert_eq!(ask(&name).await, Some(vec![1]));
+        pass(3800).await;
+        let begun = Instant::now();
+        assert_eq!(ask(&name).await, None, "the resolver is silent");
+        assert!(begun.elapsed() <= WAIT + Duration::from_millis(2));
     }
 
     #[tokio::test(start_paused = true)]
