@@ -2,7 +2,7 @@
 //!
 //! One task per target and `health` on the control runtime, however many
 //! threads and routes use them; the data threads read its verdict. It ends when
-//! no route has the check any more.
+//! no route of the table in force has the check any more, whoever still holds it.
 
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,7 +15,7 @@ use hyper::body::Bytes;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::runtime::Handle;
 use tokio::time::{sleep, timeout};
-use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{info, warn};
 
@@ -37,7 +37,13 @@ const DOWN: u8 = 2;
 pub(crate) struct Check {
     verdict: Arc<Verdict>,
     /// Ends the task.
-    _running: DropGuard,
+    ended: CancellationToken,
+}
+
+impl Drop for Check {
+    fn drop(&mut self) {
+        self.end();
+    }
 }
 
 #[derive(Debug, Default)]
@@ -65,14 +71,16 @@ impl Check {
             verdict: Arc::clone(&verdict),
             against: 0,
         };
-        let running = ended.clone().drop_guard();
+        let over = ended.clone();
         runtime.spawn(async move {
-            ended.run_until_cancelled(task.run()).await;
+            over.run_until_cancelled(task.run()).await;
         });
-        Self {
-            verdict,
-            _running: running,
-        }
+        Self { verdict, ended }
+    }
+
+    /// Asks no more. The last verdict stays.
+    pub(crate) fn end(&self) {
+        self.ended.cancel();
     }
 
     /// Whether the last verdict is that it is not well.

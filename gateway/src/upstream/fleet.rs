@@ -5,7 +5,7 @@
 //! keeps a target keeps its state, its tickets and its connections; one that
 //! drops it lets all of that go with the last exchange that uses it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::hash::Hash;
 use std::net::SocketAddr;
@@ -228,9 +228,24 @@ impl Fleet {
             .iter()
             .any(|route| route.spec.proxy_protocol.is_some());
         self.0.announces.store(announces, Ordering::Relaxed);
-        let members = statics
+        let members: Vec<_> = statics
             .iter()
-            .map(|route| self.members(&route.spec))
+            .map(|route| {
+                self.members_with(&route.spec, |key, health, target| {
+                    Some(known(&self.0.checks, (key, health.clone()), || {
+                        Check::start(
+                            Arc::clone(target),
+                            health.clone(),
+                            self.reach(),
+                            &self.0.runtime,
+                        )
+                    }))
+                })
+            })
+            .collect();
+        let checks = members.iter().flatten();
+        let wanted: HashSet<_> = checks
+            .filter_map(|member| member.check.as_ref().map(Arc::as_ptr))
             .collect();
         let new = Kept {
             of: Arc::downgrade(statics),
@@ -240,11 +255,34 @@ impl Fleet {
         // What the new ones share with the old ones lives on.
         drop(old);
         lock(&self.0.targets).retain(|_, target| target.strong_count() > 0);
-        lock(&self.0.checks).retain(|_, check| check.strong_count() > 0);
+        // A data thread holds on to the members of the routes that it last served from, perhaps
+        // for hours: that must not keep a check alive.
+        lock(&self.0.checks).retain(|_, check| {
+            let Some(check) = check.upgrade() else {
+                return false;
+            };
+            let is_wanted = wanted.contains(&Arc::as_ptr(&check));
+            if !is_wanted {
+                check.end();
+            }
+            is_wanted
+        });
     }
 
-    /// The targets of a route, those that are known and those that are new.
+    /// The targets of a route, those that are known and those that are new, with the checks that
+    /// [`Self::keep`] has started.
     pub(crate) fn members(&self, spec: &StaticRouteSpec) -> Vec<Member> {
+        self.members_with(spec, |key, health, _| {
+            let checks = lock(&self.0.checks);
+            checks.get(&(key, health.clone())).and_then(Weak::upgrade)
+        })
+    }
+
+    fn members_with(
+        &self,
+        spec: &StaticRouteSpec,
+        check: impl Fn(TargetKey, &HealthSpec, &Arc<Target>) -> Option<Arc<Check>>,
+    ) -> Vec<Member> {
         let ca = spec.ca.as_ref().map(|ca| ca.pem.as_str());
         let sum = ca.map(|pem| <[u8; 32]>::from(Sha256::digest(pem)));
         let member = |target: &TargetSpec| {
@@ -262,16 +300,8 @@ impl Fleet {
                 breaker: Breaker::default(),
                 key: key.clone(),
             });
-            let check = spec.health.as_ref().map(|health| {
-                known(&self.0.checks, (key, health.clone()), || {
-                    Check::start(
-                        Arc::clone(&shared),
-                        health.clone(),
-                        self.reach(),
-                        &self.0.runtime,
-                    )
-                })
-            });
+            let health = spec.health.as_ref();
+            let check = health.and_then(|health| check(key, health, &shared));
             Member {
                 target: shared,
                 check,
@@ -291,7 +321,7 @@ impl Fleet {
     /// Each target of the table in force once, with what is known of it.
     pub(crate) fn each(&self, mut tell: impl FnMut(&Member)) {
         let kept = lock(&self.0.kept);
-        let mut seen = std::collections::HashSet::new();
+        let mut seen = HashSet::new();
         for member in kept.members.iter().flatten() {
             if seen.insert(Arc::as_ptr(&member.target)) {
                 tell(member);

@@ -125,8 +125,8 @@ impl Connections {
         if let Some(stream) = self.free(key, admission) {
             return Ok((stream, true));
         }
-        let opening = Rc::clone(&self.0.borrow_mut().entry(key.clone()).or_default().opening);
-        let Ok(_turn) = timeout_at(deadline, opening.lock()).await else {
+        let opening = self.opening(key);
+        let Ok(_turn) = timeout_at(deadline, opening.turn.lock()).await else {
             return Err(ConnectError::TimedOut.into());
         };
         // Somebody else may have opened it meanwhile.
@@ -162,6 +162,16 @@ impl Connections {
         Ok((stream, false))
     }
 
+    fn opening<'k>(&self, key: &'k UpstreamKey) -> Opening<'k> {
+        let mut all = self.0.borrow_mut();
+        let of = all.entry(key.clone()).or_default();
+        Opening {
+            connections: self.clone(),
+            key,
+            turn: Rc::clone(&of.opening),
+        }
+    }
+
     /// A stream on a connection that has room, or on any if there may be no more.
     fn free(&self, key: &UpstreamKey, admission: &Admission) -> Option<UpstreamStream> {
         let all = self.0.borrow();
@@ -194,6 +204,28 @@ impl Connections {
     }
 }
 
+/// Whoever opens a connection or waits for it. The last one to go without leaves nothing behind.
+struct Opening<'k> {
+    connections: Connections,
+    key: &'k UpstreamKey,
+    turn: Rc<Mutex<()>>,
+}
+
+impl Drop for Opening<'_> {
+    fn drop(&mut self) {
+        let mut all = self.connections.0.borrow_mut();
+        // The map's and ours.
+        let is_last = Rc::strong_count(&self.turn) == 2;
+        if is_last
+            && all
+                .get(self.key)
+                .is_some_and(|of| of.connections.is_empty())
+        {
+            all.remove(self.key);
+        }
+    }
+}
+
 /// On one connection, whatever the upstream allows.
 const STREAMS_MAX: usize = 256;
 
@@ -202,3 +234,33 @@ const CONNECTIONS_MAX: usize = 8;
 
 /// Without a stream.
 pub(super) const IDLE_MAX: Duration = Duration::from_secs(60);
+
+#[cfg(test)]
+mod tests {
+    use edd_route::ContainerId;
+
+    use super::*;
+
+    fn key(start: u64) -> UpstreamKey {
+        UpstreamKey::Container {
+            id: ContainerId::new("c1").unwrap(),
+            start,
+            port: 80,
+            target_port: 8080,
+        }
+    }
+
+    #[test]
+    fn whoever_connects_in_vain_leaves_nothing_behind() {
+        let connections = Connections::default();
+        let keys = [1, 2].map(key);
+        let first = connections.opening(&keys[0]);
+        let waiting = connections.opening(&keys[0]);
+        let other = connections.opening(&keys[1]);
+        assert!(Rc::ptr_eq(&first.turn, &waiting.turn), "one at a time");
+        drop(first);
+        assert_eq!(connections.0.borrow().len(), 2, "somebody waits");
+        drop((waiting, other));
+        assert_eq!(connections.0.borrow().len(), 0);
+    }
+}

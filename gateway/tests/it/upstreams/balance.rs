@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use edd_route::RouteTable;
 use futures_util::future::join_all;
 use tempfile::TempDir;
 use tokio::io::AsyncWriteExt;
@@ -13,7 +14,7 @@ use tokio::net::TcpStream;
 use super::caller::Caller;
 use super::process::Server;
 use super::{admin, admin_text, states};
-use crate::support::{Gateway, Options, Origin, eventually, read_head};
+use crate::support::{Gateway, Options, Origin, eventually, read_head, replace_file};
 
 /// Answers every request on a connection with its name.
 async fn named(name: &'static str) -> Origin {
@@ -222,7 +223,62 @@ async fn a_check_takes_a_target_out_before_any_request_fails() {
     sick.store(false, Ordering::SeqCst);
     eventually("it is up", || state("up")).await;
     assert_eq!(share().await, 10);
-    // The checks end with the route.
+    gateway.stop().await;
+}
+
+/// Threads that have served from a route and nothing since do not keep its checks.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn checks_end_with_their_route_though_nobody_asks_for_another() {
+    let count = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&count);
+    let probed = Origin::raw("127.0.0.1", move |_, mut stream: TcpStream| {
+        let counted = Arc::clone(&counted);
+        async move {
+            let head = read_head(&mut stream).await;
+            counted.fetch_add(usize::from(head.starts_with("GET /up ")), Ordering::SeqCst);
+            let answer = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+            let _ = stream.write_all(answer.as_bytes()).await;
+        }
+    })
+    .await;
+    let routes = |host: &str, more: &str| {
+        let health = "health: {path: /up, interval: 50ms, timeout: 1s}";
+        let target = probed.address;
+        format!("routes:\n- {{host: {host}, {health}, target: '{target}'{more}}}\n")
+    };
+    let gateway = Gateway::start(Options::routes(routes("a.test", ""))).await;
+    // Each thread has met the route.
+    for _ in 0..20 {
+        let answer = Caller::new(&gateway, "a.test").get("/").await;
+        assert_eq!(answer.status, 200, "{answer:?}");
+    }
+    let goes_on = async |what| {
+        let before = count.load(Ordering::SeqCst);
+        eventually(what, || async { count.load(Ordering::SeqCst) > before + 2 }).await;
+    };
+    goes_on("checks").await;
+    // One that stays keeps its check.
+    let file = gateway.path("routes.yaml");
+    replace_file(&file, &routes("b.test", ", timeout: 3s"));
+    let has = |table: &RouteTable, host: &str| table.static_specs().any(|s| s.host == host);
+    gateway.until("b.test", |table| has(table, "b.test")).await;
+    goes_on("the same check").await;
+    replace_file(&file, "routes: []\n");
+    gateway
+        .until("nothing", |table| !has(table, "b.test"))
+        .await;
+    let begun = Instant::now();
+    let mut last = count.load(Ordering::SeqCst);
+    let mut quiet_since = begun;
+    while quiet_since.elapsed() < Duration::from_secs(1) {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        let now = count.load(Ordering::SeqCst);
+        if now != last {
+            (last, quiet_since) = (now, Instant::now());
+        }
+        let asked_for = quiet_since.duration_since(begun);
+        assert!(asked_for < Duration::from_secs(1), "checks go on");
+    }
     gateway.stop().await;
 }
 
