@@ -4,6 +4,7 @@
 //! certificates, every listener), then what may come late (NATS, the database).
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
@@ -44,6 +45,8 @@ pub struct Running {
     background: CancellationToken,
     shutdown: CancellationToken,
     successors: Option<Successors>,
+    /// Who has taken over. Held until the end: that tells it that this process drains.
+    successor: Option<Successor>,
     /// SIGHUP.
     hangup: Signal,
 }
@@ -55,6 +58,15 @@ struct ControlPath {
     running: Option<Control>,
     ssh_public_key: String,
     events_metrics: edd_events::Metrics,
+    /// Whether a predecessor follows what this process writes.
+    followed: Arc<AtomicBool>,
+}
+
+/// What a start holds that another process must not use at the same time.
+#[derive(Debug, Default)]
+struct Claim {
+    predecessor: Option<Predecessor>,
+    control: Option<ControlPath>,
 }
 
 /// Starts everything on the caller's runtime; data-plane threads of its own.
@@ -70,8 +82,22 @@ struct ControlPath {
 /// take-over that does not come about: the old gateway then goes on.
 pub async fn start(
     config: Config,
+    inherited: Inherited,
+    shutdown: CancellationToken,
+) -> Result<Running, Exit> {
+    let mut claim = Claim::default();
+    let started = begin(config, inherited, shutdown, &mut claim).await;
+    if started.is_err() {
+        claim.give_up().await;
+    }
+    started
+}
+
+async fn begin(
+    config: Config,
     mut inherited: Inherited,
     shutdown: CancellationToken,
+    claim: &mut Claim,
 ) -> Result<Running, Exit> {
     // First of all, for by itself it ends a process.
     let hangup = signal(SignalKind::hangup()).context("cannot watch for SIGHUP")?;
@@ -83,7 +109,6 @@ pub async fn start(
         .with_context(|| format!("cannot create {}", config.state_dir.display()))?;
 
     let mut boot = read(&config)?;
-    let mut predecessor = None;
     if config.take_over {
         match Predecessor::ask(&config.state_dir)
             .await
@@ -94,7 +119,7 @@ pub async fn start(
                     sockets = sockets.len(),
                     "taking over from a running gateway"
                 );
-                (predecessor, inherited) = (Some(found), sockets);
+                (claim.predecessor, inherited) = (Some(found), sockets);
             }
             None => info!("no gateway runs that could be taken over from"),
         }
@@ -104,7 +129,7 @@ pub async fn start(
         CertError::OnlyBadPairs(_) => Exit::Usage(vec![error.to_string()]),
         CertError::DevCa(_) | CertError::Library(_) => Exit::Failure(error.into()),
     })?;
-    if let Some(predecessor) = &mut predecessor {
+    if let Some(predecessor) = &mut claim.predecessor {
         predecessor.release().await.context("cannot take over")?;
         // What the old one wrote last.
         boot = read(&config)?;
@@ -144,15 +169,16 @@ pub async fn start(
     let background = CancellationToken::new();
     tokio::spawn(Arc::clone(&shared.certs).watch(background.clone()));
     let face = Face::new(&shared);
-    let mut control = ControlPath {
+    let control = claim.control.insert(ControlPath {
         running: None,
         ssh_public_key: ssh.public_key_line(),
         events_metrics,
-    };
+        followed: Arc::new(AtomicBool::new(claim.predecessor.is_some())),
+    });
     control.start(&shared, &face, boot).await?;
     let workers = listener::spawn(Arc::clone(&shared), bound, ssh)
         .context("cannot start the data threads")?;
-    if let Some(predecessor) = &mut predecessor {
+    if let Some(predecessor) = &mut claim.predecessor {
         let mut status = face.status();
         let not_ready = tokio::select! {
             _ = status.wait_for(|status| !status.starting) => None,
@@ -160,7 +186,6 @@ pub async fn start(
             () = shutdown.cancelled() => Some(anyhow!("stopped before it was ready")),
         };
         if let Some(error) = not_ready {
-            control.stop().await;
             return Err(error.context("cannot take over").into());
         }
     }
@@ -172,11 +197,11 @@ pub async fn start(
         TcpListener::from_std(admin_listener).context("the admin listener cannot be used")?;
     let router = admin::router(Arc::clone(&shared), &face, Arc::new(registry));
     tokio::spawn(admin::serve(admin_listener, router, background.clone()));
-    if let Some(predecessor) = predecessor
+    if let Some(predecessor) = &mut claim.predecessor
         && let Err(error) = predecessor.ready().await
     {
         // It goes on, or is gone. Two must not: what came here in the meantime is finished.
-        control.stop().await;
+        claim.give_up().await;
         shared.drain.run(shared.config.timeouts.drain).await;
         return Err(anyhow::Error::new(error).context("cannot take over").into());
     }
@@ -187,6 +212,14 @@ pub async fn start(
         })
         .ok();
     announce(&addresses);
+    let control = claim.control.take().context("the control path is gone")?;
+    if let Some(predecessor) = claim.predecessor.take() {
+        let followed = Arc::clone(&control.followed);
+        tokio::spawn(async move {
+            predecessor.ended().await;
+            followed.store(false, Ordering::Relaxed);
+        });
+    }
     Ok(Running {
         addresses,
         shared,
@@ -196,8 +229,24 @@ pub async fn start(
         background,
         shutdown,
         successors,
+        successor: None,
         hangup,
     })
+}
+
+impl Claim {
+    /// Lets the predecessor go on, once nothing of ours uses what it will use.
+    async fn give_up(&mut self) {
+        let ended = match self.control.take() {
+            Some(mut control) => control.stop().await,
+            None => true,
+        };
+        match self.predecessor.take() {
+            Some(predecessor) if !ended => predecessor.hold(),
+            // It goes on when this is closed.
+            gone => drop(gone),
+        }
+    }
 }
 
 fn read(config: &Config) -> Result<Boot, Exit> {
@@ -216,14 +265,39 @@ impl ControlPath {
             boot,
             ssh_public_key: self.ssh_public_key.clone(),
             events_metrics: self.events_metrics.clone(),
+            followed: Arc::clone(&self.followed),
         };
         self.running = Some(control::start(inputs).await?);
         Ok(())
     }
 
-    async fn stop(&mut self) {
-        if let Some(control) = self.running.take() {
-            control.stop().await;
+    /// Whether it has ended; if not, it has been asked to.
+    async fn stop(&mut self) -> bool {
+        if let Some(control) = &mut self.running {
+            if !control.stop().await {
+                return false;
+            }
+            self.running = None;
+        }
+        true
+    }
+
+    /// After it has been asked to end, and nobody else uses what it will use.
+    async fn resume(&mut self, shared: &Arc<Shared>, face: &Face) {
+        if self
+            .running
+            .as_ref()
+            .is_some_and(|control| !control.is_ending())
+        {
+            return;
+        }
+        while !self.stop().await {
+            error!(
+                "the control path has not ended and cannot start again, the table in use goes on"
+            );
+        }
+        if let Err(error) = self.start(shared, face, Boot::resume(shared)).await {
+            error!(%error, "the control path does not start again, the table in use goes on");
         }
     }
 }
@@ -253,8 +327,14 @@ impl Running {
         let mut handed_over = false;
         while !handed_over {
             tokio::select! {
+                biased;
                 () = shutdown.cancelled() => break,
-                Some(()) = self.hangup.recv() => self.reload().await,
+                Some(()) = self.hangup.recv() => {
+                    // Files may lie on a disk that is away.
+                    if shutdown.run_until_cancelled(self.reload()).await.is_none() {
+                        break;
+                    }
+                }
                 successor = next(self.successors.as_ref()) => {
                     let taken = self.hand_over(successor, &follower);
                     match shutdown.run_until_cancelled(taken).await {
@@ -316,39 +396,45 @@ impl Running {
         successor: Result<Successor, TakeOverError>,
         follower: &CancellationToken,
     ) -> bool {
-        let following = follower.child_token();
-        let taken = match successor {
-            Ok(successor) => self.try_hand_over(successor, &following).await,
-            Err(error) => Err(error),
+        let mut successor = match successor {
+            Ok(successor) => successor,
+            Err(error) => {
+                warn!(%error, "a new process did not take over, going on");
+                return false;
+            }
         };
-        let Err(error) = taken else {
+        let following = follower.child_token();
+        let Err(error) = self.try_hand_over(&mut successor, &following).await else {
             info!("a new process has taken over");
             // It answers for both of us.
             self.background.cancel();
+            self.successor = Some(successor);
             return true;
         };
         warn!(%error, "a new process did not take over, going on");
-        following.cancel();
         if self.control.running.is_none() {
-            let boot = Boot::resume(&self.shared);
-            let started = self.control.start(&self.shared, &self.face, boot);
-            if let Err(error) = started.await {
-                error!(%error, "the control path does not start again, the table in use goes on");
-            }
+            // It may have begun to use database and consumers.
+            successor.ends().await;
         }
+        drop(successor);
+        following.cancel();
+        self.control.resume(&self.shared, &self.face).await;
         false
     }
 
     async fn try_hand_over(
         &mut self,
-        mut successor: Successor,
+        successor: &mut Successor,
         following: &CancellationToken,
     ) -> Result<(), TakeOverError> {
         info!(pid = successor.pid, "a new process wants to take over");
         successor.offer(&self.shared.doors).await?;
         successor.wants_release().await?;
         // Its database, its consumers, its outbox: never those of two processes at once.
-        self.control.stop().await;
+        if !self.control.stop().await {
+            successor.busy().await;
+            return Err(TakeOverError::Busy);
+        }
         let follow = self
             .face
             .clone()

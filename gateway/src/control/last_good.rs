@@ -6,6 +6,7 @@
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use edd_route::snapshot::{Snapshot, SnapshotError};
@@ -18,6 +19,9 @@ const COALESCE: Duration = Duration::from_millis(250);
 
 /// A write is followed by a pause of at least so many times its duration.
 const WRITE_SHARE: u32 = 8;
+
+/// Pause while a predecessor follows the file: what is removed is to end there within a second.
+const FOLLOWED: Duration = Duration::from_millis(100);
 
 /// Pause after a failed write, and the longest of all.
 const RETRY: Duration = Duration::from_secs(5);
@@ -89,12 +93,18 @@ fn tempfile_in(state_dir: &Path) -> io::Result<(std::fs::File, PathBuf)> {
 
 /// Writes the table in force a moment after each change, and at the end.
 ///
-/// A failure is logged and tried again; the table in use goes on.
-pub async fn keep(shared: Arc<Shared>, mut revision: RevisionWatch, shutdown: CancellationToken) {
+/// A failure is logged and tried again; the table in use goes on. `followed` says whether
+/// somebody waits for the file.
+pub async fn keep(
+    shared: Arc<Shared>,
+    mut revision: RevisionWatch,
+    followed: Arc<AtomicBool>,
+    shutdown: CancellationToken,
+) {
     let mut written = None;
     loop {
         let begun = tokio::time::Instant::now();
-        let mut pause = COALESCE;
+        let mut failed = false;
         let current = *revision.borrow_and_update();
         if written != Some(current) {
             let table = shared.table();
@@ -108,14 +118,13 @@ pub async fn keep(shared: Arc<Shared>, mut revision: RevisionWatch, shutdown: Ca
             match result {
                 Ok(()) => written = Some(revision),
                 Err(error) => {
-                    pause = RETRY;
+                    failed = true;
                     let file = path(&shared.config.state_dir);
                     tracing::warn!(file = %file.display(), %error, "cannot write the last good table");
                 }
             }
         }
-        // A large table costs time to write: never more than a part of one core.
-        pause = pause.max(begun.elapsed() * WRITE_SHARE).min(RETRY);
+        let pause = pause(begun.elapsed(), failed, followed.load(Ordering::Relaxed));
         if shutdown.is_cancelled() {
             return;
         }
@@ -130,6 +139,16 @@ pub async fn keep(shared: Arc<Shared>, mut revision: RevisionWatch, shutdown: Ca
                 () = shutdown.cancelled() => {}
             }
         }
+    }
+}
+
+/// Until the next write after one that took so long.
+fn pause(took: Duration, failed: bool, followed: bool) -> Duration {
+    match (failed, followed) {
+        (true, _) => RETRY,
+        (false, true) => FOLLOWED,
+        // A large table costs time to write: never more than a part of one core.
+        (false, false) => (took * WRITE_SHARE).clamp(COALESCE, RETRY),
     }
 }
 
@@ -165,6 +184,18 @@ mod tests {
             std::fs::write(path(&state_dir), &whole[..len]).unwrap();
             assert!(read(&state_dir).is_err(), "cut at {len}");
         }
+    }
+
+    /// R: a large table's write is followed by a long pause, in which nothing that was removed
+    /// would end in a process that drains.
+    #[test]
+    fn whoever_follows_the_file_waits_for_no_pause() {
+        let long = Duration::from_millis(400);
+        assert_eq!(pause(long, false, false), WRITE_SHARE * long);
+        assert_eq!(pause(Duration::ZERO, false, false), COALESCE);
+        assert_eq!(pause(long * 100, false, false), RETRY);
+        assert_eq!(pause(long * 100, false, true), FOLLOWED);
+        assert_eq!(pause(Duration::ZERO, true, true), RETRY);
     }
 
     #[test]

@@ -20,6 +20,7 @@ pub mod store;
 pub mod writer;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use async_nats::jetstream;
@@ -107,6 +108,8 @@ pub struct Inputs {
     pub ssh_public_key: String,
     /// Counts events.
     pub events_metrics: edd_events::Metrics,
+    /// Whether a predecessor that drains follows the last good table.
+    pub followed: Arc<AtomicBool>,
 }
 
 /// Starts all tasks of the control path and returns at once: neither NATS nor
@@ -121,6 +124,7 @@ pub async fn start(inputs: Inputs) -> anyhow::Result<Control> {
         boot,
         ssh_public_key,
         events_metrics,
+        followed,
     } = inputs;
     let config = &shared.config;
     let client = match &config.nats {
@@ -161,6 +165,7 @@ pub async fn start(inputs: Inputs) -> anyhow::Result<Control> {
     control.last_tasks.spawn(last_good::keep(
         Arc::clone(&shared),
         revision.subscribe(),
+        followed,
         control.last.child_token(),
     ));
     control.tasks.spawn(routes_watch::run(
@@ -218,8 +223,9 @@ impl Control {
     }
 
     /// Ends it: sources first, then the writer, and the last good table is
-    /// written. Bounded in time.
-    pub async fn stop(self) {
+    /// written. Bounded in time; whether it has ended. If not, it is asked to and may be waited
+    /// for again: until then its database and consumers are in use.
+    pub async fn stop(&mut self) -> bool {
         self.shutdown.cancel();
         self.tasks.close();
         self.last_tasks.close();
@@ -228,9 +234,16 @@ impl Control {
             self.last.cancel();
             self.last_tasks.wait().await;
         };
-        if tokio::time::timeout(STOP_TIMEOUT, ending).await.is_err() {
+        let ended = tokio::time::timeout(STOP_TIMEOUT, ending).await.is_ok();
+        if !ended {
             tracing::warn!("the control path does not end in time");
         }
+        ended
+    }
+
+    /// Whether it has been told to end.
+    pub fn is_ending(&self) -> bool {
+        self.shutdown.is_cancelled()
     }
 }
 
@@ -278,5 +291,36 @@ async fn end_of_start(board: StatusBoard, shutdown: CancellationToken) {
     let ended = status.wait_for(waiting);
     if matches!(shutdown.run_until_cancelled(ended).await, Some(Ok(_))) {
         board.update(|status| status.starting = false);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::Instant;
+
+    use super::*;
+
+    /// Two writers at once is what a successor must not meet.
+    #[tokio::test(start_paused = true)]
+    async fn what_has_not_ended_is_not_said_to_have() {
+        let (reloads, _) = mpsc::channel(1);
+        let mut control = Control {
+            reloads,
+            shutdown: CancellationToken::new(),
+            last: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+            last_tasks: TaskTracker::new(),
+        };
+        let busy = oneshot::channel::<()>();
+        let over = control.last.clone();
+        control.tasks.spawn(busy.1);
+        control.last_tasks.spawn(over.cancelled_owned());
+        assert!(!control.is_ending());
+        let begun = Instant::now();
+        assert!(!control.stop().await);
+        assert_eq!(begun.elapsed(), STOP_TIMEOUT);
+        assert!(control.is_ending() && !control.last.is_cancelled());
+        drop(busy.0);
+        assert!(control.stop().await);
     }
 }

@@ -7,12 +7,20 @@
 //! new ──> take over 1   old ──> its listening sockets   both have them, the old one accepts
 //! new ──> release       old ──> released                the old one's control path has ended: database
 //!                                                       and consumers are the new one's
-//! new ──> ready         old ──> go                      the new one accepts; the old one stops and drains
+//! new ──> ready         old ──> go                      the new one accepts
+//! new ──> going                                         the old one stops and drains
 //! ```
 //!
-//! Up to `go` the old one serves. If the new one ends or says nothing for too
-//! long, it takes its control path up again and goes on unharmed. The sockets
-//! themselves never close, so that no connection that waits in them is lost.
+//! Up to `going` the old one serves. If its own control path does not end in
+//! time it says `busy` instead of `released`, and nothing has happened. If the new
+//! one ends or says nothing for too long after `released`, the old one takes its
+//! control path up again and goes on unharmed, but not before the new one has
+//! closed this socket: that says that its control path has ended, or that it is
+//! gone itself. One that hangs is killed. The sockets themselves never close, so
+//! that no connection that waits in them is lost.
+//!
+//! The socket stays open for as long as the old one drains: it follows the last
+//! good table until then.
 //!
 //! Owns the conversation ([`Successor`], [`Predecessor`]) and the socket; what
 //! is done at each step is `app`'s.
@@ -24,9 +32,11 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rustix::process::geteuid;
+use rustix::process::{Pid, Signal, geteuid, kill_process};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::time::timeout;
+use tracing::error;
 
 use crate::listener::{Doors, Inherited, Role};
 
@@ -39,12 +49,18 @@ const ANSWER_MAX: Duration = Duration::from_secs(10);
 /// For the other side to end its control path, or to read its configuration.
 const WORK_MAX: Duration = Duration::from_secs(30);
 
+/// For a successor that is not wanted any more to end its control path.
+const END_MAX: Duration = Duration::from_secs(15);
+
 /// For the successor to become ready, which takes a whole catch-up.
 const READY_MAX: Duration = Duration::from_secs(120);
 
 /// Why a take-over does not happen.
 #[derive(Debug, thiserror::Error)]
 pub enum TakeOverError {
+    /// The old process's control path does not end.
+    #[error("the control path of the running gateway does not end in time")]
+    Busy,
     /// The socket or the conversation failed.
     #[error(transparent)]
     Io(#[from] io::Error),
@@ -120,15 +136,43 @@ impl Successor {
         expect(&mut self.stream, "release", WORK_MAX).await
     }
 
+    /// Says that it cannot have the control path.
+    pub async fn busy(&mut self) {
+        // It learns it from the end of the conversation too.
+        let _ = within(ANSWER_MAX, wire::say(&mut self.stream, "busy")).await;
+    }
+
     /// Says that the control path is its own, and waits until it is ready to serve.
     pub async fn becomes_ready(&mut self) -> Result<(), TakeOverError> {
         within(ANSWER_MAX, wire::say(&mut self.stream, "released")).await?;
         expect(&mut self.stream, "ready", READY_MAX).await
     }
 
-    /// Says that this process stops accepting.
+    /// Says that this process will stop accepting; returns when the other has taken that in.
     pub async fn go(&mut self) -> Result<(), TakeOverError> {
-        within(ANSWER_MAX, wire::say(&mut self.stream, "go")).await
+        within(ANSWER_MAX, wire::say(&mut self.stream, "go")).await?;
+        expect(&mut self.stream, "going", ANSWER_MAX).await
+    }
+
+    /// Waits, after a failure, until its control path has ended or it is gone; kills it if it hangs.
+    ///
+    /// Cancel safe.
+    pub async fn ends(&mut self) {
+        // What it waits for does not come.
+        let _ = self.stream.shutdown().await;
+        if timeout(END_MAX, closed(&mut self.stream)).await.is_ok() {
+            return;
+        }
+        // Whoever holds the socket lives, so the number is still its own.
+        let ours = i32::try_from(std::process::id()).ok();
+        let other = self.pid.filter(|pid| *pid > 1 && Some(*pid) != ours);
+        error!(pid = self.pid, "the new process does not end, killing it");
+        if let Some(pid) = other.and_then(Pid::from_raw)
+            && let Err(error) = kill_process(pid, Signal::KILL)
+        {
+            error!(%error, "it cannot be killed; going on without the control path until it ends");
+        }
+        closed(&mut self.stream).await;
     }
 }
 
@@ -173,7 +217,10 @@ impl Predecessor {
     /// Asks for the control path; returns when the database and the consumers are ours.
     pub async fn release(&mut self) -> Result<(), TakeOverError> {
         within(ANSWER_MAX, wire::say(&mut self.stream, "release")).await?;
-        expect(&mut self.stream, "released", WORK_MAX).await
+        match expect(&mut self.stream, "released", WORK_MAX).await {
+            Err(TakeOverError::Unexpected(word)) if word == "busy" => Err(TakeOverError::Busy),
+            other => other,
+        }
     }
 
     /// Returns when it has gone or given up waiting for us.
@@ -184,11 +231,28 @@ impl Predecessor {
         }
     }
 
-    /// Says that we serve; returns when it has stopped accepting.
-    pub async fn ready(mut self) -> Result<(), TakeOverError> {
+    /// Says that we serve; returns when it stops accepting.
+    pub async fn ready(&mut self) -> Result<(), TakeOverError> {
         within(ANSWER_MAX, wire::say(&mut self.stream, "ready")).await?;
-        expect(&mut self.stream, "go", ANSWER_MAX).await
+        expect(&mut self.stream, "go", ANSWER_MAX).await?;
+        within(ANSWER_MAX, wire::say(&mut self.stream, "going")).await
     }
+
+    /// Waits until it has drained or is gone.
+    pub async fn ended(mut self) {
+        closed(&mut self.stream).await;
+    }
+
+    /// Keeps it from going on until this process ends: our control path has not ended.
+    pub fn hold(self) {
+        std::mem::forget(self);
+    }
+}
+
+/// Waits until the other end has closed it. Cancel safe.
+async fn closed(stream: &mut UnixStream) {
+    let mut rest = [0; 64];
+    while matches!(stream.read(&mut rest).await, Ok(1..)) {}
 }
 
 /// The socket's folder and mode keep strangers out; this holds where they do not.

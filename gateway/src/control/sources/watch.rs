@@ -58,7 +58,10 @@ pub async fn run(
         }
         // What was told meanwhile is covered by the look that follows.
         while changes.try_recv().is_ok() {}
-        match look(&shared, &seen).await {
+        // A file that cannot be read, for its disk is away, keeps nobody from ending.
+        let looked = shutdown.run_until_cancelled(look(&shared, &seen)).await;
+        let Some(looked) = looked else { return };
+        match looked {
             Some((now, checked)) => {
                 seen = now;
                 if take(&shared, checked, &writer).await.is_err() {
