@@ -92,7 +92,7 @@ pub(super) async fn accept(
 }
 
 /// A connection that waits, asked of the system itself: the runtime may not know of it yet.
-fn accept_now(listener: &TcpListener) -> Option<(TcpStream, SocketAddr)> {
+pub(crate) fn accept_now(listener: &TcpListener) -> Option<(TcpStream, SocketAddr)> {
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     let stream = rustix::net::accept_with(listener, flags).ok()?;
     let stream = TcpStream::from_std(stream.into()).ok()?;

@@ -101,8 +101,9 @@ pub(crate) async fn run(
     let handler = ClientHandler::new(Arc::clone(&connection), ticket, logged_in);
     let wire = Wire::downstream(stream, &prefix, flow, cut.clone());
     let deadline = begin + connection.inner.limits.login;
-    // Nothing is under way before the login, so the drain does not wait for it.
-    let draining = connection.inner.shared.drain.token().cancelled();
+    // Nothing is under way before the login, so the drain waits for it no longer than for the
+    // next request of an HTTP connection.
+    let draining = connection.inner.shared.drain.idle().cancelled();
     let mut draining = pin!(draining);
     let session = tokio::select! {
         session = identify(&connection, wire, handler) => session,

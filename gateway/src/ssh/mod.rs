@@ -42,6 +42,7 @@ use futures_util::FutureExt as _;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Handle;
 use tokio::time::Instant;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 use tracing::{debug, error, warn};
 
 pub use self::hostkeys::HostKeyError;
@@ -52,7 +53,7 @@ pub use self::upstream::DialError;
 use self::keys::Keys;
 use self::lobby::Lobby;
 use self::upstream::Dialer;
-use crate::listener::{Identified, Patience, Permit, Role, Who, identify};
+use crate::listener::{Identified, Patience, Permit, Role, Who, accept_now, identify};
 use crate::shared::Shared;
 
 /// The SSH server; clones share it.
@@ -106,7 +107,9 @@ impl SshServer {
             shared,
         }));
         let listener = server.0.shared.doors.add(Role::Ssh, listener);
-        tokio::spawn(accept(Arc::clone(&server.0), listener));
+        // Before the task, or a drain might be over before it looks.
+        let accepting = server.0.shared.drain.guard();
+        tokio::spawn(accept(Arc::clone(&server.0), listener, accepting));
         Ok(server)
     }
 
@@ -120,9 +123,9 @@ impl SshServer {
         peer: SocketAddr,
         guard: impl Send + 'static,
     ) {
-        let inner = Arc::clone(&self.0);
+        let (inner, live) = (Arc::clone(&self.0), self.0.shared.drain.guard());
         self.0.runtime.spawn(async move {
-            let _guard = guard;
+            let _held = (guard, live);
             let stream = stream
                 .set_nonblocking(true)
                 .and_then(|()| TcpStream::from_std(stream));
@@ -142,7 +145,9 @@ impl SshServer {
 /// Pause after an accept that failed for want of something (files, memory).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-async fn accept(inner: Arc<Inner>, listener: Arc<TcpListener>) {
+/// Accepts until draining begins. Connections that had come before that are still taken, unless a
+/// successor takes them.
+async fn accept(inner: Arc<Inner>, listener: Arc<TcpListener>, _accepting: TaskTrackerToken) {
     let draining = inner.shared.drain.token().clone();
     let opened = inner.shared.doors.opened();
     if draining.run_until_cancelled(opened).await.is_none() {
@@ -151,31 +156,42 @@ async fn accept(inner: Arc<Inner>, listener: Arc<TcpListener>) {
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            () = draining.cancelled() => return,
+            () = draining.cancelled() => break,
         };
         match accepted {
-            Ok((stream, peer)) => {
-                let shared = &inner.shared;
-                let admitted = match shared.config.trusts(peer.ip()) {
-                    true => shared.gate.admit_messenger(peer),
-                    false => shared.gate.admit(peer),
-                };
-                match admitted {
-                    Ok(permit) => {
-                        let inner = Arc::clone(&inner);
-                        tokio::spawn(take(inner, stream, peer, permit));
-                    }
-                    Err(refused) => {
-                        shared.metrics.connection_refused(refused.label());
-                        debug!(%peer, %refused, "SSH connection refused");
-                    }
-                }
-            }
+            Ok((stream, peer)) => take_one(&inner, stream, peer),
             Err(error) if is_of_the_connection(&error) => debug!(%error, "accept"),
             Err(error) => {
                 warn!(%error, "cannot accept SSH connections, trying again");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
+        }
+    }
+    if inner.shared.doors.are_handed_over() {
+        return;
+    }
+    for (stream, peer) in std::iter::from_fn(|| accept_now(&listener)) {
+        take_one(&inner, stream, peer);
+    }
+}
+
+fn take_one(inner: &Arc<Inner>, stream: TcpStream, peer: SocketAddr) {
+    let shared = &inner.shared;
+    let admitted = match shared.config.trusts(peer.ip()) {
+        true => shared.gate.admit_messenger(peer),
+        false => shared.gate.admit(peer),
+    };
+    match admitted {
+        Ok(permit) => {
+            let (inner, live) = (Arc::clone(inner), shared.drain.guard());
+            tokio::spawn(async move {
+                take(inner, stream, peer, permit).await;
+                drop(live);
+            });
+        }
+        Err(refused) => {
+            shared.metrics.connection_refused(refused.label());
+            debug!(%peer, %refused, "SSH connection refused");
         }
     }
 }
@@ -188,7 +204,7 @@ async fn take(inner: Arc<Inner>, mut stream: TcpStream, peer: SocketAddr, mut pe
         deadline: Instant::now() + shared.config.timeouts.header,
         // Clients may wait for our banner.
         silence: Some(SILENCE),
-        draining: shared.drain.token(),
+        draining: shared.drain.idle(),
     };
     let identified = identify(&mut stream, peer, &shared.config, patience).await;
     let Identified {
@@ -224,7 +240,6 @@ fn is_of_the_connection(error: &io::Error) -> bool {
 
 /// One connection from here to its end. A panic costs this one and is counted.
 async fn serve(inner: Arc<Inner>, stream: TcpStream, prefix: Bytes, peer: SocketAddr) {
-    let _live = inner.shared.drain.guard();
     let ticket = match inner.lobby.enter(peer.ip()) {
         Ok(ticket) => ticket,
         Err(full) => {

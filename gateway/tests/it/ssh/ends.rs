@@ -6,12 +6,15 @@ use std::time::{Duration, Instant};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 use tokio::process::{Child, ChildStdout};
+use tokio::time::timeout;
 
 use edd_gateway::ssh::Limits;
+use rustix::process::Signal;
 
 use super::fake::{Fake, Vice};
 use super::rig::{OWNER, Rig, exit_code, free_address, output, stdout, until_text};
-use crate::support::eventually;
+use crate::support::daemon::Daemon;
+use crate::support::{DEADLINE, eventually, free_port};
 
 /// A session that lives until it is ended, and waits for more of its output.
 async fn live(rig: &Rig, id: &str) -> (Child, ChildStdout) {
@@ -128,7 +131,7 @@ async fn revocation_does_not_wait_for_a_client_that_reads_nothing() {
     full.await;
     rig.put("c1", c1.address, None, |spec| spec.running = None);
     let begin = Instant::now();
-    eventually("cut", || async { rig.shared.drain.connections() == 0 }).await;
+    eventually("cut", || async { rig.connections() == 0 }).await;
     assert!(
         begin.elapsed() < Duration::from_secs(1),
         "{:?}",
@@ -204,17 +207,47 @@ async fn a_drain_does_not_wait_for_clients_that_have_not_logged_in() {
         .await
         .unwrap();
     eventually("both are there", || async {
-        rig.shared.drain.connections() == 2
+        rig.connections() == 2
     })
     .await;
     let begin = Instant::now();
     let cut = rig.shared.drain.run(Duration::from_secs(5)).await;
     assert_eq!(cut, 0);
+    // The second in which a login may still come.
     assert!(
-        begin.elapsed() < Duration::from_secs(1),
+        begin.elapsed() < Duration::from_secs(2),
         "{:?}",
         begin.elapsed()
     );
+}
+
+/// Who has connected before a drain is served, accepted or not.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_that_wait_in_the_listener_are_taken_at_a_drain() {
+    let folder = tempfile::TempDir::new().unwrap();
+    std::fs::write(folder.path().join("routes.yaml"), "routes: []\n").unwrap();
+    let any = ["http", "https", "ssh", "admin"].map(|name| format!("--{name}-addr=127.0.0.1:0"));
+    let ports = format!("--ports={}", free_port());
+    let flags: Vec<_> = any.into_iter().chain([ports]).collect();
+    let mut daemon = Daemon::start(Daemon::command(folder.path(), "exec \"$@\"", &flags));
+    let ssh = daemon.address("ssh").await;
+    daemon.signal(Signal::STOP);
+    let mut waiting = Vec::new();
+    for _ in 0..8 {
+        let mut stream = TcpStream::connect(ssh).await.unwrap();
+        stream.write_all(b"SSH-2.0-test\r\n").await.unwrap();
+        waiting.push(stream);
+    }
+    daemon.signal(Signal::TERM);
+    daemon.signal(Signal::CONT);
+    for stream in &mut waiting {
+        let mut banner = [0; 8];
+        let read = tokio::io::AsyncReadExt::read_exact(stream, &mut banner);
+        timeout(DEADLINE, read).await.unwrap().unwrap();
+        assert_eq!(&banner, b"SSH-2.0-");
+    }
+    // Nobody logs in, and nobody is waited for.
+    assert_eq!(daemon.ended().await.code(), Some(0));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -179,7 +179,7 @@ async fn garbage_truncated_and_oversized_beginnings_are_closed() {
     }
     assert_eq!(stdout(rig.ssh("c1").arg("echo in")).await, "in\n");
     eventually("nothing stays", || async {
-        rig.shared.drain.connections() == 0
+        rig.connections() == 0
     })
     .await;
     assert!(rig.metrics().contains("panics_total 0"));

@@ -57,6 +57,11 @@ impl Rig {
         Self::start_with(Limits::default(), &[]).await
     }
 
+    /// Connections that live; the listener, which a drain waits for too, is none.
+    pub(crate) fn connections(&self) -> usize {
+        self.shared.drain.connections().saturating_sub(1)
+    }
+
     /// A server with other limits and more flags; the owner has the key of [`Rig::key`].
     pub(crate) async fn start_with(limits: Limits, flags: &[&str]) -> Self {
         Self::start_tuned(limits, flags, |_| {}).await

@@ -460,5 +460,5 @@ async fn a_client_that_vanishes_takes_its_container_connections_along() {
         text.contains("ssh_sessions 0") && text.contains("{state=\"active\"} 0")
     };
     eventually("no session", || async { none() }).await;
-    assert_eq!(rig.shared.drain.connections(), 0);
+    assert_eq!(rig.connections(), 0);
 }
