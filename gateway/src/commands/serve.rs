@@ -1,5 +1,7 @@
 //! `serve`: the daemon.
 
+use std::time::Duration;
+
 use anyhow::Context as _;
 use edd_daemon::cli::Exit;
 use edd_daemon::{shutdown, telemetry};
@@ -12,6 +14,9 @@ use crate::{systemd, upgrade};
 /// Threads of the runtime for control, SSH and admin; data has its own.
 const CONTROL_THREADS: usize = 4;
 
+/// At the end, for what still blocks a thread.
+const END_MAX: Duration = Duration::from_secs(1);
+
 pub(super) fn run(args: ServeArgs) -> Result<(), Exit> {
     raise_file_limit();
     let config = args.check()?;
@@ -22,10 +27,9 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Exit> {
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    // A later look would find another name for a program that was replaced.
-    let program = std::env::current_exe().context("this program has no path")?;
+    let program = upgrade::program().context("this program has no path")?;
     let inherited = systemd::inherited().map_err(|error| Exit::Usage(vec![error.to_string()]))?;
-    runtime.block_on(async {
+    let served = runtime.block_on(async {
         let shutdown = shutdown::on_signals();
         let asked = upgrade::asked().context("cannot watch for SIGUSR2")?;
         let running = app::start(config, inherited, shutdown.clone()).await?;
@@ -33,7 +37,10 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Exit> {
         tokio::spawn(upgrade::whenever(asked, program, shutdown));
         running.ended().await;
         Ok(())
-    })
+    });
+    // Whoever waits for a disk that is away waits in vain.
+    runtime.shutdown_timeout(END_MAX);
+    served
 }
 
 /// Every connection takes descriptors, and the soft limit is often 1,024.

@@ -1,8 +1,10 @@
 //! Signals, socket activation and readiness, with a fake of systemd around a real process.
 
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::Stdio;
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use tempfile::TempDir;
@@ -185,6 +187,79 @@ async fn sigusr2_starts_a_successor_and_systemd_follows_it() {
         tokio::net::TcpStream::connect(https).await.is_err()
     })
     .await;
+}
+
+/// An upgrade leads a link to another file: that is what is started.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sigusr2_starts_what_the_link_leads_to_by_then() {
+    let origin = Origin::friendly("127.0.0.1").await;
+    let unit = Unit::new("a.localhost", &origin);
+    let (link, marker) = (unit.path().join("edd-gateway"), unit.path().join("started"));
+    let first = env!("CARGO_BIN_EXE_edd-gateway");
+    std::os::unix::fs::symlink(first, &link).unwrap();
+    let flags = Unit::flags(&[]);
+    // By its path, and by a name that is found in PATH.
+    for script in [
+        "shift; exec ./edd-gateway \"$@\"",
+        "shift; PATH=$PWD:$PATH; exec edd-gateway \"$@\"",
+    ] {
+        let mut command = Daemon::command(unit.path(), script, &flags);
+        command.env("NOTIFY_SOCKET", unit.path().join("notify"));
+        let mut old = Daemon::start(command);
+        let https = old.address("https").await;
+        unit.until_told("READY=1").await;
+        // The new version says that it was started, and is the same otherwise.
+        let second = format!("#!/bin/sh\n: >{}\nexec {first} \"$@\"\n", marker.display());
+        let version = unit.path().join("second");
+        std::fs::write(&version, second).unwrap();
+        std::fs::set_permissions(&version, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let new_link = unit.path().join("new");
+        std::os::unix::fs::symlink(&version, &new_link).unwrap();
+        std::fs::rename(&new_link, &link).unwrap();
+        old.signal(Signal::USR2);
+        let ready = unit.until_told("READY=1").await;
+        assert!(marker.exists(), "the old version was started again");
+        assert_eq!(old.ended().await.code(), Some(0), "the old one is done");
+        assert!(answers(https, "a.localhost").await);
+        let (_, pid) = ready.split_once("MAINPID=").unwrap();
+        let pid = rustix::process::Pid::from_raw(pid.parse().unwrap()).unwrap();
+        rustix::process::kill_process(pid, Signal::TERM).unwrap();
+        unit.until_told("STOPPING").await;
+        eventually("nobody listens", || async {
+            tokio::net::TcpStream::connect(https).await.is_err()
+        })
+        .await;
+        std::fs::remove_file(&marker).unwrap();
+        std::fs::remove_file(&link).unwrap();
+        std::os::unix::fs::symlink(first, &link).unwrap();
+    }
+}
+
+/// Files that cannot be read, for their disk is away, keep nobody from stopping it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reload_that_hangs_does_not_hold_up_the_stop() {
+    let origin = Origin::friendly("127.0.0.1").await;
+    for name in ["routes.yaml", "certs/tls.crt"] {
+        let unit = Unit::new("a.localhost", &origin);
+        let mut command = Daemon::command(unit.path(), "exec \"$@\"", &Unit::flags(&[]));
+        command.env("NOTIFY_SOCKET", unit.path().join("notify"));
+        let mut daemon = Daemon::start(command);
+        unit.until_told("READY=1").await;
+        // Whoever opens it waits for somebody to write to it.
+        let file = unit.path().join(name);
+        std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+        let _ = std::fs::remove_file(&file);
+        let made = std::process::Command::new("mkfifo").arg(&file).status();
+        assert!(made.unwrap().success());
+        daemon.signal(Signal::HUP);
+        unit.until_told("RELOADING=1").await;
+        let begun = Instant::now();
+        daemon.signal(Signal::TERM);
+        unit.until_told("STOPPING=1").await;
+        assert_eq!(daemon.ended().await.code(), Some(0), "{name}");
+        let took = begun.elapsed();
+        assert!(took < Duration::from_secs(6), "{name}: {took:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
