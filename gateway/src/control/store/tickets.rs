@@ -38,11 +38,18 @@ pub(super) async fn share(
         .execute(&mut *tx)
         .await?;
     }
-    sqlx::query("DELETE FROM ticket_keys WHERE slot < $1")
+    let deleted = sqlx::query("DELETE FROM ticket_keys WHERE slot < $1")
         .bind(first)
         .execute(&mut *tx)
         .await?;
     tx.commit().await?;
+    if deleted.rows_affected() > 0 {
+        // The file forgets them by `secure_delete`, its log only when it is cut. Should somebody
+        // read right now, it is written over in time.
+        sqlx::query("PRAGMA wal_checkpoint(TRUNCATE)")
+            .execute(pool)
+            .await?;
+    }
     select(pool, first, last).await
 }
 
@@ -75,4 +82,51 @@ fn key_of((slot, name, secret): Row) -> Result<TicketKey, StoreError> {
 
 fn int(slot: u64) -> i64 {
     i64::try_from(slot).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::control::store::{GatewayStore as _, SqliteStore};
+
+    /// How many of the keys can be found in the files of the database.
+    fn left(folder: &Path, keys: &[TicketKey]) -> usize {
+        let files = std::fs::read_dir(folder).unwrap();
+        let contents: Vec<_> = files
+            .map(|file| std::fs::read(file.unwrap().path()).unwrap())
+            .collect();
+        let holds = |secret: &[u8]| {
+            let is_in = |file: &Vec<u8>| file.windows(secret.len()).any(|part| part == secret);
+            contents.iter().any(is_in)
+        };
+        keys.iter()
+            .filter(|key| holds(key.secret.as_slice()))
+            .count()
+    }
+
+    #[tokio::test]
+    async fn keys_that_are_deleted_are_in_no_file_any_more() {
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("sqlite://{}", folder.path().join("gateway.db").display());
+        let store = SqliteStore::open(&url.parse().unwrap()).await.unwrap();
+        let key = |slot: u64| TicketKey {
+            slot,
+            name: [u8::try_from(slot).unwrap(); NAME_BYTES],
+            secret: Zeroizing::new(std::array::from_fn(|n| {
+                u8::try_from(100 * slot % 251)
+                    .unwrap()
+                    .wrapping_add(u8::try_from(n * 7).unwrap())
+            })),
+        };
+        let first = [1, 2, 3].map(key);
+        store.share_ticket_keys(&first, 1).await.unwrap();
+        assert_eq!(left(folder.path(), &first), 3);
+        let next = [4, 5, 6].map(key);
+        let kept = store.share_ticket_keys(&next, 4).await.unwrap();
+        assert_eq!(kept.len(), 3);
+        assert_eq!(left(folder.path(), &first), 0);
+        assert_eq!(left(folder.path(), &next), 3);
+    }
 }
