@@ -13,6 +13,7 @@
 )]
 
 mod dev_ca;
+mod doubled;
 mod handshake;
 mod names;
 mod pair;

@@ -55,6 +55,8 @@ pub enum PairError {
 #[derive(Debug)]
 pub(super) struct Pair {
     pub(super) key: Arc<CertifiedKey>,
+    /// The certificate's file.
+    pub(super) path: PathBuf,
     pub(super) names: Arc<CertNames>,
     /// What its hosts demand of clients.
     pub(super) policy: Option<Arc<ClientPolicy>>,
@@ -85,6 +87,7 @@ impl Pair {
             })?;
         Ok(Self {
             key: Arc::new(key),
+            path: path.to_owned(),
             names: Arc::new(names),
             policy: None,
         })

@@ -15,6 +15,7 @@ use tokio_rustls::TlsAcceptor;
 use tracing::{error, info, warn};
 
 use super::dev_ca::{DevCa, DevCaError, DevLeaf};
+use super::doubled::doubled;
 use super::pair::{self, Found, Pair, PairError};
 use super::policy::{ClientPolicy, PolicyId};
 use super::table::CertTable;
@@ -102,6 +103,7 @@ impl CertStore {
                 return Err(CertError::OnlyBadPairs(errors));
             }
             report(&errors, &metrics);
+            read.tell_doubled();
             Source::Folder(read)
         };
         let tickets = TicketKeys::new();
@@ -183,6 +185,7 @@ impl CertStore {
                 }
                 let errors = read.update(found, &self.provider);
                 report(&errors, &self.metrics);
+                read.tell_doubled();
                 info!(pairs = read.pairs.len(), "certificates reloaded");
                 self.put_in_force(&source);
             }
@@ -197,6 +200,7 @@ impl CertStore {
                     pairs = read.pairs.len(),
                     "certificates found, the development CA is out of use"
                 );
+                read.tell_doubled();
                 *source = Source::Folder(read);
                 self.put_in_force(&source);
             }
@@ -262,6 +266,13 @@ impl Folder {
         self.found
             .iter()
             .any(|(name, pair)| pair.demands_certificates() && is_missing(name))
+    }
+
+    /// Says which names several pairs have.
+    fn tell_doubled(&self) {
+        for names in doubled(self.pairs.values()) {
+            names.tell();
+        }
     }
 
     /// Takes over what was found; errors are those of pairs that are new since the last time.

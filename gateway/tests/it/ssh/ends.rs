@@ -206,10 +206,7 @@ async fn a_drain_does_not_wait_for_clients_that_have_not_logged_in() {
     tokio::io::AsyncReadExt::read_exact(&mut named, &mut banner)
         .await
         .unwrap();
-    eventually("both are there", || async {
-        rig.connections() == 2
-    })
-    .await;
+    eventually("both are there", || async { rig.connections() == 2 }).await;
     let begin = Instant::now();
     let cut = rig.shared.drain.run(Duration::from_secs(5)).await;
     assert_eq!(cut, 0);
