@@ -50,7 +50,7 @@ const ANSWER_MAX: Duration = Duration::from_secs(10);
 const WORK_MAX: Duration = Duration::from_secs(30);
 
 /// For a successor that is not wanted any more to end its control path.
-const END_MAX: Duration = Duration::from_secs(15);
+const END_MAX: Duration = Duration::from_secs(10);
 
 /// For the successor to become ready, which takes a whole catch-up.
 const READY_MAX: Duration = Duration::from_secs(120);

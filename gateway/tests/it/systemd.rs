@@ -189,6 +189,40 @@ async fn sigusr2_starts_a_successor_and_systemd_follows_it() {
     .await;
 }
 
+/// A new process that hangs with the control path in its hands is ended: the old one goes on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_successor_that_hangs_is_killed_before_the_old_process_goes_on() {
+    let origin = Origin::friendly("127.0.0.1").await;
+    let unit = Unit::new("a.localhost", &origin);
+    let flags = Unit::flags(&[]);
+    let mut old = Daemon::start(Daemon::command(unit.path(), "exec \"$@\"", &flags));
+    let https = old.address("https").await;
+    // It asks for everything, says what it should not and then nothing, and does not go.
+    let script = "import os, socket, sys, time\n\
+        s = socket.socket(socket.AF_UNIX)\n\
+        s.connect('data/take-over.sock')\n\
+        s.sendall(b'take over 1\\n')\n\
+        socket.recv_fds(s, 1 << 16, 64)\n\
+        s.sendall(b'release\\nnonsense\\n')\n\
+        time.sleep(3600)\n";
+    let mut hanging = tokio::process::Command::new("python3")
+        .args(["-c", script])
+        .current_dir(unit.path())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    old.line("did not take over, going on").await;
+    unit.write_routes("b.localhost", &origin);
+    assert!(answers(https, "a.localhost").await, "it serves meanwhile");
+    let ended = timeout(DEADLINE, hanging.wait())
+        .await
+        .expect("killed")
+        .unwrap();
+    assert!(!ended.success());
+    old.line("static routes in force").await;
+    assert!(answers(https, "b.localhost").await);
+}
+
 /// An upgrade leads a link to another file: that is what is started.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sigusr2_starts_what_the_link_leads_to_by_then() {

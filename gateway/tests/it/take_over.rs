@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use edd_gateway::take_over::Predecessor;
+use edd_gateway::take_over::{Predecessor, TakeOverError};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -194,6 +194,43 @@ async fn a_successor_that_ends_before_it_is_ready_changes_nothing() {
     let new = site.successor(&old, "2").await;
     old.ended().await;
     new.stop().await;
+}
+
+/// Two control paths at once would write one database and answer each event twice.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_old_control_path_waits_until_that_of_a_failed_successor_has_ended() {
+    let origin = Origin::friendly("127.0.0.1").await;
+    let site = Site::new(routes("a.localhost", &origin));
+    let old = site.first("2").await;
+    let asked = Predecessor::ask(&old.path("state")).await.unwrap();
+    let (mut successor, inherited) = asked.unwrap();
+    drop(inherited);
+    successor.release().await.unwrap();
+    // What it must not say now: the take-over has failed. But nobody has said that what it
+    // has begun has ended.
+    let told = successor.release().await.unwrap_err();
+    assert!(matches!(told, TakeOverError::Gone), "{told}");
+    std::fs::write(old.path("routes.yaml"), routes("b.localhost", &origin)).unwrap();
+    let is_followed = || {
+        old.table()
+            .static_specs()
+            .any(|spec| spec.host == "b.localhost")
+    };
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(1) {
+        assert!(!is_followed(), "two control paths");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let mut stream = Greeting::anyone("a.localhost")
+        .dial(old.addresses.https)
+        .await
+        .unwrap();
+    let answer = request(&mut stream, "a.localhost").await;
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    // It ends, and says so by closing the socket.
+    drop(successor);
+    eventually("the old control path goes on", || async { is_followed() }).await;
+    old.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
