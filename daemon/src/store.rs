@@ -1,8 +1,8 @@
 //! Opening SQLite the way every service here wants it.
 //!
 //! Write-ahead log, so that readers never wait for the writer; a five-second
-//! wait for the write lock; foreign keys on; deleted rows overwritten. Schemas and queries belong to the
-//! services.
+//! wait for the write lock; foreign keys on; deleted rows overwritten. Schemas and
+//! queries belong to the services.
 
 use std::{
     fmt, io,

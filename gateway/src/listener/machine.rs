@@ -69,7 +69,7 @@ const SHARE: u32 = 200;
 ///
 /// # Errors
 /// The system does not tell.
-pub fn interfaces() -> io::Result<Vec<IpAddr>> {
+pub(crate) fn interfaces() -> io::Result<Vec<IpAddr>> {
     let mut all = ipv4_of_fib_trie(&std::fs::read_to_string("/proc/net/fib_trie")?);
     // Not there without IPv6.
     match std::fs::read_to_string("/proc/net/if_inet6") {

@@ -63,7 +63,8 @@ async fn begin<'w>(
         silence: matches!(door, Door::Dynamic(_)).then_some(SILENCE),
         draining: shared.drain.idle(),
     };
-    let (peer, who, bytes) = match identify(&mut stream, messenger, &shared.config, patience).await {
+    let (peer, who, bytes) = match identify(&mut stream, messenger, &shared.config, patience).await
+    {
         Ok(Identified {
             client,
             who,

@@ -1,13 +1,11 @@
 //! Names that several leaves have: one pair serves them, and its demand is the one that counts.
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::Path;
 use std::sync::Arc;
 
 use tracing::{error, warn};
 
 use super::pair::Pair;
-use super::policy::PolicyId;
 
 /// Names that two pairs have in common.
 #[derive(Debug)]
@@ -56,7 +54,10 @@ impl Doubled<'_> {
                     "names are in several certificates, the first serves them");
             }
             (first_demand, Some(_)) => {
-                let instead = instead(first_demand, &self.first.path);
+                let instead = match first_demand {
+                    None => "without any",
+                    Some(_) => "under its own",
+                };
                 error!(%names, served = %first, not_served = %other,
                     "the demand for client certificates of {other} does not apply to {names}: \
                      {first} serves them, {instead}");
@@ -79,18 +80,13 @@ impl Doubled<'_> {
     }
 }
 
-fn instead(demand: Option<PolicyId>, first: &Path) -> String {
-    match demand {
-        None => "without any".to_owned(),
-        Some(_) => format!("with that of {}", first.with_file_name("").display()),
-    }
-}
-
 /// Names in one line.
 const LISTED_MAX: usize = 10;
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use rustls::crypto::aws_lc_rs::default_provider;
 
     use super::*;

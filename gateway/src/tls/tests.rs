@@ -293,6 +293,32 @@ fn at_the_start_no_pair_that_demands_client_certificates_may_be_missing() {
     named("a/tls.crt is missing");
 }
 
+/// A link that leads nowhere (a volume that is being swapped) is not the operator's wish to let
+/// everyone in.
+#[test]
+fn a_demand_whose_link_leads_nowhere_is_still_one() {
+    let place = Place::new();
+    put(&place.certs(), &pair(&["*.example"]));
+    let (own, folder) = (pair(&["a.example"]), place.certs().join("a"));
+    put(&folder, &own);
+    fs::write(folder.join("authority"), &own.0).unwrap();
+    let link = folder.join("client-ca.crt");
+    symlink("authority", &link).unwrap();
+    let store = place.open().unwrap();
+    let lets_anyone_in = || store.proves(None, "a.example");
+    assert!(!lets_anyone_in());
+    fs::remove_file(folder.join("authority")).unwrap();
+    store.reload();
+    assert!(!lets_anyone_in(), "the last demand stays");
+    let text = place.open().unwrap_err().to_string();
+    assert!(text.contains("a/client-ca.crt"), "{text}");
+    // Without the link nothing is demanded.
+    fs::remove_file(link).unwrap();
+    store.reload();
+    assert!(lets_anyone_in());
+    assert!(place.open().is_ok());
+}
+
 #[test]
 fn a_pair_that_does_not_fit_keeps_the_old_one_until_it_does() {
     let place = Place::new();

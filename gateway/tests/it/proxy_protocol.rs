@@ -240,7 +240,10 @@ async fn a_trusted_proxy_that_announces_nobody_has_no_cap_of_its_own() {
             let header = if mode == "off" { b"".to_vec() } else { header };
             let mut stream = dial(http).await;
             let head = b"GET / HTTP/1.1\r\nHost: nobody.example\r\n\r\n";
-            stream.write_all(&[&header[..], head].concat()).await.unwrap();
+            stream
+                .write_all(&[&header[..], head].concat())
+                .await
+                .unwrap();
             let mut answer = [0; 12];
             stream.read_exact(&mut answer).await.unwrap();
             assert_eq!(&answer, b"HTTP/1.1 404");

@@ -4,11 +4,13 @@ use std::fs;
 use std::path::Path;
 
 use rcgen::{CertificateParams, KeyPair};
+use rustix::process::Signal;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 
 use crate::support::client::{Greeting, dial, leaf, request};
-use crate::support::{Gateway, Options, eventually};
+use crate::support::daemon::Daemon;
+use crate::support::{Gateway, Options, eventually, free_port};
 
 pub(crate) fn pair(names: &[&str]) -> (String, String) {
     let key = KeyPair::generate().unwrap();
@@ -49,6 +51,44 @@ async fn shown(gateway: &Gateway, name: &str) -> CertificateDer<'static> {
 }
 
 /// R6: a renewed certificate was never loaded.
+/// Of a name in two leaves only one pair's demand counts: nobody is to find that out by being hacked.
+#[tokio::test]
+async fn a_name_in_several_leaves_is_told_at_every_load() {
+    let folder = tempfile::TempDir::new().unwrap();
+    fs::write(folder.path().join("routes.yaml"), "routes: []\n").unwrap();
+    let certs = folder.path().join("certs");
+    put(&certs, &pair(&["localhost", "a.localhost"]));
+    let closed = pair(&["a.localhost", "b.localhost"]);
+    put(&certs.join("closed"), &closed);
+    put(&certs.join("open"), &pair(&["b.localhost"]));
+    let any = ["http", "https", "ssh", "admin"].map(|name| format!("--{name}-addr=127.0.0.1:0"));
+    let ports = format!("--ports={}", free_port());
+    let flags: Vec<_> = any.into_iter().chain([ports]).collect();
+    let mut daemon = Daemon::start(Daemon::command(folder.path(), "exec \"$@\"", &flags));
+    for (names, first, other) in [
+        ("a.localhost", "certs/tls.crt", "certs/closed/tls.crt"),
+        ("b.localhost", "certs/closed/tls.crt", "certs/open/tls.crt"),
+    ] {
+        let line = daemon.line("the first serves them").await;
+        let line: serde_json::Value = serde_json::from_str(&line).unwrap();
+        assert_eq!(line["level"], "WARN", "{line}");
+        let told = ["names", "served", "not_served"].map(|field| line[field].as_str().unwrap());
+        assert_eq!(told, [names, first, other]);
+    }
+    daemon.address("https").await;
+    fs::write(certs.join("closed/client-ca.crt"), &closed.0).unwrap();
+    for said in [
+        "the demand for client certificates of certs/closed/tls.crt does not apply to a.localhost",
+        "certs/open/tls.crt demands no client certificates, but b.localhost do",
+    ] {
+        let line = daemon.line(said).await;
+        let line: serde_json::Value = serde_json::from_str(&line).unwrap();
+        assert_eq!(line["level"], "ERROR", "{line}");
+    }
+    daemon.signal(Signal::TERM);
+    assert_eq!(daemon.ended().await.code(), Some(0));
+}
+
 #[tokio::test]
 async fn the_name_chooses_and_a_renewed_pair_is_served_without_a_restart() {
     let (default, more) = (pair(&["a.example"]), pair(&["*.b.example"]));

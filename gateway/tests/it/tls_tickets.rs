@@ -1,13 +1,17 @@
 //! Clients that come back by ticket: over a restart, to another replica, and not for ever.
 
+use std::process::Stdio;
 use std::sync::Arc;
 
 use rustls::HandshakeKind::{self, Full, FullWithHelloRetryRequest, Resumed};
 use rustls::version::{TLS12, TLS13};
 use tempfile::TempDir;
+use tokio::io::AsyncWriteExt as _;
+use tokio::process::Command;
+use tokio::time::timeout;
 
 use crate::support::tls::Client;
-use crate::support::{Gateway, Options, eventually};
+use crate::support::{DEADLINE, Gateway, Options, eventually, program};
 
 const HOST: &str = "localhost";
 
@@ -94,6 +98,50 @@ async fn a_ticket_of_one_replica_resumes_at_the_other() {
         visits == [Full, Resumed, Resumed]
     })
     .await;
+}
+
+/// `openssl s_client` with these arguments; what it prints.
+async fn openssl(gateway: &Gateway, args: &[&str], input: &str) -> String {
+    let mut child = Command::new(program("openssl", "EDD_OPENSSL"))
+        .args(["s_client", "-servername", HOST, "-connect"])
+        .arg(gateway.addresses.https.to_string())
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    stdin.write_all(input.as_bytes()).await.unwrap();
+    drop(stdin);
+    let output = timeout(DEADLINE, child.wait_with_output()).await;
+    String::from_utf8_lossy(&output.expect("an end").unwrap().stdout).into_owned()
+}
+
+/// Not rustls at the other end: OpenSSL takes our tickets and brings them back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn openssl_resumes_with_both_versions() {
+    let gateway = Gateway::start(Options::default()).await;
+    let session = gateway.path("session.pem").display().to_string();
+    let ask = format!("GET / HTTP/1.1\r\nHost: {HOST}\r\nConnection: close\r\n\r\n");
+    for (flag, version) in [("-tls1_2", "TLSv1.2"), ("-tls1_3", "TLSv1.3")] {
+        let first = openssl(&gateway, &[flag, "-ign_eof", "-sess_out", &session], &ask).await;
+        assert!(first.contains(&format!("\nNew, {version}, ")), "{first}");
+        assert!(first.contains("HTTP/1.1 404 "), "{first}");
+        let again = openssl(&gateway, &[flag, "-ign_eof", "-sess_in", &session], &ask).await;
+        assert!(again.contains(&format!("\nReused, {version}, ")), "{again}");
+        assert!(again.contains("HTTP/1.1 404 "), "{again}");
+    }
+    // One connection and five more, as its manual says.
+    let six = openssl(&gateway, &["-tls1_2", "-reconnect"], "").await;
+    let count = |text: &str| six.matches(text).count();
+    assert_eq!(
+        (count("\nNew, TLSv1.2, "), count("\nReused, TLSv1.2, ")),
+        (1, 5),
+        "{six}"
+    );
+    gateway.stop().await;
 }
 
 impl Gateway {

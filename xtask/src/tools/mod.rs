@@ -43,6 +43,8 @@ pub(crate) enum Program {
     Slowhttptest,
     /// Judges TLS servers.
     Testssl,
+    /// Another TLS library's client.
+    Openssl,
 }
 
 impl Program {
@@ -57,12 +59,13 @@ impl Program {
     ];
 
     /// What the tests need besides.
-    const TESTS: [Self; 5] = [
+    const TESTS: [Self; 6] = [
         Self::Nghttp,
         Self::Nghttpd,
         Self::Python,
         Self::Slowhttptest,
         Self::Testssl,
+        Self::Openssl,
     ];
 
     fn name(self) -> &'static str {
@@ -78,6 +81,7 @@ impl Program {
             Self::Python => "python3",
             Self::Slowhttptest => "slowhttptest",
             Self::Testssl => "testssl",
+            Self::Openssl => "openssl",
         }
     }
 
@@ -92,6 +96,7 @@ impl Program {
             Self::Python => "python3",
             Self::Slowhttptest => "slowhttptest",
             Self::Testssl => "testssl.sh",
+            Self::Openssl => "openssl",
         }
     }
 }

@@ -178,10 +178,7 @@ async fn garbage_truncated_and_oversized_beginnings_are_closed() {
         until_closed(&mut socket).await;
     }
     assert_eq!(stdout(rig.ssh("c1").arg("echo in")).await, "in\n");
-    eventually("nothing stays", || async {
-        rig.connections() == 0
-    })
-    .await;
+    eventually("nothing stays", || async { rig.connections() == 0 }).await;
     assert!(rig.metrics().contains("panics_total 0"));
 }
 

@@ -226,6 +226,56 @@ async fn a_check_takes_a_target_out_before_any_request_fails() {
     gateway.stop().await;
 }
 
+/// A target that speaks nothing but HTTP/2 is asked in HTTP/2, and by its verdict left out.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn checks_of_h2c_targets_speak_http2() {
+    let sick = Arc::new(AtomicBool::new(false));
+    let is_sick = Arc::clone(&sick);
+    let probed = Origin::raw("127.0.0.1", move |_, stream: TcpStream| {
+        let is_sick = Arc::clone(&is_sick);
+        async move {
+            let Ok(mut h2) = h2::server::handshake(stream).await else {
+                return;
+            };
+            while let Some(Ok((request, mut respond))) = h2.accept().await {
+                let uri = request.uri();
+                let is_check = uri.path() == "/up" && uri.query() == Some("q");
+                let is_its_own = uri.authority().is_some_and(|to| to.host() == "127.0.0.1");
+                assert_eq!(is_check, is_its_own, "{uri}");
+                let status = match is_check && is_sick.load(Ordering::SeqCst) {
+                    true => 503,
+                    false => 200,
+                };
+                let answer = http::Response::builder().status(status).body(()).unwrap();
+                let mut body = respond.send_response(answer, false).unwrap();
+                body.send_data(bytes::Bytes::from_static(b"ok"), true)
+                    .unwrap();
+            }
+        }
+    })
+    .await;
+    let gateway = Gateway::start(Options::routes(format!(
+        "routes:\n- host: a.test\n  health: {{path: '/up?q', interval: 100ms, timeout: 1s}}\n  \
+         targets: [{{target: 'h2c://{}'}}, {{target: 'h2c://127.0.0.1:9'}}]\n",
+        probed.address
+    )))
+    .await;
+    let state = async |place: usize, wanted: &str| {
+        let states = states(&gateway).await;
+        states
+            .get(place)
+            .is_some_and(|(_, state)| state.starts_with(wanted))
+    };
+    eventually("the other one is down", || state(1, "down")).await;
+    assert!(state(0, "up").await);
+    assert_eq!(Caller::new(&gateway, "a.test").get("/").await.status, 200);
+    sick.store(true, Ordering::SeqCst);
+    eventually("it is down", || state(0, "down: status 503")).await;
+    sick.store(false, Ordering::SeqCst);
+    eventually("it is up", || state(0, "up")).await;
+    gateway.stop().await;
+}
+
 /// Threads that have served from a route and nothing since do not keep its checks.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn checks_end_with_their_route_though_nobody_asks_for_another() {
@@ -242,7 +292,7 @@ async fn checks_end_with_their_route_though_nobody_asks_for_another() {
     })
     .await;
     let routes = |host: &str, more: &str| {
-        let health = "health: {path: /up, interval: 50ms, timeout: 1s}";
+        let health = "health: {path: /up, interval: 100ms, timeout: 1s}";
         let target = probed.address;
         format!("routes:\n- {{host: {host}, {health}, target: '{target}'{more}}}\n")
     };

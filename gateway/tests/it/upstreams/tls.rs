@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, date_time_ymd};
+use rustix::process::Signal;
 use rustls::ServerConfig;
 use rustls::pki_types::PrivateKeyDer;
 use rustls::server::Acceptor;
@@ -15,7 +16,9 @@ use tokio_rustls::LazyConfigAcceptor;
 
 use super::caller::Caller;
 use super::states;
-use crate::support::{Gateway, Options, eventually, replace_file};
+use crate::support::client::{Greeting, request};
+use crate::support::daemon::Daemon;
+use crate::support::{Gateway, Options, eventually, free_port, replace_file};
 
 type Issuer = CertifiedIssuer<'static, KeyPair>;
 
@@ -209,6 +212,39 @@ async fn another_certificate_in_the_file_of_ca_is_followed() {
     assert_eq!(Caller::new(&gateway, "a.test").get("/").await.status, 200);
     assert_eq!(gateway.table().revision, revision);
     gateway.stop().await;
+}
+
+/// Without a `ca` the system's authorities are believed, or those of `SSL_CERT_FILE` in their place.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_authorities_of_ssl_cert_file_are_the_systems() {
+    let ours = authority("ours");
+    let upstream = Server::start(&ours, "localhost", |_| {}).await;
+    let folder = tempfile::TempDir::new().unwrap();
+    let routes = format!(
+        "routes:\n- {{host: a.test, target: '{}'}}\n",
+        upstream.target("localhost")
+    );
+    std::fs::write(folder.path().join("routes.yaml"), routes).unwrap();
+    let ca = folder.path().join("ours.pem");
+    std::fs::write(&ca, ours.pem()).unwrap();
+    for (given, expected) in [(None, "HTTP/1.1 502 "), (Some(&ca), "HTTP/1.1 200 ")] {
+        let any =
+            ["http", "https", "ssh", "admin"].map(|name| format!("--{name}-addr=127.0.0.1:0"));
+        let ports = format!("--ports={}", free_port());
+        let flags: Vec<_> = any.into_iter().chain([ports]).collect();
+        let mut command = Daemon::command(folder.path(), "exec \"$@\"", &flags);
+        if let Some(file) = given {
+            command.env("SSL_CERT_FILE", file);
+        }
+        let mut daemon = Daemon::start(command);
+        let https = daemon.address("https").await;
+        let mut stream = Greeting::anyone("a.test").dial(https).await.unwrap();
+        let answer = request(&mut stream, "a.test").await;
+        assert!(answer.starts_with(expected), "{given:?}: {answer}");
+        daemon.signal(Signal::TERM);
+        assert_eq!(daemon.ended().await.code(), Some(0));
+    }
+    assert_eq!(upstream.handshakes.load(Ordering::SeqCst), 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
