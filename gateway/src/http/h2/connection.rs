@@ -155,7 +155,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Task<I> {
                         other => other,
                     };
                     let opened = Opened::new(&self.down, &self.link, request, respond);
-                    self.work.begin(opened, &self.worker.clerks);
+                    self.work.seat(opened, &self.worker.clerks);
                 }
                 Poll::Ready(Some(Err(error))) => {
                     self.ended_by(&error);

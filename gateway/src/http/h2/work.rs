@@ -126,14 +126,24 @@ struct Bell {
     turns: Arc<Turns>,
 }
 
+impl Bell {
+    /// True: it was not noted before.
+    fn note(&self) -> bool {
+        let noted = self.rung.swap(true, Ordering::AcqRel);
+        if !noted {
+            self.turns.seats().push(self.seat);
+        }
+        !noted
+    }
+}
+
 impl Wake for Bell {
     fn wake(self: Arc<Self>) {
         self.wake_by_ref();
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        if !self.rung.swap(true, Ordering::AcqRel) {
-            self.turns.seats().push(self.seat);
+        if self.note() {
             self.turns.task.wake_by_ref();
         }
     }
@@ -210,8 +220,9 @@ impl<R: Serve, T> Work<R, T> {
         self.seats.len() - self.free.len()
     }
 
-    /// Begins an exchange, and takes it as far as it goes now.
-    pub(super) fn begin(&mut self, request: R, clerks: &Clerks<R>) {
+    /// Seats a request. Those of one round begin together with the next poll: what they send
+    /// upstream, and so what comes back, stays close together.
+    pub(super) fn seat(&mut self, request: R, clerks: &Clerks<R>) {
         let clerk = clerks.take();
         clerk.begin(request);
         let at = self.free.pop().unwrap_or_else(|| {
@@ -221,8 +232,8 @@ impl<R: Serve, T> Work<R, T> {
         });
         if let Some(seat) = self.seats.get_mut(at) {
             seat.clerk = Some(clerk);
+            seat.rung.bell.note();
         }
-        self.poll_seat(at, clerks);
     }
 
     /// Polls what was woken, each about once, and tells what has come from outside.
@@ -258,9 +269,10 @@ impl<R: Serve, T> Work<R, T> {
         else {
             return;
         };
+        let cx = &mut rung.answer();
         // Who sat there before may have left a waker behind.
         let Some(clerk) = seated else { return };
-        if clerk.poll(&mut rung.answer()).is_ready()
+        if clerk.poll(cx).is_ready()
             && let Some(clerk) = seated.take()
         {
             clerks.give_back(clerk);
@@ -272,8 +284,8 @@ impl<R: Serve, T> Work<R, T> {
 /// The place of what comes from outside among the seats.
 const OUTSIDE: usize = usize::MAX;
 
-/// Clerks that a thread keeps: as many requests as come in one round of a busy thread.
-const IDLE_MAX: usize = 256;
+/// Clerks that a thread keeps: as many as a busy one has requests at once.
+const IDLE_MAX: usize = 1024;
 
 #[cfg(test)]
 mod tests {
@@ -345,7 +357,8 @@ mod tests {
                 told,
                 held: Rc::clone(&self.held),
             };
-            self.work.begin(asked, &self.clerks);
+            self.work.seat(asked, &self.clerks);
+            self.work.poll(&self.clerks);
             (polls, tell)
         }
 
