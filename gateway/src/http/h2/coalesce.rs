@@ -1,13 +1,12 @@
 //! The socket of an HTTP/2 connection, shared by the h2 crate and the connection's task.
 //!
 //! The h2 crate flushes after every DATA frame of some size, which costs a TLS
-//! record and a system call each time. Here its writes only append to one
-//! buffer and its flushes do nothing; the task drains the buffer when the state
-//! machine has nothing more to say. Above a bound writes wait for the socket, so
-//! memory stays flat however slowly the peer reads. A drained buffer goes back
-//! to the thread: a connection that waits holds none.
+//! record and a system call each time. Here its writes only fill an outbox and
+//! its flushes do nothing; the task drains the outbox when the state machine has
+//! nothing more to say. Above a bound writes wait for the socket, so memory stays
+//! flat however slowly the peer reads. A connection that waits holds no buffer.
 
-use std::cell::{Cell, RefCell, RefMut};
+use std::cell::{RefCell, RefMut};
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::rc::Rc;
@@ -15,6 +14,8 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
+
+use super::outbox::{Lent, Outbox};
 
 /// What the peer's bytes are shown to before the h2 crate sees them.
 pub(crate) trait Inspect {
@@ -53,9 +54,8 @@ impl<I, W> Clone for Coalesced<I, W> {
 struct Inner<I, W> {
     io: I,
     watch: W,
-    /// What is written and not yet drained, from `at` on.
-    out: Vec<u8>,
-    at: usize,
+    /// What is written and not yet drained.
+    out: Outbox,
     /// Whether bytes are in the socket's layers that were not flushed.
     unflushed: bool,
     /// When bytes last came or went.
@@ -71,8 +71,7 @@ impl<I, W: Inspect> Coalesced<I, W> {
         Self(Rc::new(RefCell::new(Inner {
             io,
             watch,
-            out: Vec::new(),
-            at: 0,
+            out: Outbox::default(),
             unflushed: false,
             moved: Instant::now(),
             readable: READ_AT_ONCE,
@@ -83,6 +82,11 @@ impl<I, W: Inspect> Coalesced<I, W> {
     /// Allows another [`READ_AT_ONCE`] bytes to be read: the task has seen what the last ones were.
     pub(crate) fn admit(&self) {
         self.0.borrow_mut().readable = READ_AT_ONCE;
+    }
+
+    /// Where to leave handles on what the h2 crate is handed.
+    pub(crate) fn lent(&self) -> Lent {
+        self.0.borrow().out.lent()
     }
 
     /// When bytes last came or went.
@@ -110,20 +114,10 @@ impl<I: AsyncWrite + Unpin, W: Inspect> Coalesced<I, W> {
 
 impl<I: AsyncWrite + Unpin, W: Inspect> Inner<I, W> {
     fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while let Some(left) = self.out.get(self.at..).filter(|left| !left.is_empty()) {
-            let count = ready!(Pin::new(&mut self.io).poll_write(cx, left))?;
-            if count == 0 {
-                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
-            }
-            self.at += count;
-            self.unflushed = true;
-            self.moved = Instant::now();
-            self.watch.sent(count);
+        while self.out.len() > 0 {
+            ready!(self.poll_write_out(cx))?;
         }
-        if !self.out.is_empty() {
-            give_back(std::mem::take(&mut self.out));
-            self.at = 0;
-        }
+        self.out.rest();
         if self.unflushed {
             ready!(Pin::new(&mut self.io).poll_flush(cx))?;
             self.unflushed = false;
@@ -132,26 +126,32 @@ impl<I: AsyncWrite + Unpin, W: Inspect> Inner<I, W> {
     }
 
     /// Room for another frame, which may then go above the bound by its own length.
+    ///
+    /// What is beyond the bound stays, to be sent with what follows: it is a few bytes of a frame.
     fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.out.len() - self.at < BUFFERED_MAX {
-            return Poll::Ready(Ok(()));
-        }
-        let drained = self.poll_drain(cx)?;
-        if drained.is_pending() && self.out.len() - self.at >= BUFFERED_MAX {
-            return Poll::Pending;
+        while self.out.len() >= BUFFERED_MAX {
+            ready!(self.poll_write_out(cx))?;
         }
         Poll::Ready(Ok(()))
     }
 
-    fn append(&mut self, bytes: &[u8]) {
-        if self.out.capacity() == 0 {
-            self.out = take_spare();
-        } else if self.at > 0 && self.out.len() + bytes.len() > self.out.capacity() {
-            // Making room at the front is cheaper than growing.
-            self.out.drain(..self.at);
-            self.at = 0;
+    /// Gives the socket's layers what they take at once.
+    fn poll_write_out(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let slices = self.out.slices();
+        let io = Pin::new(&mut self.io);
+        let count = ready!(match slices.as_slice() {
+            [one] => io.poll_write(cx, one),
+            all => io.poll_write_vectored(cx, all),
+        })?;
+        drop(slices);
+        if count == 0 {
+            return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
         }
-        self.out.extend_from_slice(bytes);
+        self.out.advance(count);
+        self.unflushed = true;
+        self.moved = Instant::now();
+        self.watch.sent(count);
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -189,7 +189,7 @@ impl<I: AsyncWrite + Unpin, W: Inspect> AsyncWrite for Coalesced<I, W> {
     ) -> Poll<io::Result<usize>> {
         let mut inner = self.0.borrow_mut();
         ready!(inner.poll_room(cx))?;
-        inner.append(buf);
+        inner.out.push(buf);
         Poll::Ready(Ok(buf.len()))
     }
 
@@ -201,7 +201,7 @@ impl<I: AsyncWrite + Unpin, W: Inspect> AsyncWrite for Coalesced<I, W> {
         let mut inner = self.0.borrow_mut();
         ready!(inner.poll_room(cx))?;
         for buf in bufs {
-            inner.append(buf);
+            inner.out.push(buf);
         }
         Poll::Ready(Ok(bufs.iter().map(|buf| buf.len()).sum()))
     }
@@ -222,35 +222,11 @@ impl<I: AsyncWrite + Unpin, W: Inspect> AsyncWrite for Coalesced<I, W> {
     }
 }
 
-thread_local! {
-    /// The buffer that is free on this thread. One is enough: most drains end within the poll that filled it.
-    static SPARE: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
-}
-
-fn take_spare() -> Vec<u8> {
-    let spare = SPARE.take();
-    if spare.capacity() == 0 {
-        return Vec::with_capacity(BUFFERED_MAX + FRAME_ROOM);
-    }
-    spare
-}
-
-fn give_back(mut buffer: Vec<u8>) {
-    // One that had to grow is not worth keeping.
-    if buffer.capacity() <= 2 * (BUFFERED_MAX + FRAME_ROOM) {
-        buffer.clear();
-        SPARE.set(buffer);
-    }
-}
-
 /// A peer that sends without end does not keep its streams from being served.
 const READ_AT_ONCE: usize = 256 << 10;
 
 /// Above this much, writes wait for the socket. As much as rustls takes at once.
-const BUFFERED_MAX: usize = 64 << 10;
-
-/// What one write may add beyond the bound without growing the buffer: a frame of the usual size.
-const FRAME_ROOM: usize = (16 << 10) + 512;
+pub(super) const BUFFERED_MAX: usize = 64 << 10;
 
 #[cfg(test)]
 mod tests {
@@ -284,7 +260,7 @@ mod tests {
         assert!(io.poll_drain(&mut noop()).is_ready());
         let count = far.read(&mut seen).await.unwrap();
         assert_eq!(&seen[..count], b"one two three");
-        assert_eq!(io.0.borrow().out.capacity(), 0, "a drained buffer is kept");
+        assert!(io.0.borrow().out.is_at_rest(), "a drained buffer is kept");
     }
 
     #[tokio::test]
@@ -305,7 +281,6 @@ mod tests {
         }
         assert!(stuck);
         assert!(written < BUFFERED_MAX + 1000 + 700, "{written}");
-        assert!(io.0.borrow().out.capacity() <= 2 * (BUFFERED_MAX + FRAME_ROOM));
 
         let mut got = Vec::new();
         while got.len() < written {

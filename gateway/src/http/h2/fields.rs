@@ -30,23 +30,27 @@ pub(crate) fn trailers(map: &HeaderMap) -> Trailers {
     trailers
 }
 
-/// A map of `fields` with room for `more`. All values share one buffer.
+/// A map of `fields`, and of `own`, which replace them. All values share one buffer.
 ///
 /// What is no field at all is left out: whoever parsed them has checked them.
-pub(crate) fn map<'f>(
-    fields: impl ExactSizeIterator<Item = Field<'f>> + Clone,
-    more: usize,
-) -> HeaderMap {
-    let mut map = HeaderMap::with_capacity(fields.len() + more);
-    let len = fields.clone().map(|(_, value)| value.len()).sum();
-    let mut values = BytesMut::with_capacity(len);
-    for (name, value) in fields {
-        let Ok(name) = HeaderName::from_bytes(name) else {
-            continue;
-        };
-        values.extend_from_slice(value);
-        if let Ok(value) = HeaderValue::from_maybe_shared(values.split().freeze()) {
+pub(crate) fn map(fields: &[Field<'_>], own: &[(HeaderName, &[u8])]) -> HeaderMap {
+    let mut map = HeaderMap::with_capacity(fields.len() + own.len());
+    let len = |value: &[u8]| value.len();
+    let total = fields.iter().map(|(_, value)| len(value)).sum::<usize>();
+    let mut values =
+        BytesMut::with_capacity(total + own.iter().map(|(_, value)| len(value)).sum::<usize>());
+    let mut value = |bytes: &[u8]| {
+        values.extend_from_slice(bytes);
+        HeaderValue::from_maybe_shared(values.split().freeze())
+    };
+    for (name, bytes) in fields {
+        if let (Ok(name), Ok(value)) = (HeaderName::from_bytes(name), value(bytes)) {
             map.append(name, value);
+        }
+    }
+    for (name, bytes) in own {
+        if let Ok(value) = value(bytes) {
+            map.insert(name.clone(), value);
         }
     }
     map
@@ -65,7 +69,7 @@ mod tests {
             (b"bad name", b"1"),
             (b"bad", b"1\r\n2"),
         ];
-        let map = map(fields.iter().copied(), 2);
+        let map = map(&fields, &[]);
         let mut seen = of(&map);
         seen.sort_unstable();
         let expected: [Field<'_>; 3] = [

@@ -15,6 +15,7 @@ use h2::{Reason, RecvStream, SendStream};
 use http::HeaderMap;
 
 use super::fields::{self, Fields};
+use super::{Lent, blocks};
 use crate::http::side::{Piece, Room, SideError};
 
 /// What the streams of one connection may hand over until its task has drained the socket.
@@ -22,18 +23,19 @@ use crate::http::side::{Piece, Room, SideError};
 pub(crate) struct Quota {
     left: Cell<usize>,
     waiting: RefCell<Vec<Waker>>,
-}
-
-impl Default for Quota {
-    fn default() -> Self {
-        Self {
-            left: Cell::new(QUOTA),
-            waiting: RefCell::default(),
-        }
-    }
+    lent: Lent,
 }
 
 impl Quota {
+    /// All of it. `lent` are the handles on what is handed over.
+    pub(crate) fn new(lent: Lent) -> Self {
+        Self {
+            left: Cell::new(QUOTA),
+            waiting: RefCell::default(),
+            lent,
+        }
+    }
+
     fn poll(&self, cx: &mut Context<'_>) -> Poll<()> {
         if self.left.get() > 0 {
             return Poll::Ready(());
@@ -45,8 +47,9 @@ impl Quota {
         Poll::Pending
     }
 
-    fn spend(&self, bytes: usize) {
-        self.left.set(self.left.get().saturating_sub(bytes));
+    fn spend(&self, piece: &Bytes) {
+        self.left.set(self.left.get().saturating_sub(piece.len()));
+        self.lent.leave(piece);
     }
 
     /// The socket has taken everything.
@@ -130,10 +133,10 @@ impl Sending {
                 match self.poll_send_held(cx, quota) {
                     Poll::Ready(sent) => {
                         sent?;
-                        self.held = Bytes::copy_from_slice(bytes);
+                        self.held = blocks::copy(bytes);
                     }
                     Poll::Pending => {
-                        self.held = [&self.held, bytes].concat().into();
+                        self.held = blocks::concat(&self.held, bytes);
                         return Ok(Room::Full);
                     }
                 }
@@ -142,10 +145,8 @@ impl Sending {
                 return Ok(if roomy { Room::More } else { Room::Full });
             }
             Piece::Trailers(trailers) => {
-                self.end = Some(End::Trailers(fields::map(
-                    trailers.iter().collect::<Fields<'_>>().iter().copied(),
-                    0,
-                )));
+                let trailers: Fields<'_> = trailers.iter().collect();
+                self.end = Some(End::Trailers(fields::map(&trailers, &[])));
             }
             Piece::End => self.end = Some(End::Data),
         }
@@ -208,7 +209,7 @@ impl Sending {
         while self.held.has_remaining() {
             let room = ready!(self.poll_capacity(cx, self.held.len()))?;
             let piece = self.held.split_to(room.min(self.held.len()));
-            quota.spend(piece.len());
+            quota.spend(&piece);
             let last = self.held.is_empty() && matches!(self.end, Some(End::Data));
             self.stream.send_data(piece, last).map_err(side_error)?;
             if last {

@@ -2,7 +2,7 @@
 //!
 //! The crate knows frames, windows and compression; everything above is the
 //! same as for HTTP/1. In the order bytes meet them: `coalesce` is the socket,
-//! `meter` counts what is no request, `connection` is the task that drives the
+//! `outbox` what is written to it, `meter` counts what is no request, `connection` is the task that drives the
 //! connection and all its streams, `gather` its waker, `work` its exchanges,
 //! `request` makes a head of what came, `stream` is the client of one exchange,
 //! `flow` its two directions, `fields` the maps of the h2 crate as slices and back.
@@ -28,17 +28,20 @@ use super::head::Version;
 use super::plan::{Plan, Turn};
 use crate::listener::Worker;
 
+mod blocks;
 mod coalesce;
 mod connection;
 pub(crate) mod fields;
 pub(crate) mod flow;
 mod gather;
 mod meter;
+mod outbox;
 mod request;
 mod stream;
 mod work;
 
 pub(crate) use coalesce::Coalesced;
+pub(crate) use outbox::Lent;
 pub(crate) use work::Clerks;
 
 use connection::{Over, Task};

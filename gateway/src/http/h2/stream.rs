@@ -10,24 +10,34 @@ use std::time::Duration;
 use bytes::Bytes;
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream};
-use http::header::{self, HeaderName, HeaderValue};
+use http::header::{self, HeaderName};
 use http::{Response, StatusCode};
 use tokio::time::timeout;
 
-use super::fields;
 use super::flow::{Quota, Receiving, Sending, side_error};
+use super::{Lent, fields};
 use crate::http::forward::Failure;
 use crate::http::side::{AnswerBody, AnswerHead, Client, Field, Outlet, Piece, Room, SideError};
 
 /// What the streams of a connection share with its task.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Link {
     pub(super) quota: Quota,
     /// Streams answered to their end since the task last asked.
     answered: Cell<u32>,
+    /// Whether an answer has been begun before.
+    has_answered: Cell<bool>,
 }
 
 impl Link {
+    pub(super) fn new(lent: Lent) -> Self {
+        Self {
+            quota: Quota::new(lent),
+            answered: Cell::default(),
+            has_answered: Cell::default(),
+        }
+    }
+
     /// Streams answered to their end since the last call.
     pub(super) fn take_answered(&self) -> u32 {
         self.answered.take()
@@ -207,7 +217,7 @@ impl Client for Stream {
         };
         let mut response = Response::new(());
         *response.status_mut() = status;
-        *response.headers_mut() = fields::map(fields.iter().copied(), 0);
+        *response.headers_mut() = fields::map(fields, &[]);
         // A client that has left learns nothing more.
         let _ = respond.send_informational(response);
     }
@@ -226,11 +236,10 @@ impl Client for Stream {
         let mut response = Response::new(());
         // The 101 of a tunnel (RFC 8441) is a 200. Upstreams may invent statuses; three digits they have.
         *response.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY);
-        let mut map = fields::map(head.fields.iter().copied(), 2);
-        if let Ok(mut id) = HeaderValue::from_str(head.request_id) {
-            // Never the same twice: not worth a place in the compression's table.
-            id.set_sensitive(true);
-            map.insert(X_REQUEST_ID, id);
+        let mut map = fields::map(head.fields, &[(X_REQUEST_ID, head.request_id.as_bytes())]);
+        if let Some(id) = map.get_mut(X_REQUEST_ID) {
+            // Never the same twice: not worth a place in the compression's table, but for the name's sake.
+            id.set_sensitive(self.link.has_answered.replace(true));
         }
         if tunnelled {
             map.remove(header::SEC_WEBSOCKET_ACCEPT);

@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep_until};
 use tracing::debug;
 
 use super::shared::{Connected, IDLE_MAX};
-use crate::http::h2::Coalesced;
+use crate::http::h2::{Coalesced, Lent};
 use crate::shared::Shared;
 
 /// A connection that nobody drives yet.
@@ -48,6 +48,11 @@ impl<I> Driver<I>
 where
     I: AsyncRead + AsyncWrite + Unpin,
 {
+    /// Where to leave handles on what the h2 crate is handed.
+    pub(super) fn lent(&self) -> Lent {
+        self.io.lent()
+    }
+
     /// Drives the connection until it is over, idle for too long, no longer admitted, or cut.
     pub(super) async fn run(
         mut self,

@@ -140,7 +140,7 @@ impl Connections {
             .map_err(OpenError::Handshake)?;
         let connected = Rc::new(Connected {
             peer,
-            quota: Quota::default(),
+            quota: Quota::new(driver.lent()),
             admission: admission.clone(),
             sender: RefCell::new(Some(sender)),
             streams: Cell::new(0),
