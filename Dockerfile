@@ -15,7 +15,8 @@ COPY --from=build /src/target/release/edd-gateway /usr/local/bin/edd-gateway
 RUN setcap cap_net_bind_service=+ep /usr/local/bin/edd-gateway \
     && apt-get purge --yes --auto-remove libcap2-bin
 COPY routes.yaml /etc/edd/routes.yaml
-USER edd
+# By number: Kubernetes must see that it is not root.
+USER 10001
 WORKDIR /var/lib/edd
 ENV EDD_GATEWAY_ROUTES=/etc/edd/routes.yaml \
     EDD_GATEWAY_CERTS_DIR=/etc/edd/certs \
