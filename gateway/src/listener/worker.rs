@@ -61,7 +61,7 @@ impl Deref for Tables {
 }
 
 impl Worker {
-    fn new(shared: Arc<Shared>) -> Self {
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
         Self {
             pool: Pool::under(&shared.gate),
             table: RefCell::new(Cache::new(Tables(Arc::clone(&shared)))),

@@ -59,6 +59,8 @@ pub(super) struct Run<'r, 'f> {
     switched: bool,
     /// The upstream's last piece has come.
     heard_all: bool,
+    /// Something of the answer is kept, because the client does not read as fast as it comes.
+    unread: bool,
     /// When something last moved, either way.
     moved_at: Instant,
     /// Since when the client's side is half-closed.
@@ -104,6 +106,7 @@ impl<'r, 'f> Run<'r, 'f> {
             answered: false,
             switched: false,
             heard_all: false,
+            unread: false,
             moved_at: now,
             half_since: None,
             revoked: None,
@@ -347,9 +350,12 @@ impl<'r, 'f> Run<'r, 'f> {
             }
         }
         match client.poll_flush(cx) {
-            Poll::Ready(Ok(())) => {}
+            Poll::Ready(Ok(())) => moved |= std::mem::take(&mut self.unread),
             Poll::Ready(Err(_)) => return Err(self.left(client)),
-            Poll::Pending => return Ok(moved),
+            Poll::Pending => {
+                self.unread = true;
+                return Ok(moved);
+            }
         }
         if self.heard_all && self.up != Up::Open {
             return Err(End::Complete {
@@ -438,7 +444,7 @@ impl<'r, 'f> Run<'r, 'f> {
                 (self.moved_at + limit, Due::Answer)
             }
         } else if self.heard_all && !self.switched {
-            if self.up == Up::Open {
+            if self.up == Up::Open && !self.unread {
                 (self.moved_at + timeouts.body.min(UPLOAD_REST), Due::Upload)
             } else {
                 (self.moved_at + silence_max, Due::Silence)
@@ -567,3 +573,7 @@ const HALF_CLOSED_WAIT: Duration = Duration::from_secs(5);
 
 /// How long an upload may pause once it is answered.
 const UPLOAD_REST: Duration = Duration::from_secs(2);
+
+#[cfg(test)]
+#[path = "run_tests.rs"]
+mod tests;
