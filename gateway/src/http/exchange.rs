@@ -44,6 +44,10 @@ pub(crate) struct Exchange {
     pub(crate) upstream: Option<SocketAddr>,
     /// The answer's status.
     pub(crate) status: u16,
+    /// Whether it is a gRPC call: those have another status in their trailers.
+    pub(crate) is_grpc: bool,
+    /// That status, where there is one.
+    pub(crate) grpc_status: Option<u16>,
     /// Body bytes from the client.
     pub(crate) bytes_in: u64,
     /// Body bytes to the client.
@@ -78,6 +82,8 @@ impl Exchange {
             route: None,
             upstream: None,
             status: CLIENT_GONE,
+            is_grpc: false,
+            grpc_status: None,
             bytes_in: 0,
             bytes_out: 0,
             is_head: method == "HEAD",
@@ -89,6 +95,22 @@ impl Exchange {
     pub(crate) fn note(&mut self, why: impl Into<Cow<'static, str>>) {
         if self.note.is_none() {
             self.note = Some(why.into());
+        }
+    }
+
+    /// Looks for the status of a gRPC call in a head or in trailers.
+    pub(crate) fn look_for_grpc_status<'v>(
+        &mut self,
+        mut fields: impl Iterator<Item = (&'v [u8], &'v [u8])>,
+    ) {
+        if !self.is_grpc {
+            return;
+        }
+        let found = fields.find(|(name, _)| name.eq_ignore_ascii_case(b"grpc-status"));
+        let text = found.and_then(|(_, value)| std::str::from_utf8(value).ok());
+        let digits = text.filter(|text| text.bytes().all(|b| b.is_ascii_digit()));
+        if let Some(status) = digits.and_then(|text| text.parse().ok()) {
+            self.grpc_status = Some(status);
         }
     }
 
@@ -116,6 +138,7 @@ impl Drop for Exchange {
                 .unwrap_or_else(|| self.worker.labels.none()),
             upstream: self.upstream,
             status: self.status,
+            grpc_status: self.grpc_status,
             bytes_in: self.bytes_in,
             bytes_out: self.bytes_out,
             duration,

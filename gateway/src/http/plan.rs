@@ -64,6 +64,7 @@ impl Turn {
         }
         let field = |name| fields::first(view.fields, name).unwrap_or_default();
         let form = Form::of(field(b"content-type"), field(b"accept"));
+        exchange.is_grpc = form == Form::Grpc;
         let plan = plan(down, view, &mut exchange);
         Self {
             exchange,

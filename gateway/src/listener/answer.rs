@@ -53,6 +53,7 @@ impl Answer {
             route: Arc::from("none"),
             upstream: None,
             status,
+            grpc_status: None,
             bytes_in: 0,
             bytes_out: length as u64,
             duration: took,

@@ -38,6 +38,8 @@ pub struct HttpRecord {
     pub upstream: Option<SocketAddr>,
     /// Status of the answer.
     pub status: u16,
+    /// `grpc-status` of an answer to gRPC, from its trailers or its head.
+    pub grpc_status: Option<u16>,
     /// Body bytes from the client.
     pub bytes_in: u64,
     /// Body bytes to the client.
@@ -69,6 +71,7 @@ impl HttpRecord {
             route = %self.route,
             upstream = upstream.as_str(),
             status = self.status,
+            grpc_status = self.grpc_status,
             bytes_in = self.bytes_in,
             bytes_out = self.bytes_out,
             ms = millis(self.duration),

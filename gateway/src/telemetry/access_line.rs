@@ -1,5 +1,6 @@
 //! The line of a request, as `tracing-subscriber` would write it, without its cost.
 
+use std::fmt;
 use std::io::{self, Write};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -47,7 +48,7 @@ impl Lines {
                     out,
                     "{date}.{micros:06}Z  INFO access: kind=\"http\" request_id={} revision={} \
                      peer={} version={:?} method={:?} host={} path={} route={} upstream=\"{}\" \
-                     status={} bytes_in={} bytes_out={} ms={:?} note={:?}",
+                     status={}{} bytes_in={} bytes_out={} ms={:?} note={:?}",
                     record.request_id,
                     record.revision,
                     record.peer,
@@ -58,6 +59,7 @@ impl Lines {
                     record.route,
                     Upstream(record.upstream),
                     record.status,
+                    GrpcStatus(" grpc_status=", record.grpc_status),
                     record.bytes_in,
                     record.bytes_out,
                     millis(record.duration),
@@ -84,9 +86,10 @@ impl Lines {
                 json(out, &record.route)?;
                 write!(
                     out,
-                    ",\"upstream\":\"{}\",\"status\":{},\"bytes_in\":{},\"bytes_out\":{},\"ms\":",
+                    ",\"upstream\":\"{}\",\"status\":{}{},\"bytes_in\":{},\"bytes_out\":{},\"ms\":",
                     Upstream(record.upstream),
                     record.status,
+                    GrpcStatus(",\"grpc_status\":", record.grpc_status),
                     record.bytes_in,
                     record.bytes_out
                 )?;
@@ -126,6 +129,18 @@ impl Lines {
     }
 }
 
+/// What only answers to gRPC have: how the field begins, and its value.
+struct GrpcStatus(&'static str, Option<u16>);
+
+impl fmt::Display for GrpcStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.1 {
+            Some(status) => write!(f, "{}{status}", self.0),
+            None => Ok(()),
+        }
+    }
+}
+
 /// A JSON string.
 fn json(out: &mut Vec<u8>, text: &str) -> io::Result<()> {
     Ok(serde_json::to_writer(out, text)?)
@@ -161,6 +176,7 @@ mod tests {
             route: "a.example/".into(),
             upstream: Some("127.0.0.1:80".parse().unwrap()),
             status: 200,
+            grpc_status: None,
             bytes_in: 0,
             bytes_out: 1_048_576,
             duration: Duration::from_micros(1500),
@@ -180,6 +196,7 @@ mod tests {
         };
         let whole = HttpRecord {
             duration: Duration::from_secs(3),
+            grpc_status: Some(14),
             ..plain.clone()
         };
         vec![plain, odd, whole]

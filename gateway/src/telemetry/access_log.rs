@@ -319,6 +319,7 @@ mod tests {
             route: "a/".into(),
             upstream: None,
             status,
+            grpc_status: None,
             bytes_in: 0,
             bytes_out: 0,
             duration: Duration::ZERO,

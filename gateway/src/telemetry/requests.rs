@@ -269,6 +269,7 @@ mod tests {
             route: route.into(),
             upstream: None,
             status,
+            grpc_status: None,
             bytes_in: 0,
             bytes_out: 0,
             duration: Duration::from_millis(2),

@@ -274,6 +274,7 @@ async fn own<C: Client>(
         true => AnswerBody::None(Some(length)),
         false => AnswerBody::Length(length),
     };
+    exchange.look_for_grpc_status(fields.iter().copied());
     client.answer(&AnswerHead {
         status,
         reason: b"",

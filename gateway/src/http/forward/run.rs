@@ -308,6 +308,7 @@ impl<'r, 'f> Run<'r, 'f> {
                 Event::Answered(view) => {
                     *answered = true;
                     choice.answered(view.status);
+                    exchange.look_for_grpc_status(view.fields.iter().copied());
                     switch = answer(client, &view, exchange, down);
                     if switch { Room::Full } else { Room::More }
                 }
@@ -315,7 +316,9 @@ impl<'r, 'f> Run<'r, 'f> {
                     match piece {
                         Piece::Data(data) => exchange.bytes_out += data.len() as u64,
                         Piece::End => *heard_all = true,
-                        Piece::Trailers(_) => {}
+                        Piece::Trailers(trailers) => {
+                            exchange.look_for_grpc_status(trailers.iter());
+                        }
                     }
                     client.put(cx, piece).unwrap_or_else(|_| {
                         gone = true;

@@ -205,6 +205,8 @@ enum Coming {
     Head(u16, AnswerBody),
     Interim(u16),
     Lost,
+    /// Trailers with this `grpc-status`, and the end.
+    Status(&'static [u8]),
 }
 
 /// A side of an exchange: what it says, and how much it takes.
@@ -367,11 +369,17 @@ impl Server for Side {
                     let _ = take(cx, Event::Piece(Piece::Trailers(&Trailers::new())));
                     take(cx, Event::Piece(Piece::End))
                 }
+                Coming::Status(status) => {
+                    let mut trailers = Trailers::new();
+                    trailers.push(b"grpc-status", status).unwrap();
+                    let _ = take(cx, Event::Piece(Piece::Trailers(&trailers)));
+                    take(cx, Event::Piece(Piece::End))
+                }
                 Coming::Head(status, body) => take(cx, Event::Answered(view(status, body))),
                 Coming::Interim(status) => take(cx, Event::Informed(view(status, none))),
                 Coming::Lost => return Poll::Ready(Err(lost())),
             };
-            if room == Room::Full || matches!(coming, Coming::End) {
+            if room == Room::Full || matches!(coming, Coming::End | Coming::Status(_)) {
                 break;
             }
         }
@@ -710,4 +718,25 @@ async fn an_exchange_ends_with_what_admitted_it_and_with_the_drain() {
             assert!(matches!(end, End::Failed(Failure::Revoked)), "{end:?}");
         })
         .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_status_of_a_grpc_call_is_recorded_from_its_trailers() {
+    let stage = Stage::new(RequestBody::None, vec![]);
+    for (is_grpc, said, status) in [
+        (true, &b"14"[..], Some(14)),
+        (true, b"99999", None),
+        (true, b"+1", None),
+        (false, b"14", None),
+    ] {
+        stage
+            .play(async |play| {
+                play.run.exchange.is_grpc = is_grpc;
+                play.answers(200, AnswerBody::Open);
+                play.server.comes(Coming::Status(said));
+                assert!(is_complete(&play.go().await.unwrap()));
+                assert_eq!(play.run.exchange.grpc_status, status, "{said:?}");
+            })
+            .await;
+    }
 }
