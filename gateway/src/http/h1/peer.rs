@@ -318,6 +318,11 @@ impl<I> Peer<I> {
             text => text,
         };
         write::status_line(out, version, head.status, text)?;
+        let sized = |(name, _): &Field<'_>| Kind::of(name) == Kind::ContentLength;
+        if head.body == AnswerBody::Length(0) && !head.fields.iter().any(sized) {
+            // Over HTTP/2 an answer may end without a word about its length.
+            write::field(out, b"content-length", b"0")?;
+        }
         for (name, value) in head.fields {
             match (head.body, name.len()) {
                 (AnswerBody::Length(length) | AnswerBody::None(Some(length)), 14)

@@ -239,9 +239,9 @@ fn body_kind(head: &Parts, is_head: bool, ended: bool) -> AnswerBody {
         .and_then(|l| l.to_str().ok())
         .and_then(|l| l.parse().ok());
     match length {
-        _ if ended || is_head || matches!(head.status.as_u16(), 204 | 304) => {
-            AnswerBody::None(length)
-        }
+        _ if is_head || matches!(head.status.as_u16(), 204 | 304) => AnswerBody::None(length),
+        // Said or not, that is its length, and HTTP/1 has to be told.
+        _ if ended => AnswerBody::Length(0),
         Some(length) => AnswerBody::Length(length),
         None => AnswerBody::Open,
     }
