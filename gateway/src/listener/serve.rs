@@ -254,9 +254,13 @@ impl<'w> Connection<'w> {
                     false => Box::pin(serve_h1(stream, facts, self.worker)),
                 })
             }
-            Err(HandshakeError::Failed { error, stream }) => {
+            Err(HandshakeError::Failed {
+                error,
+                last,
+                stream,
+            }) => {
                 debug!(peer = %self.peer, %error, "TLS handshake failed");
-                close(stream.into_parts().1, b"").await;
+                close(stream.into_parts().1, &last).await;
                 None
             }
             Err(HandshakeError::TimedOut) => {
@@ -326,7 +330,7 @@ mod tests {
     fn waiting_and_being_served_hold_little() {
         let waiting = size(|a: Accepted, w: Thread, s: Ssh| begin(a, w, s));
         let around = size(|a: Accepted, w: Thread, s: Ssh| serve(a, w, s));
-        type Tls = tokio_rustls::server::TlsStream<Prefixed<TcpStream>>;
+        type Tls = tokio_rustls::server::TlsStream<crate::tls::Together<Prefixed<TcpStream>>>;
         let h1 = size(|io: Box<Tls>, facts, w: Thread| serve_h1(io, facts, w));
         eprintln!("waiting {waiting}, around what serves {around}, h1 {h1}");
         assert!(waiting <= 2048, "{waiting}");

@@ -4,6 +4,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 
 use crate::listener::Prefixed;
+use crate::tls::Together;
 use crate::upstream::Socket;
 
 /// Makes the coming close of `stream` a reset instead of an end of the data.
@@ -61,6 +62,12 @@ impl<S: OverTcp> OverTcp for Prefixed<S> {
 
     fn plain(&self) -> Option<&TcpStream> {
         self.get_ref().plain().filter(|_| self.is_drained())
+    }
+}
+
+impl<S: OverTcp> OverTcp for Together<S> {
+    fn tcp(&self) -> &TcpStream {
+        self.get_ref().tcp()
     }
 }
 

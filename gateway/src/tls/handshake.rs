@@ -15,6 +15,7 @@ use tokio_rustls::server::TlsStream;
 
 use super::policy::ClientPolicy;
 use super::store::Resolver;
+use super::together::Together;
 use super::{CertStore, PolicyId, Secured, TicketKeys};
 
 /// Why a handshake did not finish.
@@ -25,6 +26,8 @@ pub enum HandshakeError<S> {
     Failed {
         /// What went wrong.
         error: io::Error,
+        /// What is still to be written: an alert, most often written already.
+        last: Vec<u8>,
         /// The connection, to be closed gently so that the alert arrives.
         stream: S,
     },
@@ -43,7 +46,7 @@ impl CertStore {
         stream: S,
         sni: Option<String>,
         deadline: Instant,
-    ) -> Result<(Box<TlsStream<S>>, Secured), HandshakeError<S>>
+    ) -> Result<(Box<TlsStream<Together<S>>>, Secured), HandshakeError<S>>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
@@ -51,20 +54,26 @@ impl CertStore {
         let in_force = self.in_force.load_full();
         let pair = in_force.table.select(sni.as_deref()).cloned();
         let acceptor = in_force.acceptor(pair.as_deref());
-        let accept = acceptor.accept(stream).into_fallible();
+        let accept = acceptor.accept(Together::new(stream)).into_fallible();
         drop(in_force);
-        let stream = match timeout_at(deadline, accept).await {
+        let mut stream = match timeout_at(deadline, accept).await {
             // Boxed where it is made: whoever it is handed to would hold its size once more.
             Ok(Ok(stream)) => Box::new(stream),
             Ok(Err((error, stream))) => {
                 self.metrics.tls_handshake("failed", "none");
-                return Err(HandshakeError::Failed { error, stream });
+                let (last, stream) = stream.into_parts();
+                return Err(HandshakeError::Failed {
+                    error,
+                    last,
+                    stream,
+                });
             }
             Err(_) => {
                 self.metrics.tls_handshake("timeout", "none");
                 return Err(HandshakeError::TimedOut);
             }
         };
+        stream.get_mut().0.release();
         let (_, session) = stream.get_ref();
         let version = match session.protocol_version() {
             Some(ProtocolVersion::TLSv1_2) => "1.2",
@@ -76,8 +85,13 @@ impl CertStore {
             if policy.is_some_and(|policy| !policy.still_takes(chain)) {
                 self.metrics.tls_handshake("failed", version);
                 let error = io::Error::other("the client's certificate is no longer valid");
-                let stream = stream.into_inner().0;
-                return Err(HandshakeError::Failed { error, stream });
+                // Without the ticket that is kept back.
+                let (_, stream) = stream.into_inner().0.into_parts();
+                return Err(HandshakeError::Failed {
+                    error,
+                    last: Vec::new(),
+                    stream,
+                });
             }
             self.metrics.tls_resumed();
         }

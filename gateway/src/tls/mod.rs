@@ -4,7 +4,8 @@
 //! `--certs-dir`, [`table`] finds a certificate by name, [`names`] says what one
 //! covers, [`policy`] what its hosts demand of clients, [`dev_ca`] makes them up
 //! while there are none, [`watch`] follows the folder, [`handshake`] turns a
-//! connection into a [`Secured`] one, [`tickets`] lets clients come back cheaply.
+//! connection into a [`Secured`] one, [`tickets`] lets clients come back cheaply,
+//! [`together`] saves them a packet.
 //! Passing TLS through is not done here but in `tcp`.
 
 #![cfg_attr(
@@ -21,6 +22,7 @@ mod policy;
 mod store;
 mod table;
 mod tickets;
+mod together;
 mod watch;
 
 use std::sync::Arc;
@@ -32,6 +34,7 @@ pub use pair::PairError;
 pub use policy::PolicyId;
 pub use store::{CertError, CertStore};
 pub use tickets::{NAME_BYTES, SECRET_BYTES, SLOT, TicketKey, TicketKeys};
+pub use together::Together;
 
 /// What a finished handshake says.
 #[derive(Clone, Debug)]
