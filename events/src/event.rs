@@ -215,6 +215,16 @@ macro_rules! payloads {
                 })
             }
 
+            /// The message as JSON, for people.
+            ///
+            /// # Errors
+            /// Numbers that JSON does not know; no message has such.
+            pub fn to_json(&self) -> serde_json::Result<serde_json::Value> {
+                match self {
+                    $(Self::$kind(message) => serde_json::to_value(message),)*
+                }
+            }
+
             /// The metadata, if any came along.
             #[must_use]
             pub fn metadata(&self) -> Option<&common::EventMetadata> {

@@ -26,6 +26,7 @@ pub struct Metrics {
     handler_seconds: Histograms,
     apply_seconds: Histograms,
     pending: Family<Stream, Gauge>,
+    breaker: Family<Stream, Gauge>,
     dlq_messages: Family<Stream, Gauge>,
     outbox_pending: Gauge<u64, AtomicU64>,
 }
@@ -61,6 +62,7 @@ impl Default for Metrics {
             handler_seconds: Family::new_with_constructor(seconds),
             apply_seconds: Family::new_with_constructor(seconds),
             pending: Family::default(),
+            breaker: Family::default(),
             dlq_messages: Family::default(),
             outbox_pending: Gauge::default(),
         }
@@ -93,6 +95,11 @@ impl Metrics {
             "consumer_pending",
             "Events in the stream not yet delivered to this consumer",
             new.pending.clone(),
+        );
+        registry.register(
+            "consumer_breaker",
+            "Whether consumption pauses: 0 closed (it does not), 1 half open, 2 open",
+            new.breaker.clone(),
         );
         registry.register(
             "dlq_messages",
@@ -146,6 +153,10 @@ impl Metrics {
             .set(gauge(pending));
     }
 
+    pub(crate) fn breaker(&self, stream: &'static str, state: i64) {
+        self.breaker.get_or_create(&Stream { stream }).set(state);
+    }
+
     pub(crate) fn dlq_messages(&self, stream: &'static str, messages: u64) {
         self.dlq_messages
             .get_or_create(&Stream { stream })
@@ -189,6 +200,7 @@ mod tests {
         metrics.handled("auth.user.*.created", Duration::from_millis(1));
         metrics.applied("auth.user.*.created", Duration::from_millis(1));
         metrics.pending("AUTH", 3);
+        metrics.breaker("AUTH", 2);
         metrics.dlq_messages("AUTH", 1);
         metrics.dead_lettered("AUTH");
         metrics.outbox_pending(4);
@@ -202,6 +214,7 @@ mod tests {
             r#"edd_test_event_handler_seconds_count{subject="auth.user.*.created"} 1"#,
             r#"edd_test_event_apply_seconds_count{subject="auth.user.*.created"} 1"#,
             r#"edd_test_consumer_pending{stream="AUTH"} 3"#,
+            r#"edd_test_consumer_breaker{stream="AUTH"} 2"#,
             r#"edd_test_dlq_messages{stream="AUTH"} 2"#,
             "edd_test_outbox_pending 4",
         ] {

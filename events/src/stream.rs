@@ -53,6 +53,13 @@ pub const GATEWAY: StreamSpec = StreamSpec {
     subjects: &["gateway.ingress.>", "gateway.route.>", "gateway.router.>"],
 };
 
+/// The server's word that it gives up delivering a message: all that is left of
+/// an event whose handlers died with it.
+pub const ADVISORIES: StreamSpec = StreamSpec {
+    name: "ADVISORIES",
+    subjects: &["$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.*.*"],
+};
+
 /// A stream that could not be made sure of.
 #[derive(Debug, thiserror::Error)]
 pub enum EnsureError {
@@ -200,7 +207,7 @@ fn warn_of_differences(spec: &StreamSpec, found: &Config, missing: &[&str]) {
 
 /// Whether `pattern` takes all that `subject` (itself perhaps a pattern) stands
 /// for.
-fn takes(pattern: &str, subject: &str) -> bool {
+pub(crate) fn takes(pattern: &str, subject: &str) -> bool {
     let mut subject = subject.split('.');
     for token in pattern.split('.') {
         match (token, subject.next()) {

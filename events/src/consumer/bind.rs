@@ -3,17 +3,20 @@
 
 use std::time::Duration;
 
-use async_nats::jetstream::{
-    consumer::{AckPolicy, DeliverPolicy, PullConsumer, pull},
-    stream::{ConsumerError, Stream},
+use async_nats::{
+    Client,
+    jetstream::{
+        consumer::{AckPolicy, DeliverPolicy, PullConsumer, pull},
+        stream::ConsumerError,
+    },
 };
-use tokio::time::timeout;
+use tokio::time::{error::Elapsed, timeout};
 use tracing::warn;
 
-use super::{ACK_PENDING_MAX, ACK_WAIT, Consumer, DELIVERIES_MAX, pull::Puller};
+use super::{ACK_PENDING_MAX, Consumer, DELIVERIES_MAX, pull::Puller};
 use crate::{
     connect::{connects, is_connected, lost},
-    stream::{EnsureError, ensure},
+    stream::{ADVISORIES, EnsureError, ensure},
 };
 
 /// All of it together.
@@ -25,7 +28,6 @@ const CONNECT_POLL: Duration = Duration::from_millis(20);
 /// Everything needed to consume.
 pub(super) struct Bound {
     pub(super) puller: Puller,
-    pub(super) stream: Stream,
     pub(super) consumer: PullConsumer,
     /// Events not yet delivered.
     pub(super) pending: u64,
@@ -34,6 +36,16 @@ pub(super) struct Bound {
     pub(super) unsettled_to: Option<u64>,
     /// The stream's last sequence at this time.
     pub(super) last_sequence: u64,
+}
+
+/// Waits until the client is connected, for a while.
+pub(super) async fn connected(client: &Client) -> Result<(), Elapsed> {
+    let connected = async {
+        while !is_connected(client) {
+            tokio::time::sleep(CONNECT_POLL).await;
+        }
+    };
+    timeout(CONNECT_WAIT, connected).await
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -56,12 +68,7 @@ impl Consumer {
     /// Cancel safe: what was created stays and is found the next time.
     pub(super) async fn bind(&self) -> Result<Bound, BindError> {
         let client = self.js.client();
-        let connected = async {
-            while !is_connected(&client) {
-                tokio::time::sleep(CONNECT_POLL).await;
-            }
-        };
-        timeout(CONNECT_WAIT, connected)
+        connected(&client)
             .await
             .map_err(|_| BindError::Disconnected)?;
         let connects = connects(&client);
@@ -75,6 +82,11 @@ impl Consumer {
 
     async fn bind_connected(&self, connects: u64) -> Result<Bound, BindError> {
         let mut stream = ensure(&self.js, &self.spec.stream, self.replicas).await?;
+        // Before anything can be delivered, else the server's word about it is
+        // kept by nobody.
+        if let Err(error) = ensure(&self.js, &ADVISORIES, self.replicas).await {
+            warn!(%error, "events whose handlers die with them will leave no dead letter");
+        }
         let wanted = self.config();
         let consumer = stream
             .get_or_create_consumer(self.spec.durable, wanted.clone())
@@ -94,7 +106,6 @@ impl Consumer {
         let puller = Puller::subscribe(self.js.clone(), consumer.clone(), batch, connects).await?;
         Ok(Bound {
             puller,
-            stream,
             consumer,
             pending: info.num_pending,
             unsettled_to: (info.num_ack_pending > 0).then_some(info.delivered.stream_sequence),
@@ -108,7 +119,7 @@ impl Consumer {
             filter_subject: self.spec.filter.to_owned(),
             deliver_policy: DeliverPolicy::All,
             ack_policy: AckPolicy::Explicit,
-            ack_wait: ACK_WAIT,
+            ack_wait: self.ack_wait,
             max_deliver: DELIVERIES_MAX as i64,
             max_ack_pending: ACK_PENDING_MAX,
             // No `backoff`: the server would let its first entry replace the

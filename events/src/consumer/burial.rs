@@ -2,7 +2,7 @@
 
 use std::{collections::VecDeque, time::Instant};
 
-use async_nats::jetstream::{AckKind, Message, context::PublishError};
+use async_nats::jetstream::{AckKind, Message};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     backoff::Backoff,
-    dead_letter::DeadLetter,
+    dead_letter::{DeadLetter, WriteError},
     event::Position,
     subject::{Kind, Parsed, parse},
 };
@@ -61,17 +61,20 @@ impl Dead {
     }
 
     /// Stores the dead letter, then acknowledges the original, not before.
-    pub(super) async fn bury(&self, consumer: &Consumer) -> Result<(), PublishError> {
+    pub(super) async fn bury(&self, consumer: &Consumer) -> Result<(), WriteError> {
         let letter = DeadLetter {
             kind: self.kind,
-            message: &self.message,
+            subject: &self.message.subject,
+            headers: self.message.headers.as_ref(),
+            payload: &self.message.payload,
             stream: &self.position.stream,
             consumer: consumer.spec.durable,
             sequence: self.position.sequence,
+            published_at: self.position.published_at,
             deliveries: self.deliveries,
             reason: &self.reason,
         };
-        letter.publish(&consumer.js).await?;
+        let is_new = letter.publish(&consumer.js).await?;
         let latency = self.position.published_at.elapsed().unwrap_or_default();
         error!(
             id = self.event_id, r#type = self.kind.name(), subject = %self.message.subject,
@@ -79,7 +82,9 @@ impl Dead {
             reason = self.reason, deliveries = self.deliveries, "event"
         );
         consumer.metrics.event(self.kind.label(), "dead_lettered");
-        consumer.metrics.dead_lettered(consumer.spec.stream.name);
+        if is_new {
+            consumer.metrics.dead_lettered(consumer.spec.stream.name);
+        }
         acknowledge(consumer, &self.message, AckKind::Ack).await;
         Ok(())
     }

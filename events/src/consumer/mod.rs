@@ -7,10 +7,14 @@
 //!
 //! Two kinds of failure: the message's own fault ends after five deliveries in
 //! the dead letters, the world's fault ([`Unavailable`]) pauses consumption
-//! while progress acknowledgements keep what was delivered.
+//! while progress acknowledgements keep what was delivered; the circuit breaker
+//! ([`BreakerState`]) says so. A third, the handler's process dying with the
+//! event, is heard of from the server's advisories.
 
 mod acks;
+mod advisories;
 mod bind;
+mod breaker;
 mod burial;
 mod pull;
 mod session;
@@ -23,6 +27,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::{Metrics, backoff::Backoff, event::Delivery, stream::StreamSpec};
+use breaker::Breaker;
+pub use breaker::BreakerState;
 use pull::Lost;
 use session::{End, Session};
 
@@ -100,6 +106,8 @@ pub struct Consumer {
     replicas: usize,
     metrics: Metrics,
     retry_delays: [Duration; 4],
+    ack_wait: Duration,
+    breaker: Breaker,
     caught_up: watch::Sender<bool>,
 }
 
@@ -112,8 +120,10 @@ impl Consumer {
             js,
             spec,
             replicas,
+            breaker: Breaker::new(spec.stream.name, metrics.clone()),
             metrics,
             retry_delays: RETRY_DELAYS,
+            ack_wait: ACK_WAIT,
             caught_up: watch::Sender::new(false),
         }
     }
@@ -123,6 +133,20 @@ impl Consumer {
     pub fn with_retry_delays(mut self, delays: [Duration; 4]) -> Self {
         self.retry_delays = delays;
         self
+    }
+
+    /// Another ack wait than [`ACK_WAIT`] for a durable consumer that has to be
+    /// created, for tests that cannot wait half a minute.
+    #[must_use]
+    pub fn with_ack_wait(mut self, ack_wait: Duration) -> Self {
+        self.ack_wait = ack_wait;
+        self
+    }
+
+    /// Follows the circuit breaker: open while the world is at fault.
+    #[must_use]
+    pub fn breaker(&self) -> watch::Receiver<BreakerState> {
+        self.breaker.watch()
     }
 
     /// Turns true once everything that was in the stream when the consumer
@@ -138,9 +162,20 @@ impl Consumer {
     /// again with jittered pauses of at most 5 s. Never ends before, never
     /// panics. At shutdown the batch in work is finished within 5 s; what was
     /// delivered beyond it is handed back at once.
+    ///
+    /// The server's advisories about events that it will not deliver again are
+    /// heeded meanwhile: they become dead letters too.
     pub async fn run<H: Handler>(self, handler: H, shutdown: CancellationToken) {
+        tokio::select! {
+            biased;
+            () = self.consume(handler, shutdown) => {}
+            () = self.heed_advisories() => {}
+        }
+    }
+
+    async fn consume<H: Handler>(&self, handler: H, shutdown: CancellationToken) {
         let mut backoff = Backoff::new(BIND_RETRY_FIRST, BIND_RETRY_MAX);
-        let mut session = Session::new(&self, handler);
+        let mut session = Session::new(self, handler);
         loop {
             let Some(bound) = shutdown.run_until_cancelled(self.bind()).await else {
                 break;

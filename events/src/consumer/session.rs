@@ -10,7 +10,7 @@ use std::{
 };
 
 use async_nats::jetstream::{self, AckKind};
-use futures_util::{FutureExt as _, TryStreamExt as _};
+use futures_util::FutureExt as _;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
@@ -25,6 +25,7 @@ use super::{
 use crate::{
     backoff::Backoff,
     connect::{connects, is_connected, lost},
+    dead_letter::count,
     event::{Decoded, Delivery, Position, decode},
     subject::Kind,
 };
@@ -35,7 +36,9 @@ pub(super) const UNAVAILABLE_MAX: Duration = Duration::from_secs(5);
 /// How long handing back may take in all.
 const HAND_BACK_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often the gauges are read from the server.
-const STATISTICS_INTERVAL: Duration = Duration::from_secs(30);
+const STATISTICS_INTERVAL: Duration = Duration::from_secs(10);
+/// How soon after dead letters came.
+const STATISTICS_SOON: Duration = Duration::from_millis(100);
 const STATISTICS_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often to look whether what was delivered before is acknowledged by now.
 const SETTLED_POLL: Duration = Duration::from_millis(250);
@@ -63,6 +66,8 @@ pub(super) struct Session<'a, H> {
     is_through: bool,
     /// Up to here some were delivered before and are not acknowledged.
     unsettled_to: Option<u64>,
+    /// There are more dead letters than the gauge says, perhaps.
+    letters_came: bool,
 }
 
 /// A good event, waiting for its verdict.
@@ -82,6 +87,7 @@ impl<'a, H: Handler> Session<'a, H> {
             catch_up_to: None,
             is_through: false,
             unsettled_to: None,
+            letters_came: false,
         }
     }
 
@@ -94,7 +100,6 @@ impl<'a, H: Handler> Session<'a, H> {
     pub(super) async fn run(&mut self, bound: Bound, shutdown: &CancellationToken) -> End {
         let Bound {
             mut puller,
-            stream,
             mut consumer,
             pending,
             unsettled_to,
@@ -115,6 +120,7 @@ impl<'a, H: Handler> Session<'a, H> {
         self.keep_alive = keep_alive(consumer.cached_info().config.ack_wait);
         let mut statistics = interval(STATISTICS_INTERVAL);
         statistics.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut statistics_soon = false;
         let mut settled = interval(SETTLED_POLL);
         settled.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let end = loop {
@@ -133,7 +139,8 @@ impl<'a, H: Handler> Session<'a, H> {
                         Err(lost) => break End::Lost(lost),
                     },
                     _ = statistics.tick() => {
-                        self.read_statistics(&stream, &mut consumer).await;
+                        statistics_soon = false;
+                        self.read_statistics(&mut consumer).await;
                         continue;
                     }
                 }
@@ -143,6 +150,10 @@ impl<'a, H: Handler> Session<'a, H> {
                 break End::Shutdown;
             }
             self.progress = true;
+            if std::mem::take(&mut self.letters_came) && !statistics_soon {
+                statistics_soon = true;
+                statistics.reset_after(STATISTICS_SOON);
+            }
             if shutdown.is_cancelled() {
                 break End::Shutdown;
             }
@@ -284,6 +295,7 @@ impl<'a, H: Handler> Session<'a, H> {
                     reason: bad.to_string(),
                 }),
                 Decoded::DeadLetter => {
+                    self.letters_came = true;
                     self.consumer.metrics.event("dlq", "ignored");
                     self.acknowledge(&message, AckKind::Ack).await;
                 }
@@ -306,6 +318,7 @@ impl<'a, H: Handler> Session<'a, H> {
             };
             self.settle(deliveries, in_work, verdicts, &mut dead).await;
         }
+        self.letters_came |= !dead.is_empty();
         self.bury(dead, puller, shutdown).await?;
         if let Some((sequence, pending)) = reached {
             self.consumer.metrics.pending(spec.stream.name, pending);
@@ -347,6 +360,7 @@ impl<'a, H: Handler> Session<'a, H> {
             } else {
                 rest
             };
+            self.consumer.breaker.ask();
             let outcome = {
                 let handling = AssertUnwindSafe(self.handler.handle(part)).catch_unwind();
                 tokio::pin!(handling);
@@ -362,6 +376,10 @@ impl<'a, H: Handler> Session<'a, H> {
                     }
                 }
             };
+            match outcome {
+                Ok(Err(Unavailable(_))) => self.consumer.breaker.open(),
+                Ok(Ok(_)) | Err(_) => self.consumer.breaker.close(),
+            }
             match outcome {
                 Ok(Ok(mut given)) => {
                     given.truncate(part.len());
@@ -494,11 +512,7 @@ impl<'a, H: Handler> Session<'a, H> {
     }
 
     /// Gauges that no event carries. Misses are left to the next time.
-    async fn read_statistics(
-        &self,
-        stream: &jetstream::stream::Stream,
-        consumer: &mut jetstream::consumer::PullConsumer,
-    ) {
+    async fn read_statistics(&self, consumer: &mut jetstream::consumer::PullConsumer) {
         if !is_connected(&self.consumer.js.client()) {
             return;
         }
@@ -506,11 +520,7 @@ impl<'a, H: Handler> Session<'a, H> {
         let read = async {
             let info = consumer.info().await.ok()?;
             self.consumer.metrics.pending(name, info.num_pending);
-            let mut counts = stream.info_with_subjects("*.*.*.dlq").await.ok()?;
-            let mut messages = 0_u64;
-            while let Some((_, count)) = counts.try_next().await.ok()? {
-                messages = messages.saturating_add(count as u64);
-            }
+            let messages = count(&self.consumer.js, name).await?;
             self.consumer.metrics.dlq_messages(name, messages);
             Some(())
         };

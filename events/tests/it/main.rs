@@ -3,6 +3,7 @@
 mod consuming;
 mod dead_letters;
 mod decoding;
+mod failures;
 mod outages;
 mod requests;
 mod streams;

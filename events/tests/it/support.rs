@@ -210,6 +210,7 @@ pub(crate) struct Running {
     task: JoinHandle<()>,
     shutdown: CancellationToken,
     registry: Registry,
+    family: Metrics,
 }
 
 impl Running {
@@ -224,17 +225,36 @@ impl Running {
     ) -> Self {
         let mut registry = Registry::default();
         let metrics = Metrics::register(&mut registry);
-        let consumer = Consumer::new(js, spec, 1, metrics).with_retry_delays(QUICK_RETRIES);
-        Self::run(consumer, recorder, registry)
+        let consumer = Consumer::new(js, spec, 1, metrics.clone()).with_retry_delays(QUICK_RETRIES);
+        Self::run(consumer, recorder, registry, metrics)
+    }
+
+    /// With an ack wait that a test can wait for.
+    pub(crate) fn with_ack_wait(
+        js: jetstream::Context,
+        ack_wait: Duration,
+        recorder: Recorder,
+    ) -> Self {
+        let mut registry = Registry::default();
+        let metrics = Metrics::register(&mut registry);
+        let consumer = Consumer::new(js, SPEC, 1, metrics.clone())
+            .with_retry_delays(QUICK_RETRIES)
+            .with_ack_wait(ack_wait);
+        Self::run(consumer, recorder, registry, metrics)
+    }
+
+    /// The metrics, to be counted in by others.
+    pub(crate) fn family(&self) -> Metrics {
+        self.family.clone()
     }
 
     /// With the pauses of production.
     pub(crate) fn with_real_delays(js: jetstream::Context, recorder: Recorder) -> Self {
         let consumer = Consumer::new(js, SPEC, 1, Metrics::default());
-        Self::run(consumer, recorder, Registry::default())
+        Self::run(consumer, recorder, Registry::default(), Metrics::default())
     }
 
-    fn run(consumer: Consumer, recorder: Recorder, registry: Registry) -> Self {
+    fn run(consumer: Consumer, recorder: Recorder, registry: Registry, family: Metrics) -> Self {
         let caught_up = consumer.caught_up();
         let shutdown = CancellationToken::new();
         let task = tokio::spawn(consumer.run(recorder.clone(), shutdown.clone()));
@@ -244,6 +264,7 @@ impl Running {
             task,
             shutdown,
             registry,
+            family,
         }
     }
 
