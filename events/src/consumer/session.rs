@@ -319,6 +319,8 @@ impl<'a, H: Handler> Session<'a, H> {
             self.settle(deliveries, in_work, verdicts, &mut dead).await;
         }
         self.letters_came |= !dead.is_empty();
+        // Those that did not decode came first.
+        dead.sort_by_key(|dead| dead.position.sequence);
         self.bury(dead, puller, shutdown).await?;
         if let Some((sequence, pending)) = reached {
             self.consumer.metrics.pending(spec.stream.name, pending);

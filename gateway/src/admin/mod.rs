@@ -1,6 +1,8 @@
 //! The admin endpoint: health, readiness, metrics and the live table, on
-//! `--admin-addr`. Reads only; runs on the control runtime.
+//! `--admin-addr`. Reads only, but for the dead letters; runs on the control
+//! runtime.
 
+mod dlq;
 mod table;
 
 use std::net::{IpAddr, Ipv4Addr};
@@ -10,9 +12,10 @@ use std::time::{Duration, UNIX_EPOCH};
 use axum::extract::{Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use axum::{Json, Router};
 use edd_daemon::cli::parse_duration;
+use edd_events::dead_letter::Letters;
 use prometheus_client::registry::Registry;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -35,6 +38,7 @@ struct Admin {
     shared: Arc<Shared>,
     status: watch::Receiver<Status>,
     revision: watch::Receiver<u64>,
+    letters: watch::Receiver<Option<Letters>>,
 }
 
 /// All routes of the admin endpoint.
@@ -43,11 +47,15 @@ pub fn router(shared: Arc<Shared>, control: &Face, registry: Arc<Registry>) -> R
         shared,
         status: control.status(),
         revision: control.revision(),
+        letters: control.letters(),
     };
     Router::new()
         .route("/readyz", get(ready))
         .route("/api/v1/routes", get(table::routes))
         .route("/api/v1/containers", get(table::containers))
+        .route("/api/v1/dlq", get(dlq::list))
+        .route("/api/v1/dlq/{letter}", get(dlq::show).delete(dlq::discard))
+        .route("/api/v1/dlq/{letter}/replay", post(dlq::replay))
         .route("/api/v1/explain", get(explain))
         .route("/api/v1/wait", get(wait))
         .with_state(admin)
@@ -64,6 +72,8 @@ struct Ready {
     status: &'static str,
     nats: NatsStatus,
     database: DatabaseStatus,
+    /// `paused` while the world keeps events from being handled.
+    consumption: &'static str,
     revision: u64,
     /// RFC 3339; none while changes come in and are kept.
     stale_since: Option<String>,
@@ -79,6 +89,7 @@ async fn ready(State(admin): State<Admin>) -> Response {
         },
         nats: status.nats,
         database: status.database,
+        consumption: if status.paused { "paused" } else { "running" },
         revision: admin.shared.table().revision,
         stale_since: status.stale_since.and_then(|since| {
             let since = since.duration_since(UNIX_EPOCH).ok()?;

@@ -6,7 +6,7 @@ use anyhow::{Context as _, anyhow, bail};
 use bytes::Bytes;
 use edd_daemon::cli::Exit;
 use http_body_util::{BodyExt as _, Empty, Limited};
-use hyper::Request;
+use hyper::{Method, Request};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
@@ -18,23 +18,30 @@ const ANSWER_MAX: usize = 256 * 1024 * 1024;
 
 /// GETs `path` from the admin listener at `addr`.
 pub(super) fn get(addr: &str, path: &str) -> Result<Bytes, Exit> {
+    ask(Method::GET, addr, path)
+}
+
+/// A request without a body to the admin listener at `addr`.
+pub(super) fn ask(method: Method, addr: &str, path: &str) -> Result<Bytes, Exit> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("cannot start a runtime")?;
     let answer = runtime.block_on(async {
-        tokio::time::timeout(TIMEOUT, exchange(addr, path))
+        tokio::time::timeout(TIMEOUT, exchange(method, addr, path))
             .await
             .unwrap_or_else(|_| Err(anyhow!("no answer within {} s", TIMEOUT.as_secs())))
     });
     Ok(answer.with_context(|| format!("the gateway's admin listener at {addr} (--admin-addr)"))?)
 }
 
-async fn exchange(addr: &str, path: &str) -> anyhow::Result<Bytes> {
+async fn exchange(method: Method, addr: &str, path: &str) -> anyhow::Result<Bytes> {
     let stream = TcpStream::connect(addr).await?;
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    let request = Request::get(path)
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
         .header("host", addr)
         .body(Empty::<Bytes>::new())?;
     let answer = async {

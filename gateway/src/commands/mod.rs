@@ -2,6 +2,7 @@
 
 mod check;
 mod client;
+mod dlq;
 mod explain;
 mod serve;
 
@@ -27,6 +28,8 @@ pub struct Cli {
 enum Command {
     /// Check routes.yaml: every mistake as FILE:LINE:COL, exit 1; else a summary, exit 0
     Check(check::CheckArgs),
+    /// List, show, replay or drop the events that nobody could use
+    Dlq(dlq::DlqArgs),
     /// Say where a request, a login or a raw connection goes, and why
     Explain(explain::ExplainArgs),
     /// Run the daemon (default)
@@ -38,6 +41,7 @@ impl Cli {
     pub fn run(self) -> Result<(), Exit> {
         match self.command {
             Some(Command::Check(args)) => check::run(&args),
+            Some(Command::Dlq(args)) => dlq::run(&args),
             Some(Command::Explain(args)) => explain::run(&args),
             Some(Command::Serve(args)) => serve::run(*args),
             None => serve::run(self.serve),

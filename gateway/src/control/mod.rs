@@ -25,6 +25,7 @@ use std::time::Duration;
 
 use async_nats::jetstream;
 use edd_events::connect::{NatsOptions, connect};
+use edd_events::dead_letter::Letters;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -58,6 +59,7 @@ type Reload = oneshot::Sender<()>;
 pub struct Face {
     board: StatusBoard,
     revision: watch::Sender<u64>,
+    letters: watch::Sender<Option<Letters>>,
 }
 
 impl Face {
@@ -66,7 +68,13 @@ impl Face {
         Self {
             board: StatusBoard::new(shared.config.nats.is_some()),
             revision: watch::Sender::new(shared.table().revision),
+            letters: watch::Sender::new(None),
         }
+    }
+
+    /// The dead letters; none without NATS.
+    pub fn letters(&self) -> watch::Receiver<Option<Letters>> {
+        self.letters.subscribe()
     }
 
     /// Follows what the control path says about itself.
@@ -120,7 +128,11 @@ pub struct Inputs {
 pub async fn start(inputs: Inputs) -> anyhow::Result<Control> {
     let Inputs {
         shared,
-        face: Face { board, revision },
+        face: Face {
+            board,
+            revision,
+            letters,
+        },
         boot,
         ssh_public_key,
         events_metrics,
@@ -139,6 +151,11 @@ pub async fn start(inputs: Inputs) -> anyhow::Result<Control> {
         }
         None => None,
     };
+    let dead_letters = client.as_ref().map(|(client, _)| {
+        let js = jetstream::new(client.clone());
+        Letters::new(js, events_metrics.clone())
+    });
+    letters.send_replace(dead_letters);
     board.update(Status::begin);
     let (reloads, reload_asked) = mpsc::channel(1);
     shared.metrics.table_published(&shared.table());
@@ -191,6 +208,11 @@ pub async fn start(inputs: Inputs) -> anyhow::Result<Control> {
         .last_tasks
         .spawn(database.run(control.last.child_token()));
     control.tasks.spawn(end_of_start(board.clone(), shutdown()));
+    control.tasks.spawn(count_staleness(
+        Arc::clone(&shared),
+        board.watch(),
+        shutdown(),
+    ));
     if let Some((client, replicas)) = client {
         let events = Events {
             js: jetstream::new(client.clone()),
@@ -270,6 +292,22 @@ fn checks(shared: &Shared) -> Checks {
     Checks {
         addresses: AddressPolicy::new(config.container_cidrs.clone(), &listeners, &interfaces),
         ports: config.ports.clone(),
+    }
+}
+
+/// Keeps the metric up to date until `shutdown`.
+async fn count_staleness(
+    shared: Arc<Shared>,
+    mut status: watch::Receiver<Status>,
+    shutdown: CancellationToken,
+) {
+    loop {
+        let since = status.borrow_and_update().stale_since;
+        shared.metrics.stale_since(since);
+        let changed = shutdown.run_until_cancelled(status.changed()).await;
+        if !matches!(changed, Some(Ok(()))) {
+            return;
+        }
     }
 }
 

@@ -41,6 +41,8 @@ pub struct Status {
     pub database: DatabaseStatus,
     /// Whether the streams are there and are consumed.
     pub consuming: bool,
+    /// Whether a consumer's circuit breaker is open: events wait for the world.
+    pub paused: bool,
     /// Whether everything that was in the streams when NATS was last connected
     /// is in effect.
     pub caught_up: bool,
@@ -60,6 +62,7 @@ impl Status {
             },
             database: DatabaseStatus::Unavailable,
             consuming: !events,
+            paused: false,
             caught_up: !events,
             stale_since: Some(SystemTime::now()),
         }

@@ -4,6 +4,7 @@
 //! from clients.
 
 use std::sync::atomic::{AtomicI64, AtomicU64};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use edd_route::RouteTable;
 use prometheus_client::encoding::EncodeLabelSet;
@@ -67,6 +68,7 @@ pub struct Metrics {
     revision: Gauge<u64, AtomicU64>,
     entries: Family<KindLabels, Level>,
     reload_failures: Family<KindLabels, Counter>,
+    stale_since: Gauge<u64, AtomicU64>,
     panics: Counter,
     h2_ended: Family<ReasonLabels, Counter>,
 }
@@ -146,6 +148,7 @@ impl Metrics {
             revision: Gauge::default(),
             entries: Family::default(),
             reload_failures: Family::default(),
+            stale_since: Gauge::default(),
             panics: Counter::default(),
             h2_ended: Family::default(),
         };
@@ -203,6 +206,11 @@ impl Metrics {
             "reload_failures",
             "Refused files, the old ones stay",
             m.reload_failures,
+        );
+        registry.register(
+            "stale_since_timestamp_seconds",
+            "Since when the table may be behind the events, Unix time; 0: it is not",
+            m.stale_since,
         );
         registry.register("panics", "Connections lost to a bug", m.panics);
         registry.register(
@@ -321,6 +329,13 @@ impl Metrics {
         self.reload_failures
             .get_or_create(&KindLabels { kind })
             .inc();
+    }
+
+    /// Since when the table may be behind the events; none: it is not.
+    pub fn stale_since(&self, since: Option<SystemTime>) {
+        let since = since.and_then(|since| since.duration_since(UNIX_EPOCH).ok());
+        self.stale_since
+            .set(since.map_or(0, |since| since.as_secs()));
     }
 
     /// Counts an HTTP/2 connection ended with a GOAWAY for what its client sent: `rapid_reset`,

@@ -12,8 +12,8 @@ use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
 use async_nats::jetstream::{self, Context};
 use edd_events::connect::is_connected;
 use edd_events::consumer::{
-    ACK_PENDING_MAX, ACK_WAIT, Consumer, ConsumerSpec, DELIVERIES_MAX, Handler, Unavailable,
-    Verdict,
+    ACK_PENDING_MAX, ACK_WAIT, BreakerState, Consumer, ConsumerSpec, DELIVERIES_MAX, Handler,
+    Unavailable, Verdict,
 };
 use edd_events::envelope::Cause;
 use edd_events::event::Delivery;
@@ -119,6 +119,8 @@ impl Events {
         let consumers = SPECS
             .map(|spec| Consumer::new(self.js.clone(), spec, self.replicas, self.metrics.clone()));
         let caught_up = consumers.each_ref().map(Consumer::caught_up);
+        let breakers = consumers.each_ref().map(Consumer::breaker);
+        tasks.spawn(tell_pauses(breakers, self.board.clone(), round.clone()));
         for consumer in consumers {
             let handler = EventHandler {
                 checks: Arc::clone(&self.checks),
@@ -220,6 +222,30 @@ impl Events {
         }
         Ok(())
     }
+}
+
+/// Says while events wait for the world, until `round` is over.
+async fn tell_pauses(
+    [mut auth, mut compute]: [watch::Receiver<BreakerState>; 2],
+    board: StatusBoard,
+    round: CancellationToken,
+) {
+    loop {
+        let closed = |breaker: &mut watch::Receiver<BreakerState>| {
+            *breaker.borrow_and_update() == BreakerState::Closed
+        };
+        let paused = !(closed(&mut auth) & closed(&mut compute));
+        board.update(|status| status.paused = paused);
+        let changed = tokio::select! {
+            changed = auth.changed() => changed,
+            changed = compute.changed() => changed,
+            () = round.cancelled() => break,
+        };
+        if changed.is_err() {
+            break;
+        }
+    }
+    board.update(|status| status.paused = false);
 }
 
 /// Waits until both are true at once; false: there will be no more.

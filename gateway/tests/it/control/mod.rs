@@ -1,6 +1,7 @@
 //! The control path: events, database, last good table, routes file, admin.
 
 mod admin;
+mod dlq;
 mod events;
 mod last_good;
 mod routes_reload;
