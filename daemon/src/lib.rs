@@ -2,9 +2,9 @@
 //!
 //! In the order a process meets them: [`cli`] reads the command line and reports
 //! every mistake at once, [`telemetry`] starts the logs, [`shutdown`] turns
-//! signals into one token, [`net`] binds listeners, [`store`] opens SQLite,
-//! [`server`] serves HTTP on a listener, [`api`] is the common behaviour of the
-//! services' REST interfaces and [`admin`] the endpoint with health and metrics.
+//! signals into one token, [`net`] binds listeners, [`server`] serves HTTP on a
+//! listener, [`api`] is the common behaviour of the services' REST interfaces and
+//! [`admin`] the endpoint with health and metrics.
 //!
 //! Nothing here knows what a service is about: no routes, users or containers.
 
@@ -14,5 +14,4 @@ pub mod cli;
 pub mod net;
 pub mod server;
 pub mod shutdown;
-pub mod store;
 pub mod telemetry;

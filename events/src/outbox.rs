@@ -19,8 +19,8 @@ use async_nats::jetstream::{
     message::PublishMessage,
 };
 use async_nats::{HeaderMap, HeaderValue};
+use edd_store::{Database, Rows, Schema, Transaction, query};
 use futures_util::FutureExt as _;
-use sqlx::{SqliteConnection, SqlitePool};
 use tokio::{
     sync::Notify,
     time::{Instant, timeout, timeout_at},
@@ -38,16 +38,36 @@ use crate::{
 
 /// The table, for the migrations of the services. `created_at` is in
 /// milliseconds since 1970.
-pub const TABLE: &str = "CREATE TABLE outbox (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,
-    event_id TEXT NOT NULL UNIQUE,
-    subject TEXT NOT NULL,
-    payload BLOB NOT NULL,
-    correlation_id TEXT,
-    causation_id TEXT,
-    traceparent TEXT,
-    created_at INTEGER NOT NULL
-)";
+pub const TABLE: Schema = Schema {
+    postgres: &[(
+        1,
+        "outbox",
+        "CREATE TABLE outbox (
+            id BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+            event_id TEXT NOT NULL UNIQUE,
+            subject TEXT NOT NULL,
+            payload BYTEA NOT NULL,
+            correlation_id TEXT,
+            causation_id TEXT,
+            traceparent TEXT,
+            created_at BIGINT NOT NULL
+        )",
+    )],
+    sqlite: &[(
+        1,
+        "outbox",
+        "CREATE TABLE outbox (
+            id INTEGER PRIMARY KEY AUTOINCREMENT,
+            event_id TEXT NOT NULL UNIQUE,
+            subject TEXT NOT NULL,
+            payload BLOB NOT NULL,
+            correlation_id TEXT,
+            causation_id TEXT,
+            traceparent TEXT,
+            created_at INTEGER NOT NULL
+        )",
+    )],
+};
 
 /// Rows published in one go.
 const BATCH_MAX: usize = 256;
@@ -85,24 +105,35 @@ pub struct OutboxEntry {
 ///
 /// # Errors
 /// Those of the database; a second entry with the same event id is one.
-pub async fn insert(conn: &mut SqliteConnection, entry: &OutboxEntry) -> sqlx::Result<()> {
+pub async fn insert(tx: &mut Transaction, entry: &OutboxEntry) -> edd_store::Result<()> {
     let since = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();
-    sqlx::query(
+    query(
         "INSERT INTO outbox \
          (event_id, subject, payload, correlation_id, causation_id, traceparent, created_at) \
-         VALUES (?, ?, ?, ?, ?, ?, ?)",
+         VALUES ($1, $2, $3, $4, $5, $6, $7)",
     )
     .bind(&entry.event_id)
     .bind(&entry.subject)
-    .bind(&entry.payload)
+    .bind(entry.payload.as_slice())
     .bind(&entry.cause.correlation_id)
     .bind(&entry.cause.causation_id)
     .bind(&entry.cause.traceparent)
     .bind(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
-    .execute(conn)
+    .run(tx)
     .await?;
+    Ok(())
+}
+
+/// As [`insert`], for many; their order is kept.
+///
+/// # Errors
+/// As [`insert`].
+pub async fn insert_all(tx: &mut Transaction, entries: &[OutboxEntry]) -> edd_store::Result<()> {
+    for entry in entries {
+        insert(tx, entry).await?;
+    }
     Ok(())
 }
 
@@ -110,10 +141,8 @@ pub async fn insert(conn: &mut SqliteConnection, entry: &OutboxEntry) -> sqlx::R
 ///
 /// # Errors
 /// Those of the database.
-pub async fn pending(pool: &SqlitePool) -> sqlx::Result<u64> {
-    let count: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM outbox")
-        .fetch_one(pool)
-        .await?;
+pub async fn pending(database: &Database) -> edd_store::Result<u64> {
+    let count: i64 = query("SELECT COUNT(*) FROM outbox").value(database).await?;
     Ok(u64::try_from(count).unwrap_or(0))
 }
 
@@ -132,7 +161,7 @@ impl Waker {
 /// Publishes what is in the outbox.
 #[derive(Debug)]
 pub struct Relay {
-    pool: SqlitePool,
+    database: Database,
     js: Context,
     metrics: Metrics,
     notify: Arc<Notify>,
@@ -171,13 +200,13 @@ enum RelayError {
 }
 
 impl Relay {
-    /// A relay for the `outbox` of `pool`. It creates the streams of the
+    /// A relay for the `outbox` of `database`. It creates the streams of the
     /// subjects it publishes on, with one replica each; see
     /// [`Relay::with_streams`].
     #[must_use]
-    pub fn new(pool: SqlitePool, js: Context, metrics: Metrics) -> Self {
+    pub fn new(database: Database, js: Context, metrics: Metrics) -> Self {
         Self {
-            pool,
+            database,
             js,
             metrics,
             notify: Arc::new(Notify::new()),
@@ -237,7 +266,7 @@ impl Relay {
     /// One look at the outbox; says how long to wait for the next.
     async fn turn(&mut self, backoff: &mut Backoff, shutdown: &CancellationToken) -> Pause {
         if !is_connected(&self.js.client()) {
-            if let Ok(waiting) = pending(&self.pool).await {
+            if let Ok(waiting) = pending(&self.database).await {
                 self.metrics.outbox_pending(waiting);
             }
             // Publishing now would only fill the client's queue with events
@@ -288,7 +317,7 @@ impl Relay {
         self.metrics.outbox_pending(if rows.len() < BATCH_MAX {
             rows.len() as u64 + self.stuck.len() as u64
         } else {
-            pending(&self.pool).await?
+            pending(&self.database).await?
         });
         if rows.is_empty() {
             return Ok(0);
@@ -342,12 +371,12 @@ impl Relay {
 
     async fn oldest(&self) -> Result<Vec<Row>, RelayError> {
         let limit = i64::try_from(BATCH_MAX + self.stuck.len()).unwrap_or(i64::MAX);
-        let mut rows: Vec<Row> = sqlx::query_as(
+        let mut rows: Vec<Row> = query(
             "SELECT id, event_id, subject, payload, correlation_id, causation_id, traceparent \
-             FROM outbox ORDER BY id LIMIT ?",
+             FROM outbox ORDER BY id LIMIT $1",
         )
         .bind(limit)
-        .fetch_all(&self.pool)
+        .all(&self.database)
         .await?;
         rows.retain(|row| !self.stuck.contains(&row.id));
         rows.truncate(BATCH_MAX);
@@ -406,14 +435,12 @@ impl Relay {
         if ids.is_empty() {
             return Ok(());
         }
-        let mut transaction = self.pool.begin().await?;
-        for id in ids {
-            sqlx::query("DELETE FROM outbox WHERE id = ?")
-                .bind(id)
-                .execute(&mut *transaction)
-                .await?;
-        }
-        transaction.commit().await?;
+        let rows: Rows = ids.iter().map(|id| serde_json::json!([id])).collect();
+        let delete = "DELETE FROM outbox WHERE id IN \
+                      (SELECT CAST(value ->> 0 AS BIGINT) FROM {rows})";
+        rows.query(self.database.engine(), delete)
+            .run(&self.database)
+            .await?;
         Ok(())
     }
 }

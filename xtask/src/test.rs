@@ -19,6 +19,9 @@ use crate::workspace::cargo;
 /// `deny.toml` says the same to cargo-deny; this holds where cargo-deny is not installed.
 const BANNED: [&str; 4] = ["native-tls", "openssl", "openssl-sys", "ring"];
 
+/// Crates whose tests run a second time with their databases on PostgreSQL.
+const ON_POSTGRES: [&str; 3] = ["edd-auth", "edd-compute", "edd-events"];
+
 /// Links that lead nowhere are errors. Angle brackets are not: clap shows the same comments as
 /// help. Links to private items are not: the readers of these pages read the code too.
 const RUSTDOC_FLAGS: &str =
@@ -52,6 +55,14 @@ pub(crate) fn run() -> Result<()> {
         test.args(["test", "--workspace", "--locked"]);
         tools.set_environment(&mut test)?;
         child::run(&mut test, "cargo test")
+    })?;
+    parts.run("cargo test on PostgreSQL", || {
+        let mut test = cargo();
+        test.args(["test", "--locked", "--tests"]);
+        test.args(ON_POSTGRES.iter().flat_map(|name| ["--package", name]));
+        test.env("EDD_TEST_ENGINE", "postgres");
+        tools.set_environment(&mut test)?;
+        child::run(&mut test, "cargo test with EDD_TEST_ENGINE=postgres")
     })?;
     parts.run("cargo doc", || {
         let mut doc = cargo();

@@ -6,6 +6,7 @@ use axum::{
     http::{HeaderName, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
+use edd_store::is_away;
 use serde_json::json;
 
 /// An error answer: status, a stable code for programs, a message for people.
@@ -120,19 +121,9 @@ impl IntoResponse for ApiError {
 }
 
 /// A database that is away or busy is 503, anything else 500.
-impl From<sqlx::Error> for ApiError {
-    fn from(error: sqlx::Error) -> Self {
-        let away = match &error {
-            sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed | sqlx::Error::Io(_) => true,
-            // SQLITE_BUSY, _LOCKED, _READONLY, _IOERR, _FULL, _CANTOPEN and their
-            // extended codes, whose low byte is the plain one.
-            sqlx::Error::Database(database) => database
-                .code()
-                .and_then(|code| code.parse::<u32>().ok())
-                .is_some_and(|code| matches!(code & 0xff, 5 | 6 | 8 | 10 | 13 | 14)),
-            _ => false,
-        };
-        if away {
+impl From<edd_store::Error> for ApiError {
+    fn from(error: edd_store::Error) -> Self {
+        if is_away(&error) {
             tracing::warn!(%error, "the database is unavailable");
             Self::unavailable("the database is unavailable")
         } else {

@@ -33,7 +33,7 @@ async fn events_go_from_the_outbox_to_the_handler_once_and_in_order() {
     })
     .await;
     eventually("an empty outbox", || async {
-        outbox::pending(&service.pool).await.unwrap() == 0
+        outbox::pending(&service.database).await.unwrap() == 0
     })
     .await;
 
@@ -98,7 +98,7 @@ async fn batches_grow_up_to_their_limit_while_the_handler_is_busy() {
         .write(&(0..600).map(created).collect::<Vec<_>>())
         .await;
     eventually("an empty outbox", || async {
-        outbox::pending(&service.pool).await.unwrap() == 0
+        outbox::pending(&service.database).await.unwrap() == 0
     })
     .await;
 
@@ -138,7 +138,7 @@ async fn an_entry_published_twice_is_in_the_stream_once() {
     for _ in 0..2 {
         service.write(std::slice::from_ref(&entry)).await;
         eventually("an empty outbox", || async {
-            outbox::pending(&service.pool).await.unwrap() == 0
+            outbox::pending(&service.database).await.unwrap() == 0
         })
         .await;
     }

@@ -53,7 +53,7 @@ async fn a_server_restart_in_the_middle_loses_nothing() {
     })
     .await;
     eventually("an empty outbox", || async {
-        outbox::pending(&service.pool).await.unwrap() == 0
+        outbox::pending(&service.database).await.unwrap() == 0
     })
     .await;
     assert!(stored(&js, &COMPUTE, DLQ).await.is_empty());
@@ -76,11 +76,11 @@ async fn the_relay_waits_for_the_server_and_publishes_then() {
     service
         .write(&(0..50).map(created).collect::<Vec<_>>())
         .await;
-    assert_eq!(outbox::pending(&service.pool).await.unwrap(), 50);
+    assert_eq!(outbox::pending(&service.database).await.unwrap(), 50);
     nats.resume().await;
     consumer.recorder.saw(50).await;
     eventually("an empty outbox", || async {
-        outbox::pending(&service.pool).await.unwrap() == 0
+        outbox::pending(&service.database).await.unwrap() == 0
     })
     .await;
     consumer.stop().await;
@@ -234,7 +234,7 @@ async fn an_event_too_large_for_the_server_holds_up_no_other() {
     service.write(&[created(2)]).await;
     consumer.recorder.saw(2).await;
     assert_eq!(consumer.recorder.entities(), ["c1", "c2"]);
-    let only_the_huge = || async { outbox::pending(&service.pool).await.unwrap() == 1 };
+    let only_the_huge = || async { outbox::pending(&service.database).await.unwrap() == 1 };
     eventually("one row left", only_the_huge).await;
     consumer.stop().await;
     service.stop().await;
@@ -288,7 +288,7 @@ async fn a_subject_that_never_acknowledges_does_not_hold_up_the_others() {
     let begun = Instant::now();
     service.write(&entries).await;
     eventually("the last is published", || async {
-        outbox::pending(&service.pool).await.unwrap() == 7
+        outbox::pending(&service.database).await.unwrap() == 7
     })
     .await;
     // One time limit, not one for each.

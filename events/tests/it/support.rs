@@ -19,11 +19,8 @@ use edd_events::{
     testing::NatsServer,
 };
 use edd_proto::compute::ContainerCreated;
+use edd_store::{Database, testing::database_of};
 use prometheus_client::{encoding::text::encode, registry::Registry};
-use sqlx::{
-    SqlitePool,
-    sqlite::{SqliteConnectOptions, SqlitePoolOptions},
-};
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -57,7 +54,7 @@ where
 
 /// A database with an outbox, and a relay that may be running.
 pub(crate) struct Service {
-    pub(crate) pool: SqlitePool,
+    pub(crate) database: Database,
     pub(crate) waker: Waker,
     relay: JoinHandle<()>,
     shutdown: CancellationToken,
@@ -67,26 +64,15 @@ pub(crate) struct Service {
 impl Service {
     pub(crate) async fn start(js: jetstream::Context, metrics: Metrics) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let options = SqliteConnectOptions::new()
-            .filename(folder.path().join("service.db"))
-            .create_if_missing(true)
-            .busy_timeout(Duration::from_secs(5));
-        let pool = SqlitePoolOptions::new()
-            .max_connections(4)
-            .connect_with(options)
-            .await
-            .unwrap();
-        sqlx::query("PRAGMA journal_mode = WAL")
-            .execute(&pool)
-            .await
-            .unwrap();
-        sqlx::query(outbox::TABLE).execute(&pool).await.unwrap();
+        let url = database_of(folder.path()).await;
+        let database = Database::open(&url).await.unwrap();
+        database.migrate(outbox::TABLE).await.unwrap();
         let shutdown = CancellationToken::new();
-        let relay = Relay::new(pool.clone(), js, metrics);
+        let relay = Relay::new(database.clone(), js, metrics);
         let waker = relay.waker();
         let relay = tokio::spawn(relay.run(shutdown.clone()));
         Self {
-            pool,
+            database,
             waker,
             relay,
             shutdown,
@@ -96,7 +82,7 @@ impl Service {
 
     /// One transaction, as services do it.
     pub(crate) async fn write(&self, entries: &[OutboxEntry]) {
-        let mut transaction = self.pool.begin().await.unwrap();
+        let mut transaction = self.database.begin().await.unwrap();
         for entry in entries {
             outbox::insert(&mut transaction, entry).await.unwrap();
         }

@@ -1,8 +1,8 @@
 //! Text in, checked values or every mistake out.
 
 use edd_daemon::cli::{Invalid, Problems, parse_addr, parse_duration};
-use edd_daemon::store::DatabaseUrl;
 use edd_daemon::telemetry::{LogFormat, parse_filter};
+use edd_store::DatabaseUrl;
 
 use super::files::{self, Caps};
 use super::parse::{

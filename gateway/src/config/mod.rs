@@ -10,8 +10,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use edd_daemon::store::DatabaseUrl;
 use edd_daemon::telemetry::LogFormat;
+use edd_store::DatabaseUrl;
 use ipnet::IpNet;
 
 use crate::listener::RequestRate;

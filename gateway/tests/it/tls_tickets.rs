@@ -150,13 +150,13 @@ impl Gateway {
         let url = format!("sqlite://{database}").parse().unwrap();
         let tickets = self.shared.certs.tickets();
         eventually("the ticket keys are in the database", || async {
-            let Ok(pool) = edd_daemon::store::open(&url).await else {
+            let Ok(database) = edd_store::Database::open(&url).await else {
                 return false;
             };
-            let kept = sqlx::query_scalar("SELECT name FROM ticket_keys ORDER BY slot")
-                .fetch_all(&pool)
+            let kept = edd_store::query("SELECT name FROM ticket_keys ORDER BY slot")
+                .values(&database)
                 .await;
-            pool.close().await;
+            database.close().await;
             let kept: Vec<Vec<u8>> = kept.unwrap_or_default();
             let slot = edd_gateway::tls::TicketKeys::slot_now();
             let used = tickets.offer(slot);

@@ -99,7 +99,7 @@ impl App {
         let serving = tokio::spawn(async move {
             server::serve(listeners.api, router, limits, shutdown).await;
             background.end(BACKGROUND_TIMEOUT).await;
-            store.database().close().await;
+            store.database().sql().close().await;
             tracing::info!("drained");
         });
         Ok(Running {

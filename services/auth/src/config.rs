@@ -5,11 +5,11 @@ use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
 use clap::Parser;
 use edd_daemon::{
     cli::{Invalid, Problems, parse_addr, parse_duration},
-    store::DatabaseUrl,
     telemetry::{LogFormat, parse_filter},
 };
 use edd_events::connect::NatsOptions;
 use edd_service::bus::BusArguments;
+use edd_store::DatabaseUrl;
 use ipnet::IpNet;
 
 use crate::{identity::Username, limit::LoginLimits};
@@ -33,7 +33,7 @@ pub struct Arguments {
     #[arg(long, env = "EDD_AUTH_ADMIN_ADDR", default_value = "127.0.0.1:9191")]
     admin_addr: String,
 
-    /// The database, sqlite://PATH; an absent file is created.
+    /// The database: sqlite://PATH, created when absent, or postgres://USER@HOST/NAME.
     #[arg(long, env = "DATABASE_URL", default_value = "sqlite://data/auth.db")]
     database_url: String,
 
@@ -170,7 +170,7 @@ mod tests {
         let bad = [
             ("--addr", "localhost"),
             ("--admin-addr", ":1"),
-            ("--database-url", "postgres://h/d"),
+            ("--database-url", "mysql://h/d"),
             ("--nats-url", "http://h"),
             ("--nats-creds", "/does/not/exist"),
             ("--nats-ca", "/does/not/exist"),

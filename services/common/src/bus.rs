@@ -135,7 +135,7 @@ pub fn relay(
     };
     let js = jetstream::new(client.clone());
     let relay =
-        Relay::new(database.pool().clone(), js, metrics.clone()).with_streams(&[stream], replicas);
+        Relay::new(database.sql().clone(), js, metrics.clone()).with_streams(&[stream], replicas);
     let waker = relay.waker();
     background.tasks.spawn(relay.run(background.end.clone()));
     Some(waker)

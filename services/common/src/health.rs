@@ -48,8 +48,8 @@ pub fn router(health: Arc<Health>) -> Router {
 impl Health {
     async fn readiness(&self) -> Response {
         let database = tokio::time::timeout(DATABASE_TIMEOUT, async {
-            self.database.ping().await?;
-            outbox::pending(self.database.pool()).await
+            self.database.sql().ping().await?;
+            outbox::pending(self.database.sql()).await
         })
         .await;
         let outbox_pending = database.ok().and_then(Result::ok);

@@ -2,9 +2,8 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use edd_daemon::store::{DatabaseUrl, OpenError, SchemaStep, migrate, open_durable};
 use edd_events::outbox::{self, OutboxEntry};
-use sqlx::{SqliteConnection, SqlitePool, migrate::MigrateError};
+use edd_store::{DatabaseUrl, MigrateError, OpenError, Schema, Transaction};
 
 /// Why the database cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -25,7 +24,7 @@ pub enum StoreError {
 /// The database of one service. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Database {
-    pool: SqlitePool,
+    sql: edd_store::Database,
     events: bool,
 }
 
@@ -34,43 +33,34 @@ impl Database {
     /// changes write no outbox entries.
     ///
     /// # Errors
-    /// The file cannot be opened or migrated.
-    pub async fn open(
-        url: &DatabaseUrl,
-        schema: &[SchemaStep],
-        events: bool,
-    ) -> Result<Self, StoreError> {
-        let pool = open_durable(url).await?;
-        migrate(&pool, schema)
+    /// The database cannot be opened or migrated.
+    pub async fn open(url: &DatabaseUrl, schema: Schema, events: bool) -> Result<Self, StoreError> {
+        let sql = edd_store::Database::open_durable(url).await?;
+        sql.migrate(schema)
             .await
             .map_err(|source| StoreError::Migrate {
                 url: url.clone(),
                 source,
             })?;
-        Ok(Self { pool, events })
+        Ok(Self { sql, events })
     }
 
-    /// The connections.
-    pub fn pool(&self) -> &SqlitePool {
-        &self.pool
+    /// Where statements run that need no transaction.
+    pub fn sql(&self) -> &edd_store::Database {
+        &self.sql
+    }
+
+    /// Begins a transaction that will write, as the only one.
+    ///
+    /// # Errors
+    /// See [`edd_store::Database::begin`].
+    pub async fn begin(&self) -> edd_store::Result<Transaction> {
+        self.sql.begin().await
     }
 
     /// Whether changes are written as events.
     pub fn events(&self) -> bool {
         self.events
-    }
-
-    /// Whether the database answers.
-    ///
-    /// # Errors
-    /// It does not.
-    pub async fn ping(&self) -> sqlx::Result<()> {
-        sqlx::query("SELECT 1").execute(&self.pool).await.map(drop)
-    }
-
-    /// Closes the database; waits for what is under way.
-    pub async fn close(&self) {
-        self.pool.close().await;
     }
 
     /// Puts an entry into the outbox, within the caller's transaction.
@@ -79,11 +69,11 @@ impl Database {
     /// The entry cannot be written; the transaction is of no use then.
     pub async fn announce(
         &self,
-        connection: &mut SqliteConnection,
+        tx: &mut Transaction,
         entry: &OutboxEntry,
-    ) -> sqlx::Result<()> {
+    ) -> edd_store::Result<()> {
         if self.events {
-            outbox::insert(connection, entry).await
+            outbox::insert(tx, entry).await
         } else {
             Ok(())
         }

@@ -137,7 +137,7 @@ impl App {
             server::serve(listeners.api, router, limits, shutdown).await;
             lifecycle.end().await;
             background.end(BACKGROUND_TIMEOUT).await;
-            store.database().close().await;
+            store.database().sql().close().await;
             tracing::info!("drained");
         });
         Ok(Running {

@@ -10,11 +10,11 @@ use std::{
 use clap::{Args, Parser, Subcommand};
 use edd_daemon::{
     cli::{Invalid, Problems, parse_addr, parse_duration},
-    store::DatabaseUrl,
     telemetry::{LogFormat, parse_filter},
 };
 use edd_events::connect::NatsOptions;
 use edd_service::bus::{BusArguments, check_file, parse_number};
+use edd_store::DatabaseUrl;
 
 use crate::{auth::AuthUrl, runtime::guest::GuestArguments};
 
@@ -53,7 +53,7 @@ struct ServeArguments {
     #[arg(long, env = "EDD_COMPUTE_ADMIN_ADDR", default_value = "127.0.0.1:9192")]
     admin_addr: String,
 
-    /// The database, sqlite://PATH; an absent file is created.
+    /// The database: sqlite://PATH, created when absent, or postgres://USER@HOST/NAME.
     #[arg(long, env = "DATABASE_URL", default_value = "sqlite://data/compute.db")]
     database_url: String,
 
@@ -341,7 +341,7 @@ mod tests {
         let bad = [
             ("--addr", "localhost"),
             ("--admin-addr", ":1"),
-            ("--database-url", "postgres://h/d"),
+            ("--database-url", "mysql://h/d"),
             ("--nats-url", "http://h"),
             ("--nats-creds", "/does/not/exist"),
             ("--nats-ca", "/does/not/exist"),

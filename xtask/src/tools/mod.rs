@@ -45,6 +45,10 @@ pub(crate) enum Program {
     Testssl,
     /// Another TLS library's client.
     Openssl,
+    /// Makes the files of a PostgreSQL server.
+    Initdb,
+    /// The PostgreSQL server.
+    Postgres,
 }
 
 impl Program {
@@ -59,13 +63,15 @@ impl Program {
     ];
 
     /// What the tests need besides.
-    const TESTS: [Self; 6] = [
+    const TESTS: [Self; 8] = [
         Self::Nghttp,
         Self::Nghttpd,
         Self::Python,
         Self::Slowhttptest,
         Self::Testssl,
         Self::Openssl,
+        Self::Initdb,
+        Self::Postgres,
     ];
 
     fn name(self) -> &'static str {
@@ -82,6 +88,8 @@ impl Program {
             Self::Slowhttptest => "slowhttptest",
             Self::Testssl => "testssl",
             Self::Openssl => "openssl",
+            Self::Initdb => "initdb",
+            Self::Postgres => "postgres",
         }
     }
 
@@ -97,6 +105,8 @@ impl Program {
             Self::Slowhttptest => "slowhttptest",
             Self::Testssl => "testssl.sh",
             Self::Openssl => "openssl",
+            // Whichever version the distribution has.
+            Self::Initdb | Self::Postgres => "postgresql",
         }
     }
 }
@@ -171,6 +181,9 @@ impl Tools {
     pub(crate) fn set_environment(&self, command: &mut Command) -> Result<()> {
         command.env("EDD_NATS_SERVER", self.path(Program::NatsServer)?);
         command.env("EDD_SSHD", self.path(Program::Sshd)?);
+        if let Some(folder) = self.paths.get(&Program::Postgres).and_then(|p| p.parent()) {
+            command.env("EDD_POSTGRES_BIN", folder);
+        }
         command.env("PATH", self.search_path()?);
         if let Some(packages) = &self.python_packages {
             command.env("EDD_PYTHON_PACKAGES", packages);
@@ -209,9 +222,19 @@ fn is_executable(path: &Path) -> bool {
         .is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
 }
 
+/// Where Debian keeps the programs of PostgreSQL, by version, under `root`.
+fn postgres_folders(root: &Path) -> Vec<PathBuf> {
+    let versions = std::fs::read_dir(root.join("usr/lib/postgresql"));
+    let versions = versions.into_iter().flatten().flatten();
+    versions.map(|version| version.path().join("bin")).collect()
+}
+
 /// The program on the machine, or unpacked by an earlier run.
 fn find(program: Program, tools: &Path) -> Result<Option<PathBuf>> {
-    let installed = search_folders()
+    // Both in one folder: those beside the server first.
+    let installed = postgres_folders(Path::new("/"))
+        .into_iter()
+        .chain(search_folders())
         .map(|folder| folder.join(program.name()))
         .find(|path| is_executable(path));
     if installed.is_some() {
@@ -228,8 +251,9 @@ fn find(program: Program, tools: &Path) -> Result<Option<PathBuf>> {
 fn find_unpacked(program: Program, tools: &Path) -> Result<Option<PathBuf>> {
     for package in [program.package(), Program::Sshd.package()] {
         let root = tools.join(package);
-        for folder in ["usr/bin", "usr/sbin"] {
-            let path = root.join(folder).join(program.name());
+        let usual = ["usr/bin", "usr/sbin"].map(|folder| root.join(folder));
+        for folder in postgres_folders(&root).into_iter().chain(usual) {
+            let path = folder.join(program.name());
             if is_executable(&path) {
                 return apt::wrapped(&root, &path, program.name()).map(Some);
             }

@@ -7,9 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::jetstream::Context;
-use edd_daemon::store::DatabaseUrl;
 use edd_events::outbox::Relay;
 use edd_events::stream::{AUTH, COMPUTE, GATEWAY};
+use edd_store::DatabaseUrl;
 use rand::RngExt as _;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::tickets;
 use crate::control::reconcile::State;
-use crate::control::store::{GatewayStore as _, SqliteStore, StoreError, Stored};
+use crate::control::store::{GatewayStore as _, SqlStore, StoreError, Stored};
 use crate::control::writer::{Command, Session};
 use crate::shared::Shared;
 
@@ -60,7 +60,7 @@ pub struct Database {
     /// None: events are off.
     pub relay: Option<RelayParts>,
     /// Who works with it.
-    pub writer: mpsc::Sender<Command<SqliteStore>>,
+    pub writer: mpsc::Sender<Command<SqlStore>>,
     /// Who consumes for it.
     pub opened: watch::Sender<Option<Opened>>,
 }
@@ -72,7 +72,7 @@ impl Database {
         let mut pause = RETRY_FIRST;
         let mut number = 0;
         let mut last_error = String::new();
-        let mut last_file = None;
+        let mut last = None;
         let url = &self.shared.config.database_url;
         loop {
             let opening = open(url, &self.shared.config.state_dir);
@@ -89,21 +89,21 @@ impl Database {
                     number += 1;
                     let began = Instant::now();
                     let failed = shutdown.child_token();
-                    let file = store.file();
-                    let replaced = last_file.replace(file).is_some_and(|last| last != file);
+                    let identity = store.identity();
+                    let replaced = last.replace(identity).is_some_and(|last| last != identity);
                     let opened = Opened {
                         number,
                         lost: lost || stored.rebuilding,
                         replaced,
                         positions: stored.positions.clone(),
                     };
-                    let pool = store.pool().clone();
+                    let database = store.database().clone();
                     self.serve(opened, store, stored, lost, failed).await;
                     if shutdown.is_cancelled() {
                         // What the writer still has to store goes first.
                         self.writer.closed().await;
                     }
-                    pool.close().await;
+                    database.close().await;
                     if began.elapsed() > RETRY_MAX {
                         pause = RETRY_FIRST;
                     }
@@ -133,13 +133,13 @@ impl Database {
     async fn serve(
         &self,
         opened: Opened,
-        store: SqliteStore,
+        store: SqlStore,
         stored: Stored,
         lost: bool,
         failed: CancellationToken,
     ) {
         let relay = self.relay.clone().map(|parts| {
-            Relay::new(store.pool().clone(), parts.js, parts.metrics)
+            Relay::new(store.database().clone(), parts.js, parts.metrics)
                 .with_streams(&[AUTH, COMPUTE, GATEWAY], parts.replicas)
         });
         let session = Session {
@@ -168,15 +168,12 @@ impl Database {
 }
 
 /// Opens and reads the file; also tells whether it stands for one that is lost.
-async fn open(
-    url: &DatabaseUrl,
-    state_dir: &Path,
-) -> Result<(SqliteStore, Stored, bool), StoreError> {
-    let store = SqliteStore::open(url).await?;
+async fn open(url: &DatabaseUrl, state_dir: &Path) -> Result<(SqlStore, Stored, bool), StoreError> {
+    let store = SqlStore::open(url).await?;
     let stored = match store.load().await {
         Ok(stored) => stored,
         Err(error) => {
-            store.pool().close().await;
+            store.database().close().await;
             return Err(error);
         }
     };

@@ -26,7 +26,7 @@ use tokio_util::task::TaskTracker;
 use super::database::Opened;
 use crate::control::reconcile::Checks;
 use crate::control::status::StatusBoard;
-use crate::control::store::SqliteStore;
+use crate::control::store::SqlStore;
 use crate::control::writer::{Command, Incoming};
 
 /// The name of our durable consumers.
@@ -73,7 +73,7 @@ pub struct Events {
     /// Where it says how far it is.
     pub board: StatusBoard,
     /// Where changes go.
-    pub writer: mpsc::Sender<Command<SqliteStore>>,
+    pub writer: mpsc::Sender<Command<SqlStore>>,
     /// The database, once there is one.
     pub opened: watch::Receiver<Option<Opened>>,
 }
@@ -302,7 +302,7 @@ async fn lost_again(opened: &mut watch::Receiver<Option<Opened>>, number: u64) {
 /// Judges a batch, sends it to the writer and waits for the verdicts.
 struct EventHandler {
     checks: Arc<Checks>,
-    writer: mpsc::Sender<Command<SqliteStore>>,
+    writer: mpsc::Sender<Command<SqlStore>>,
 }
 
 impl Handler for EventHandler {

@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::routes_file::{self, Checked, Seen};
-use crate::control::store::SqliteStore;
+use crate::control::store::SqlStore;
 use crate::control::writer::Command;
 use crate::shared::Shared;
 
@@ -28,7 +28,7 @@ const POLL_INTERVAL: Duration = Duration::from_secs(30);
 pub async fn run(
     shared: Arc<Shared>,
     mut seen: Seen,
-    writer: mpsc::Sender<Command<SqliteStore>>,
+    writer: mpsc::Sender<Command<SqlStore>>,
     mut asked: mpsc::Receiver<oneshot::Sender<()>>,
     shutdown: CancellationToken,
 ) {
@@ -85,7 +85,7 @@ pub async fn run(
 async fn take(
     shared: &Shared,
     checked: Checked,
-    writer: &mpsc::Sender<Command<SqliteStore>>,
+    writer: &mpsc::Sender<Command<SqlStore>>,
 ) -> Result<(), ()> {
     let mistakes = match checked {
         Ok(specs) => return writer.send(Command::Routes(specs)).await.map_err(drop),

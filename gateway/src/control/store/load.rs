@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use edd_route::{ContainerId, Origin, UserId};
-use sqlx::SqlitePool;
+use edd_store::{Database, query};
 
 use super::{StoreError, Stored};
 use crate::control::reconcile::entity::Running;
@@ -61,27 +61,16 @@ struct UserRow {
 }
 
 /// Reads everything in one transaction.
-pub(super) async fn load(pool: &SqlitePool) -> Result<Stored, StoreError> {
-    let mut tx = pool.begin().await?;
-    let containers: Vec<ContainerRow> = sqlx::query_as("SELECT * FROM containers")
-        .fetch_all(&mut *tx)
+pub(super) async fn load(database: &Database) -> Result<Stored, StoreError> {
+    let mut tx = database.begin_read().await?;
+    let containers: Vec<ContainerRow> = query("SELECT * FROM containers").all(&mut tx).await?;
+    let rules: Vec<RuleRow> = query("SELECT * FROM ingress_rules").all(&mut tx).await?;
+    let keys: Vec<KeyRow> = query("SELECT * FROM ssh_keys").all(&mut tx).await?;
+    let users: Vec<UserRow> = query("SELECT * FROM users").all(&mut tx).await?;
+    let tombstones: Vec<(String, String, i64)> = query("SELECT kind, id, at FROM tombstones")
+        .all(&mut tx)
         .await?;
-    let rules: Vec<RuleRow> = sqlx::query_as("SELECT * FROM ingress_rules")
-        .fetch_all(&mut *tx)
-        .await?;
-    let keys: Vec<KeyRow> = sqlx::query_as("SELECT * FROM ssh_keys")
-        .fetch_all(&mut *tx)
-        .await?;
-    let users: Vec<UserRow> = sqlx::query_as("SELECT * FROM users")
-        .fetch_all(&mut *tx)
-        .await?;
-    let tombstones: Vec<(String, String, i64)> =
-        sqlx::query_as("SELECT kind, id, at FROM tombstones")
-            .fetch_all(&mut *tx)
-            .await?;
-    let meta: Vec<(String, i64)> = sqlx::query_as("SELECT key, value FROM meta")
-        .fetch_all(&mut *tx)
-        .await?;
+    let meta: Vec<(String, i64)> = query("SELECT key, value FROM meta").all(&mut tx).await?;
     tx.commit().await?;
 
     let mut stored = Stored::default();

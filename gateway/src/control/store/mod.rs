@@ -5,8 +5,9 @@
 //! a broken row is an error, never a table without it.
 
 mod load;
-mod sqlite;
+mod sql;
 mod tickets;
+mod write;
 
 use std::collections::{BTreeMap, HashSet};
 use std::future::Future;
@@ -17,7 +18,7 @@ use edd_route::StaticRouteSpec;
 use super::reconcile::{Effects, State};
 use crate::tls::TicketKey;
 
-pub use sqlite::{FileId, SqliteStore};
+pub use sql::{Identity, SqlStore};
 
 /// Tombstones and handled event ids are kept for so long, in milliseconds: a
 /// day more than the streams keep events.
@@ -44,13 +45,13 @@ pub enum StoreError {
     },
     /// The schema cannot be brought up to date.
     #[error("schema: {0}")]
-    Migrate(#[from] sqlx::migrate::MigrateError),
+    Migrate(#[from] edd_store::MigrateError),
     /// It cannot be opened.
     #[error(transparent)]
-    Open(#[from] edd_daemon::store::OpenError),
+    Open(#[from] edd_store::OpenError),
     /// It refuses a statement.
     #[error(transparent)]
-    Sql(#[from] sqlx::Error),
+    Sql(#[from] edd_store::Error),
 }
 
 /// Everything in the database that the control path works with.
@@ -141,4 +142,9 @@ fn numbered(bytes: impl Iterator<Item = u8>) -> i64 {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
     });
     i64::try_from(hash >> 1).unwrap_or(1).max(1)
+}
+
+/// Both engines' integers are signed.
+fn int(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
 }

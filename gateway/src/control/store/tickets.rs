@@ -1,10 +1,9 @@
 //! The keys of TLS session tickets, as rows.
 
-use edd_daemon::store::begin_write;
-use sqlx::SqlitePool;
+use edd_store::{Database, query};
 use zeroize::Zeroizing;
 
-use super::StoreError;
+use super::{StoreError, int};
 use crate::tls::{NAME_BYTES, SECRET_BYTES, TicketKey};
 
 /// Slots in force at once: the last one, this one, the next one.
@@ -15,51 +14,49 @@ type Row = (i64, Vec<u8>, Vec<u8>);
 /// Stores what of `offered` there is no key for yet, forgets those before `oldest`, and returns
 /// what is in force after that.
 pub(super) async fn share(
-    pool: &SqlitePool,
+    database: &Database,
     offered: &[TicketKey],
     oldest: u64,
 ) -> Result<Vec<TicketKey>, StoreError> {
     let (first, last) = (int(oldest), int(oldest + SLOTS - 1));
-    let kept = select(pool, first, last).await?;
+    let kept = select(database, first, last).await?;
     let has = |key: &TicketKey| kept.iter().any(|kept| kept.slot == key.slot);
     // Only when a slot begins: the file has one writer, and others wait for it.
     if offered.iter().all(has) {
         return Ok(kept);
     }
-    let mut tx = begin_write(pool).await?;
+    let mut tx = database.begin().await?;
     for key in offered {
-        sqlx::query(
+        query(
             "INSERT INTO ticket_keys (slot, name, secret) VALUES ($1, $2, $3) \
              ON CONFLICT (slot) DO NOTHING",
         )
         .bind(int(key.slot))
         .bind(key.name.as_slice())
         .bind(key.secret.as_slice())
-        .execute(&mut *tx)
+        .run(&mut tx)
         .await?;
     }
-    let deleted = sqlx::query("DELETE FROM ticket_keys WHERE slot < $1")
+    let deleted = query("DELETE FROM ticket_keys WHERE slot < $1")
         .bind(first)
-        .execute(&mut *tx)
+        .run(&mut tx)
         .await?;
     tx.commit().await?;
-    if deleted.rows_affected() > 0 {
-        // The file forgets them by `secure_delete`, its log only when it is cut. Should somebody
+    if deleted > 0 {
+        // A file forgets them by `secure_delete`, its log only when it is cut. Should somebody
         // read right now, it is written over in time.
-        sqlx::query("PRAGMA wal_checkpoint(TRUNCATE)")
-            .execute(pool)
-            .await?;
+        database.forget_log().await?;
     }
-    select(pool, first, last).await
+    select(database, first, last).await
 }
 
-async fn select(pool: &SqlitePool, first: i64, last: i64) -> Result<Vec<TicketKey>, StoreError> {
-    let rows: Vec<Row> = sqlx::query_as(
+async fn select(database: &Database, first: i64, last: i64) -> Result<Vec<TicketKey>, StoreError> {
+    let rows: Vec<Row> = query(
         "SELECT slot, name, secret FROM ticket_keys WHERE slot >= $1 AND slot <= $2 ORDER BY slot",
     )
     .bind(first)
     .bind(last)
-    .fetch_all(pool)
+    .all(database)
     .await?;
     rows.into_iter().map(key_of).collect()
 }
@@ -80,16 +77,12 @@ fn key_of((slot, name, secret): Row) -> Result<TicketKey, StoreError> {
     })
 }
 
-fn int(slot: u64) -> i64 {
-    i64::try_from(slot).unwrap_or(i64::MAX)
-}
-
 #[cfg(test)]
 mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::control::store::{GatewayStore as _, SqliteStore};
+    use crate::control::store::{GatewayStore as _, SqlStore};
 
     /// How many of the keys can be found in the files of the database.
     fn left(folder: &Path, keys: &[TicketKey]) -> usize {
@@ -110,7 +103,7 @@ mod tests {
     async fn keys_that_are_deleted_are_in_no_file_any_more() {
         let folder = tempfile::tempdir().unwrap();
         let url = format!("sqlite://{}", folder.path().join("gateway.db").display());
-        let store = SqliteStore::open(&url.parse().unwrap()).await.unwrap();
+        let store = SqlStore::open(&url.parse().unwrap()).await.unwrap();
         let key = |slot: u64| TicketKey {
             slot,
             name: [u8::try_from(slot).unwrap(); NAME_BYTES],

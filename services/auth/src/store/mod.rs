@@ -6,9 +6,9 @@
 mod sessions;
 mod users;
 
-use edd_daemon::store::{DatabaseUrl, SchemaStep};
 pub(crate) use edd_service::store::now_ms;
 use edd_service::store::{Database, StoreError};
+use edd_store::{DatabaseUrl, Schema};
 
 pub use self::{
     sessions::{Authenticated, Session},
@@ -16,18 +16,30 @@ pub use self::{
 };
 
 /// The schema. Released steps never change.
-const SCHEMA: &[SchemaStep] = &[
-    (
+const SCHEMA: Schema = Schema {
+    postgres: &[(
         1,
         "users, sessions, outbox",
-        include_str!("../../migrations/0001_users_sessions_outbox.sql"),
-    ),
-    (
-        2,
-        "deleted usernames",
-        include_str!("../../migrations/0002_deleted_usernames.sql"),
-    ),
-];
+        include_str!("../../migrations/postgres/0001_users_sessions_outbox.sql"),
+    )],
+    sqlite: &[
+        (
+            1,
+            "users, sessions, outbox",
+            include_str!("../../migrations/sqlite/0001_users_sessions_outbox.sql"),
+        ),
+        (
+            2,
+            "deleted usernames",
+            include_str!("../../migrations/sqlite/0002_deleted_usernames.sql"),
+        ),
+        (
+            3,
+            "deleted users",
+            include_str!("../../migrations/sqlite/0003_deleted_users.sql"),
+        ),
+    ],
+};
 
 /// The database of this service.
 #[derive(Clone, Debug)]

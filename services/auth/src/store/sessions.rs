@@ -1,8 +1,7 @@
 //! Sessions: found by the hash of their token, ended by log-out, age or number.
 
-use edd_daemon::store::begin_write;
 use edd_events::envelope::Cause;
-use sqlx::SqliteConnection;
+use edd_store::{Transaction, query};
 
 use super::{Store, User, now_ms};
 use crate::{
@@ -51,26 +50,25 @@ impl Store {
         token: TokenHash,
         cause: &Cause,
     ) -> sqlx::Result<Option<Session>> {
-        let mut write = begin_write(self.database.pool()).await?;
-        let still_right: bool = sqlx::query_scalar(
-            "SELECT EXISTS (SELECT 1 FROM users WHERE id = ? AND password_hash = ?)",
-        )
-        .bind(user_id)
-        .bind(password_hash)
-        .fetch_one(&mut *write)
-        .await?;
+        let mut write = self.database.begin().await?;
+        let still_right: bool =
+            query("SELECT EXISTS (SELECT 1 FROM users WHERE id = $1 AND password_hash = $2)")
+                .bind(user_id)
+                .bind(password_hash)
+                .value(&mut write)
+                .await?;
         if !still_right {
             return Ok(None);
         }
-        let surplus: Vec<String> = sqlx::query_scalar(
+        let surplus: Vec<String> = query(
             "DELETE FROM sessions WHERE token_hash IN (\
-                 SELECT token_hash FROM sessions WHERE user_id = ? \
-                 ORDER BY created_at DESC LIMIT -1 OFFSET ?\
+                 SELECT token_hash FROM sessions WHERE user_id = $1 \
+                 ORDER BY created_at DESC LIMIT 1000000 OFFSET $2\
              ) RETURNING id",
         )
         .bind(user_id)
         .bind(SESSIONS_PER_USER_MAX - 1)
-        .fetch_all(&mut *write)
+        .values(&mut write)
         .await?;
         for id in surplus {
             let entry = events::session_invalidated(&id, user_id, cause)?;
@@ -86,7 +84,7 @@ impl Store {
     /// Writes a session and its event within the caller's transaction.
     pub(super) async fn insert_session(
         &self,
-        connection: &mut SqliteConnection,
+        write: &mut Transaction,
         user_id: i64,
         token: TokenHash,
         cause: &Cause,
@@ -97,33 +95,33 @@ impl Store {
             user_id,
             expires_at_ms: now + LIFETIME_MS,
         };
-        sqlx::query(
+        query(
             "INSERT INTO sessions (token_hash, id, user_id, created_at, expires_at) \
-             VALUES (?, ?, ?, ?, ?)",
+             VALUES ($1, $2, $3, $4, $5)",
         )
         .bind(token.as_bytes())
         .bind(&session.id)
         .bind(user_id)
         .bind(now)
         .bind(session.expires_at_ms)
-        .execute(&mut *connection)
+        .run(&mut *write)
         .await?;
         self.database
-            .announce(connection, &events::session_created(&session, cause)?)
+            .announce(write, &events::session_created(&session, cause)?)
             .await?;
         Ok(session)
     }
 
     /// Whose token this is, if its session still lives.
     pub async fn authenticate(&self, token: TokenHash) -> sqlx::Result<Option<Authenticated>> {
-        let found: Option<(i64, String, String, String, i64, String, i64)> = sqlx::query_as(
+        let found: Option<(i64, String, String, String, i64, String, i64)> = query(
             "SELECT u.id, u.public_id, u.username, u.display_name, u.version, s.id, s.expires_at \
              FROM sessions s JOIN users u ON u.id = s.user_id \
-             WHERE s.token_hash = ? AND s.expires_at > ?",
+             WHERE s.token_hash = $1 AND s.expires_at > $2",
         )
         .bind(token.as_bytes())
         .bind(now_ms())
-        .fetch_optional(self.database.pool())
+        .optional(self.database.sql())
         .await?;
         Ok(found.map(
             |(user_id, public_id, username, display_name, version, session_id, expires_at_ms)| {
@@ -147,12 +145,11 @@ impl Store {
 
     /// Ends a session; false if it had ended before.
     pub async fn log_out(&self, session: &Session, cause: &Cause) -> sqlx::Result<bool> {
-        let mut write = begin_write(self.database.pool()).await?;
-        let ended = sqlx::query("DELETE FROM sessions WHERE id = ?")
+        let mut write = self.database.begin().await?;
+        let ended = query("DELETE FROM sessions WHERE id = $1")
             .bind(&session.id)
-            .execute(&mut *write)
-            .await?
-            .rows_affected();
+            .run(&mut write)
+            .await?;
         if ended == 0 {
             return Ok(false);
         }
@@ -165,14 +162,14 @@ impl Store {
     /// Removes expired sessions, a bounded number; returns how many. Their end
     /// was in their first event, so there is none now.
     pub async fn purge_expired(&self) -> sqlx::Result<u64> {
-        let purged = sqlx::query(
+        let purged = query(
             "DELETE FROM sessions WHERE token_hash IN (\
-                 SELECT token_hash FROM sessions WHERE expires_at <= ? LIMIT ?)",
+                 SELECT token_hash FROM sessions WHERE expires_at <= $1 LIMIT $2)",
         )
         .bind(now_ms())
         .bind(PURGE_MAX)
-        .execute(self.database.pool())
+        .run(self.database.sql())
         .await?;
-        Ok(purged.rows_affected())
+        Ok(purged)
     }
 }

@@ -1,7 +1,7 @@
 //! Users: registration, change, deletion.
 
-use edd_daemon::store::begin_write;
 use edd_events::envelope::Cause;
+use edd_store::query;
 
 use super::{Session, Store, now_ms};
 use crate::{
@@ -77,9 +77,9 @@ pub(super) fn user((id, public_id, username, display_name, version): UserRow) ->
 impl Store {
     /// Whether somebody has this name now.
     pub async fn is_taken(&self, username: &Username) -> sqlx::Result<bool> {
-        sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM users WHERE username = ?)")
+        query("SELECT EXISTS (SELECT 1 FROM users WHERE username = $1)")
             .bind(username.as_str())
-            .fetch_one(self.database.pool())
+            .value(self.database.sql())
             .await
     }
 
@@ -90,23 +90,22 @@ impl Store {
         token: TokenHash,
         cause: &Cause,
     ) -> sqlx::Result<Registration> {
-        let mut write = begin_write(self.database.pool()).await?;
+        let mut write = self.database.begin().await?;
         if new.never_used {
-            let used: bool = sqlx::query_scalar(
-                "SELECT EXISTS (SELECT 1 FROM deleted_usernames WHERE username = ?)",
-            )
-            .bind(new.username.as_str())
-            .fetch_one(&mut *write)
-            .await?;
+            let used: bool =
+                query("SELECT EXISTS (SELECT 1 FROM deleted_usernames WHERE username = $1)")
+                    .bind(new.username.as_str())
+                    .value(&mut write)
+                    .await?;
             if used {
                 return Ok(Registration::UsernameTaken);
             }
         }
         for _ in 0..PUBLIC_ID_DRAWS {
-            let created: Option<UserRow> = sqlx::query_as(
+            let created: Option<UserRow> = query(
                 "INSERT INTO users \
                  (public_id, username, display_name, password_hash, version, created_at) \
-                 VALUES (?, ?, ?, ?, 1, ?) ON CONFLICT DO NOTHING \
+                 VALUES ($1, $2, $3, $4, 1, $5) ON CONFLICT DO NOTHING \
                  RETURNING id, public_id, username, display_name, version",
             )
             .bind(token::public_id())
@@ -114,7 +113,7 @@ impl Store {
             .bind(new.display_name.as_str())
             .bind(&new.password_hash)
             .bind(now_ms())
-            .fetch_optional(&mut *write)
+            .optional(&mut write)
             .await?;
             if let Some(created) = created.map(user) {
                 self.database
@@ -126,11 +125,10 @@ impl Store {
                 write.commit().await?;
                 return Ok(Registration::Created(created, session));
             }
-            let taken: bool =
-                sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM users WHERE username = ?)")
-                    .bind(new.username.as_str())
-                    .fetch_one(&mut *write)
-                    .await?;
+            let taken: bool = query("SELECT EXISTS (SELECT 1 FROM users WHERE username = $1)")
+                .bind(new.username.as_str())
+                .value(&mut write)
+                .await?;
             if taken {
                 return Ok(Registration::UsernameTaken);
             }
@@ -140,9 +138,9 @@ impl Store {
 
     /// The user of that name and the hash of its password.
     pub async fn credentials(&self, username: &str) -> sqlx::Result<Option<(i64, String)>> {
-        sqlx::query_as("SELECT id, password_hash FROM users WHERE username = ?")
+        query("SELECT id, password_hash FROM users WHERE username = $1")
             .bind(username)
-            .fetch_optional(self.database.pool())
+            .optional(self.database.sql())
             .await
     }
 
@@ -154,24 +152,23 @@ impl Store {
         display_name: &DisplayName,
         cause: &Cause,
     ) -> sqlx::Result<Option<User>> {
-        let mut write = begin_write(self.database.pool()).await?;
-        let found: Option<UserRow> = sqlx::query_as(
-            "SELECT id, public_id, username, display_name, version FROM users WHERE id = ?",
-        )
-        .bind(id)
-        .fetch_optional(&mut *write)
-        .await?;
+        let mut write = self.database.begin().await?;
+        let found: Option<UserRow> =
+            query("SELECT id, public_id, username, display_name, version FROM users WHERE id = $1")
+                .bind(id)
+                .optional(&mut write)
+                .await?;
         let Some(mut changed) = found.map(user) else {
             return Ok(None);
         };
         if changed.display_name != display_name.as_str() {
             changed.display_name = display_name.as_str().to_owned();
             changed.version += 1;
-            sqlx::query("UPDATE users SET display_name = ?, version = ? WHERE id = ?")
+            query("UPDATE users SET display_name = $1, version = $2 WHERE id = $3")
                 .bind(&changed.display_name)
                 .bind(changed.version)
                 .bind(id)
-                .execute(&mut *write)
+                .run(&mut write)
                 .await?;
             self.database
                 .announce(&mut write, &events::user_updated(&changed, cause))
@@ -183,36 +180,36 @@ impl Store {
 
     /// Deletes a user with all sessions.
     pub async fn delete_user(&self, id: i64, cause: &Cause) -> sqlx::Result<Deletion> {
-        let mut write = begin_write(self.database.pool()).await?;
-        let ended: Vec<String> =
-            sqlx::query_scalar("DELETE FROM sessions WHERE user_id = ? RETURNING id")
-                .bind(id)
-                .fetch_all(&mut *write)
-                .await?;
-        let deleted: Option<UserRow> = sqlx::query_as(
-            "DELETE FROM users WHERE id = ? \
+        let mut write = self.database.begin().await?;
+        let ended: Vec<String> = query("DELETE FROM sessions WHERE user_id = $1 RETURNING id")
+            .bind(id)
+            .values(&mut write)
+            .await?;
+        let deleted: Option<UserRow> = query(
+            "DELETE FROM users WHERE id = $1 \
              RETURNING id, public_id, username, display_name, version + 1",
         )
         .bind(id)
-        .fetch_optional(&mut *write)
+        .optional(&mut write)
         .await?;
         let Some(deleted) = deleted.map(user) else {
-            // Ids are given in order and never twice: what is not above the
-            // highest one was a user once.
-            let highest: Option<i64> =
-                sqlx::query_scalar("SELECT seq FROM sqlite_sequence WHERE name = 'users'")
-                    .fetch_optional(&mut *write)
-                    .await?;
-            let existed = (1..=highest.unwrap_or(0)).contains(&id);
+            let existed: bool = query("SELECT EXISTS (SELECT 1 FROM deleted_users WHERE id = $1)")
+                .bind(id)
+                .value(&mut write)
+                .await?;
             return Ok(if existed {
                 Deletion::GoneBefore
             } else {
                 Deletion::Unknown
             });
         };
-        sqlx::query("INSERT INTO deleted_usernames (username) VALUES (?) ON CONFLICT DO NOTHING")
+        query("INSERT INTO deleted_users (id) VALUES ($1)")
+            .bind(id)
+            .run(&mut write)
+            .await?;
+        query("INSERT INTO deleted_usernames (username) VALUES ($1) ON CONFLICT DO NOTHING")
             .bind(&deleted.username)
-            .execute(&mut *write)
+            .run(&mut write)
             .await?;
         for session in &ended {
             let entry = events::session_invalidated(session, id, cause)?;

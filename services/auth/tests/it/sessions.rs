@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use edd_auth::limit::Rate;
+use edd_store::{Engine, query};
 use serde_json::json;
-use sqlx::Row as _;
 
 use crate::support::{AuthClient as _, PASSWORD, Service};
 
@@ -54,8 +54,8 @@ async fn an_expired_session_is_none() {
     let service = Service::start().await;
     let alice = service.register("alice").await;
     let database = service.database().await;
-    sqlx::query("UPDATE sessions SET expires_at = created_at")
-        .execute(&database)
+    query("UPDATE sessions SET expires_at = created_at")
+        .run(&database)
         .await
         .unwrap();
     assert!(!service.client.is_valid(&alice.token).await);
@@ -69,14 +69,14 @@ async fn the_oldest_session_makes_room() {
     let database = service.database().await;
     // As many as allowed, all of them younger than the first.
     for n in 0..49_u8 {
-        sqlx::query(
-            "INSERT INTO sessions SELECT ?, 'filler' || ?, user_id, created_at + 1, expires_at \
-             FROM sessions WHERE id = ?",
+        query(
+            "INSERT INTO sessions SELECT $1, 'filler' || $2, user_id, created_at + 1, expires_at \
+             FROM sessions WHERE id = $3",
         )
         .bind(vec![n; 32])
-        .bind(n)
+        .bind(n.to_string())
         .bind(&alice.session_id)
-        .execute(&database)
+        .run(&database)
         .await
         .unwrap();
     }
@@ -175,13 +175,13 @@ async fn secrets_are_never_in_the_database_in_clear() {
     let alice = service.register("alice").await;
     let again = service.log_in("alice").await;
     let database = service.database().await;
-    let rows = sqlx::query("SELECT length(token_hash) FROM sessions")
-        .fetch_all(&database)
-        .await;
-    let lengths: Vec<i64> = rows.unwrap().iter().map(|row| row.get(0)).collect();
+    let lengths: Vec<i64> = query("SELECT CAST(length(token_hash) AS BIGINT) FROM sessions")
+        .values(&database)
+        .await
+        .unwrap();
     assert_eq!(lengths, [32, 32]);
-    let hash: String = sqlx::query_scalar("SELECT password_hash FROM users")
-        .fetch_one(&database)
+    let hash: String = query("SELECT password_hash FROM users")
+        .value(&database)
         .await
         .unwrap();
     assert!(hash.starts_with("$argon2id$"), "{hash}");
@@ -198,7 +198,9 @@ async fn secrets_are_never_in_the_database_in_clear() {
         }
         files += 1;
     }
-    assert!(files >= 2, "the database and its log");
+    if database.engine() == Engine::Sqlite {
+        assert!(files >= 2, "the database and its log");
+    }
     service.stop().await;
 }
 

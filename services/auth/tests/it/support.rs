@@ -1,15 +1,13 @@
 //! A started service, and a client for it.
 
-use std::path::PathBuf;
-
 use clap::Parser as _;
 use edd_auth::{
     app::{App, Running},
     config::{Arguments, Config},
 };
 pub(crate) use edd_service::testing::{Answer, Client, DEADLINE};
+use edd_store::{Database, DatabaseUrl, testing::database_of};
 use serde_json::json;
-use sqlx::{SqlitePool, sqlite::SqliteConnectOptions};
 use tempfile::TempDir;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -53,13 +51,12 @@ impl Service {
         flags: &[&str],
         change: impl FnOnce(&mut Config),
     ) -> Self {
-        let url = format!("sqlite://{}", database(&folder).display());
+        let database_url = format!("--database-url={}", database(&folder).await);
         let common = [
             "edd-auth",
             "--addr=127.0.0.1:0",
             "--admin-addr=127.0.0.1:0",
-            "--database-url",
-            &url,
+            &database_url,
         ];
         let arguments = Arguments::try_parse_from(common.iter().chain(flags)).unwrap();
         let mut config = Config::check(arguments).unwrap();
@@ -86,9 +83,8 @@ impl Service {
     }
 
     /// A second connection to the service's database.
-    pub(crate) async fn database(&self) -> SqlitePool {
-        let options = SqliteConnectOptions::new().filename(database(&self.folder));
-        SqlitePool::connect_with(options).await.unwrap()
+    pub(crate) async fn database(&self) -> Database {
+        Database::open(&database(&self.folder).await).await.unwrap()
     }
 
     /// Registers a user.
@@ -107,8 +103,8 @@ impl Service {
     }
 }
 
-pub(crate) fn database(folder: &TempDir) -> PathBuf {
-    folder.path().join("auth.db")
+pub(crate) async fn database(folder: &TempDir) -> DatabaseUrl {
+    database_of(folder.path()).await
 }
 
 impl From<&Answer> for Account {

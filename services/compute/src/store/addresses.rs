@@ -3,7 +3,7 @@
 
 use std::net::Ipv4Addr;
 
-use edd_daemon::store::begin_write;
+use edd_store::query;
 
 use super::Store;
 use crate::runtime::address;
@@ -14,11 +14,11 @@ const DRAWS: usize = 32;
 impl Store {
     /// The address of a container, drawn at its first start.
     pub async fn local_address(&self, container_id: &str) -> sqlx::Result<Ipv4Addr> {
-        let mut tx = begin_write(self.database.pool()).await?;
+        let mut tx = self.database.begin().await?;
         let known: Option<String> =
-            sqlx::query_scalar("SELECT address FROM local_addresses WHERE container_id = ?")
+            query("SELECT address FROM local_addresses WHERE container_id = $1")
                 .bind(container_id)
-                .fetch_optional(&mut *tx)
+                .optional_value(&mut tx)
                 .await?;
         if let Some(address) = known {
             return address
@@ -27,15 +27,15 @@ impl Store {
         }
         for _ in 0..DRAWS {
             let address = address::random();
-            let reserved = sqlx::query(
-                "INSERT INTO local_addresses (address, container_id) VALUES (?, ?) \
+            let reserved = query(
+                "INSERT INTO local_addresses (address, container_id) VALUES ($1, $2) \
                  ON CONFLICT DO NOTHING",
             )
             .bind(address.to_string())
             .bind(container_id)
-            .execute(&mut *tx)
+            .run(&mut tx)
             .await?;
-            if reserved.rows_affected() == 1 {
+            if reserved == 1 {
                 tx.commit().await?;
                 return Ok(address);
             }
@@ -47,9 +47,9 @@ impl Store {
 
     /// Gives an address back.
     pub async fn release_local_address(&self, container_id: &str) -> sqlx::Result<()> {
-        sqlx::query("DELETE FROM local_addresses WHERE container_id = ?")
+        query("DELETE FROM local_addresses WHERE container_id = $1")
             .bind(container_id)
-            .execute(self.database.pool())
+            .run(self.database.sql())
             .await
             .map(drop)
     }
@@ -57,11 +57,11 @@ impl Store {
     /// Gives back what deleted containers held when the service ended before
     /// their processes.
     pub async fn release_orphaned_addresses(&self) -> sqlx::Result<()> {
-        sqlx::query(
+        query(
             "DELETE FROM local_addresses \
              WHERE container_id NOT IN (SELECT id FROM containers)",
         )
-        .execute(self.database.pool())
+        .run(self.database.sql())
         .await
         .map(drop)
     }

@@ -1,8 +1,7 @@
 //! Containers as their users see and change them; how they run is in `runs`.
 
-use edd_daemon::store::begin_write;
 use edd_events::envelope::Cause;
-use sqlx::{Sqlite, SqliteConnection, Transaction};
+use edd_store::{Executor, Transaction, query};
 
 use super::{IngressRule, Store, now_ms};
 use crate::{
@@ -144,13 +143,13 @@ impl Store {
         containers_max: u32,
         cause: &Cause,
     ) -> sqlx::Result<Creation> {
-        let mut tx = begin_write(self.database.pool()).await?;
+        let mut tx = self.database.begin().await?;
         if is_deleted(&mut tx, new.user_id).await? {
             return Ok(Creation::OwnerGone);
         }
-        let owned: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM containers WHERE user_id = ?")
+        let owned: i64 = query("SELECT COUNT(*) FROM containers WHERE user_id = $1")
             .bind(new.user_id)
-            .fetch_one(&mut *tx)
+            .value(&mut tx)
             .await?;
         if owned >= i64::from(containers_max) {
             return Ok(Creation::TooMany);
@@ -203,29 +202,27 @@ impl Store {
 
     /// A container of this user.
     pub async fn container(&self, user_id: i64, id: &str) -> sqlx::Result<Option<Container>> {
-        sqlx::query_as("SELECT * FROM containers WHERE id = ? AND user_id = ?")
+        query("SELECT * FROM containers WHERE id = $1 AND user_id = $2")
             .bind(id)
             .bind(user_id)
-            .fetch_optional(self.database.pool())
+            .optional(self.database.sql())
             .await
     }
 
     /// All containers of this user, oldest first.
     pub async fn containers_of(&self, user_id: i64) -> sqlx::Result<Vec<Container>> {
-        sqlx::query_as("SELECT * FROM containers WHERE user_id = ? ORDER BY created_at, id")
+        query("SELECT * FROM containers WHERE user_id = $1 ORDER BY created_at, id")
             .bind(user_id)
-            .fetch_all(self.database.pool())
+            .all(self.database.sql())
             .await
     }
 
     /// The keys chosen for a container.
     pub async fn keys_of_container(&self, id: &str) -> sqlx::Result<Vec<i64>> {
-        sqlx::query_scalar(
-            "SELECT key_id FROM container_keys WHERE container_id = ? ORDER BY key_id",
-        )
-        .bind(id)
-        .fetch_all(self.database.pool())
-        .await
+        query("SELECT key_id FROM container_keys WHERE container_id = $1 ORDER BY key_id")
+            .bind(id)
+            .values(self.database.sql())
+            .await
     }
 
     /// Sets a switch; says so only if it changes. `None` for no such container.
@@ -236,7 +233,7 @@ impl Store {
         toggle: Toggle,
         cause: &Cause,
     ) -> sqlx::Result<Option<Container>> {
-        let mut tx = begin_write(self.database.pool()).await?;
+        let mut tx = self.database.begin().await?;
         let Some(mut container) = owned(&mut tx, user_id, id).await? else {
             return Ok(None);
         };
@@ -249,11 +246,11 @@ impl Store {
         }
         *flag = wanted;
         container.version = bump(&mut tx, id).await?;
-        sqlx::query("UPDATE containers SET ssh_enabled = ?, https_enabled = ? WHERE id = ?")
+        query("UPDATE containers SET ssh_enabled = $1, https_enabled = $2 WHERE id = $3")
             .bind(container.ssh_enabled)
             .bind(container.https_enabled)
             .bind(id)
-            .execute(&mut *tx)
+            .run(&mut tx)
             .await?;
         let entry = match toggle {
             Toggle::Https(_) => outgoing::https_toggled(&container, cause)?,
@@ -271,7 +268,7 @@ impl Store {
         id: &str,
         cause: &Cause,
     ) -> sqlx::Result<bool> {
-        let mut tx = begin_write(self.database.pool()).await?;
+        let mut tx = self.database.begin().await?;
         let Some(container) = owned(&mut tx, user_id, id).await? else {
             return Ok(false);
         };
@@ -284,14 +281,14 @@ impl Store {
     /// reserved until its processes are gone.
     pub(super) async fn remove(
         &self,
-        tx: &mut Transaction<'static, Sqlite>,
+        tx: &mut Transaction,
         container: &Container,
         cause: &Cause,
     ) -> sqlx::Result<()> {
         let version = bump(tx, &container.id).await?;
-        sqlx::query("DELETE FROM containers WHERE id = ?")
+        query("DELETE FROM containers WHERE id = $1")
             .bind(&container.id)
-            .execute(&mut **tx)
+            .run(&mut *tx)
             .await?;
         let deleted = outgoing::container_deleted(container, version, cause)?;
         self.database.announce(tx, &deleted).await
@@ -299,55 +296,52 @@ impl Store {
 
     /// Whether auth said that this user is gone.
     pub async fn is_deleted_user(&self, user_id: i64) -> sqlx::Result<bool> {
-        let mut connection = self.database.pool().acquire().await?;
-        is_deleted(&mut connection, user_id).await
+        is_deleted(self.database.sql(), user_id).await
     }
 }
 
 /// Whether there is a tombstone for this user.
-pub(super) async fn is_deleted(
-    connection: &mut SqliteConnection,
+pub(super) async fn is_deleted<'c>(
+    on: impl Into<Executor<'c>>,
     user_id: i64,
 ) -> sqlx::Result<bool> {
-    sqlx::query_scalar(
-        "SELECT EXISTS (SELECT 1 FROM user_cache WHERE user_id = ? AND deleted_at IS NOT NULL)",
-    )
-    .bind(user_id)
-    .fetch_one(connection)
-    .await
+    query("SELECT EXISTS (SELECT 1 FROM user_cache WHERE user_id = $1 AND deleted_at IS NOT NULL)")
+        .bind(user_id)
+        .value(on)
+        .await
 }
 
 /// A container of this user, within a transaction.
 pub(super) async fn owned(
-    connection: &mut SqliteConnection,
+    tx: &mut Transaction,
     user_id: i64,
     id: &str,
 ) -> sqlx::Result<Option<Container>> {
-    sqlx::query_as("SELECT * FROM containers WHERE id = ? AND user_id = ?")
+    query("SELECT * FROM containers WHERE id = $1 AND user_id = $2")
         .bind(id)
         .bind(user_id)
-        .fetch_optional(connection)
+        .optional(tx)
         .await
 }
 
 /// The version of the container's next event.
-pub(super) async fn bump(connection: &mut SqliteConnection, id: &str) -> sqlx::Result<i64> {
-    sqlx::query_scalar("UPDATE containers SET version = version + 1 WHERE id = ? RETURNING version")
+pub(super) async fn bump(tx: &mut Transaction, id: &str) -> sqlx::Result<i64> {
+    query("UPDATE containers SET version = version + 1 WHERE id = $1 RETURNING version")
         .bind(id)
-        .fetch_one(connection)
+        .value(tx)
         .await
 }
 
-async fn free_id(connection: &mut SqliteConnection) -> sqlx::Result<ContainerId> {
+async fn free_id(tx: &mut Transaction) -> sqlx::Result<ContainerId> {
     for _ in 0..ID_DRAWS {
         let id = ContainerId::random();
         // An address still held by a deleted container's processes counts, too.
-        let taken: bool = sqlx::query_scalar(
-            "SELECT EXISTS (SELECT 1 FROM containers WHERE id = ?1) \
-             OR EXISTS (SELECT 1 FROM local_addresses WHERE container_id = ?1)",
+        let taken: bool = query(
+            "SELECT EXISTS (SELECT 1 FROM containers WHERE id = $1) \
+             OR EXISTS (SELECT 1 FROM local_addresses WHERE container_id = $1)",
         )
         .bind(id.as_str())
-        .fetch_one(&mut *connection)
+        .value(&mut *tx)
         .await?;
         if !taken {
             return Ok(id);
@@ -356,11 +350,11 @@ async fn free_id(connection: &mut SqliteConnection) -> sqlx::Result<ContainerId>
     Err(sqlx::Error::Protocol("no free container id".into()))
 }
 
-async fn insert(connection: &mut SqliteConnection, container: &Container) -> sqlx::Result<()> {
-    sqlx::query(
+async fn insert(tx: &mut Transaction, container: &Container) -> sqlx::Result<()> {
+    query(
         "INSERT INTO containers (id, user_id, owner_username, name, image, memory_mb, storage_gb, \
          instance_type, status, ssh_enabled, https_enabled, run, announced, version, created_at) \
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, 'pending', ?, ?, ?, ?, ?, ?)",
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, 'pending', $9, $10, $11, $12, $13, $14)",
     )
     .bind(&container.id)
     .bind(container.user_id)
@@ -376,25 +370,21 @@ async fn insert(connection: &mut SqliteConnection, container: &Container) -> sql
     .bind(container.announced)
     .bind(container.version)
     .bind(container.created_at)
-    .execute(connection)
+    .run(tx)
     .await
     .map(drop)
 }
 
 /// False if it is not a key of the container's owner.
-async fn add_key(
-    connection: &mut SqliteConnection,
-    container: &Container,
-    key_id: i64,
-) -> sqlx::Result<bool> {
-    let added = sqlx::query(
+async fn add_key(tx: &mut Transaction, container: &Container, key_id: i64) -> sqlx::Result<bool> {
+    let added = query(
         "INSERT INTO container_keys (container_id, key_id) \
-         SELECT ?, id FROM ssh_keys WHERE id = ? AND user_id = ?",
+         SELECT $1, id FROM ssh_keys WHERE id = $2 AND user_id = $3",
     )
     .bind(&container.id)
     .bind(key_id)
     .bind(container.user_id)
-    .execute(connection)
+    .run(tx)
     .await?;
-    Ok(added.rows_affected() == 1)
+    Ok(added == 1)
 }

@@ -3,9 +3,8 @@
 //! What is in force is the gateway's to know; here a rule is pending until
 //! `gateway.ingress.*.created` tells of it with the same target.
 
-use edd_daemon::store::begin_write;
 use edd_events::envelope::Cause;
-use sqlx::SqliteConnection;
+use edd_store::{Transaction, query};
 
 use super::{
     Store,
@@ -21,8 +20,10 @@ use crate::{
 #[derive(Clone, Copy, Debug, Eq, PartialEq, sqlx::FromRow)]
 pub struct IngressRule {
     /// The public port.
+    #[sqlx(try_from = "i32")]
     pub port: u16,
     /// The container's port.
+    #[sqlx(try_from = "i32")]
     pub target_port: u16,
     /// Whether the gateway confirmed exactly this.
     pub confirmed: bool,
@@ -66,12 +67,12 @@ pub enum RuleChange {
 impl Store {
     /// The rules of a container, by port.
     pub async fn rules_of(&self, container_id: &str) -> sqlx::Result<Vec<IngressRule>> {
-        sqlx::query_as(
+        query(
             "SELECT port, target_port, confirmed, version FROM ingress_requests \
-             WHERE container_id = ? ORDER BY port",
+             WHERE container_id = $1 ORDER BY port",
         )
         .bind(container_id)
-        .fetch_all(self.database.pool())
+        .all(self.database.sql())
         .await
     }
 
@@ -83,17 +84,17 @@ impl Store {
         pair: PortPair,
         cause: &Cause,
     ) -> sqlx::Result<Option<RuleChange>> {
-        let mut tx = begin_write(self.database.pool()).await?;
+        let mut tx = self.database.begin().await?;
         if owned(&mut tx, user_id, container_id).await?.is_none() {
             return Ok(None);
         }
-        let before: Option<IngressRule> = sqlx::query_as(
+        let before: Option<IngressRule> = query(
             "SELECT port, target_port, confirmed, version FROM ingress_requests \
-             WHERE container_id = ? AND port = ?",
+             WHERE container_id = $1 AND port = $2",
         )
         .bind(container_id)
         .bind(pair.port.get())
-        .fetch_optional(&mut *tx)
+        .optional(&mut tx)
         .await?;
         if let Some(rule) = before.filter(|rule| rule.target_port == pair.target_port) {
             return Ok(Some(RuleChange::Unchanged(rule)));
@@ -116,17 +117,16 @@ impl Store {
         port: Port,
         cause: &Cause,
     ) -> sqlx::Result<bool> {
-        let mut tx = begin_write(self.database.pool()).await?;
+        let mut tx = self.database.begin().await?;
         if owned(&mut tx, user_id, container_id).await?.is_none() {
             return Ok(false);
         }
-        let removed =
-            sqlx::query("DELETE FROM ingress_requests WHERE container_id = ? AND port = ?")
-                .bind(container_id)
-                .bind(port.get())
-                .execute(&mut *tx)
-                .await?;
-        if removed.rows_affected() == 0 {
+        let removed = query("DELETE FROM ingress_requests WHERE container_id = $1 AND port = $2")
+            .bind(container_id)
+            .bind(port.get())
+            .run(&mut tx)
+            .await?;
+        if removed == 0 {
             return Ok(false);
         }
         let version = bump(&mut tx, container_id).await?;
@@ -139,14 +139,14 @@ impl Store {
     /// Writes a rule over what its port had, with its `requested`.
     pub(super) async fn insert_rule(
         &self,
-        connection: &mut SqliteConnection,
+        tx: &mut Transaction,
         container_id: &str,
         rule: &IngressRule,
         cause: &Cause,
     ) -> sqlx::Result<()> {
-        sqlx::query(
+        query(
             "INSERT INTO ingress_requests (container_id, port, target_port, confirmed, version) \
-             VALUES (?, ?, ?, ?, ?) ON CONFLICT (container_id, port) DO UPDATE SET \
+             VALUES ($1, $2, $3, $4, $5) ON CONFLICT (container_id, port) DO UPDATE SET \
              target_port = excluded.target_port, confirmed = excluded.confirmed, \
              version = excluded.version",
         )
@@ -155,10 +155,10 @@ impl Store {
         .bind(rule.target_port)
         .bind(rule.confirmed)
         .bind(rule.version)
-        .execute(&mut *connection)
+        .run(&mut *tx)
         .await?;
         let entry = outgoing::ingress_requested(container_id, rule, cause)?;
-        self.database.announce(connection, &entry).await
+        self.database.announce(tx, &entry).await
     }
 
     /// Applies one event of the gateway, once, in one transaction; false if it
@@ -170,37 +170,37 @@ impl Store {
         container_id: &ContainerId,
         news: &RuleNews,
     ) -> sqlx::Result<bool> {
-        let mut tx = begin_write(self.database.pool()).await?;
+        let mut tx = self.database.begin().await?;
         if !first_time(&mut tx, event_id).await? {
             return Ok(false);
         }
         let changed = match news.target_port {
             Some(target_port) => {
-                sqlx::query(
+                query(
                     "UPDATE ingress_requests SET confirmed = TRUE \
-                     WHERE container_id = ?1 AND port = ?2 AND (?3 = 0 OR ?3 >= version) \
-                     AND target_port = ?4",
+                     WHERE container_id = $1 AND port = $2 AND ($3 = 0 OR $3 >= version) \
+                     AND target_port = $4",
                 )
                 .bind(container_id.as_str())
                 .bind(news.port)
                 .bind(news.version)
                 .bind(target_port)
-                .execute(&mut *tx)
+                .run(&mut tx)
                 .await?
             }
             None => {
-                sqlx::query(
+                query(
                     "UPDATE ingress_requests SET confirmed = FALSE \
-                     WHERE container_id = ?1 AND port = ?2 AND (?3 = 0 OR ?3 >= version)",
+                     WHERE container_id = $1 AND port = $2 AND ($3 = 0 OR $3 >= version)",
                 )
                 .bind(container_id.as_str())
                 .bind(news.port)
                 .bind(news.version)
-                .execute(&mut *tx)
+                .run(&mut tx)
                 .await?
             }
         };
         tx.commit().await?;
-        Ok(changed.rows_affected() > 0)
+        Ok(changed > 0)
     }
 }

@@ -1,7 +1,7 @@
 //! SSH keys: they belong to users.
 
-use edd_daemon::store::begin_write;
 use edd_events::envelope::Cause;
+use edd_store::query;
 
 use super::{Store, containers::is_deleted, now_ms};
 use crate::{events::outgoing, input::PublicKey};
@@ -46,16 +46,16 @@ impl Store {
         keys_max: u32,
         cause: &Cause,
     ) -> sqlx::Result<KeyCreation> {
-        let mut tx = begin_write(self.database.pool()).await?;
+        let mut tx = self.database.begin().await?;
         if is_deleted(&mut tx, user_id).await? {
             return Ok(KeyCreation::OwnerGone);
         }
-        let (owned, duplicates): (i64, i64) = sqlx::query_as(
-            "SELECT COUNT(*), COALESCE(SUM(fingerprint = ?), 0) FROM ssh_keys WHERE user_id = ?",
+        let (owned, duplicates): (i64, i64) = query(
+            "SELECT COUNT(*), COALESCE(SUM(CASE WHEN fingerprint = $1 THEN 1 ELSE 0 END), 0) FROM ssh_keys WHERE user_id = $2",
         )
         .bind(key.fingerprint())
         .bind(user_id)
-        .fetch_one(&mut *tx)
+        .one(&mut tx)
         .await?;
         if duplicates > 0 {
             return Ok(KeyCreation::Duplicate);
@@ -63,16 +63,16 @@ impl Store {
         if owned >= i64::from(keys_max) {
             return Ok(KeyCreation::TooMany);
         }
-        let key: SshKey = sqlx::query_as(
+        let key: SshKey = query(
             "INSERT INTO ssh_keys (user_id, name, public_key, fingerprint, created_at) \
-             VALUES (?, ?, ?, ?, ?) RETURNING *",
+             VALUES ($1, $2, $3, $4, $5) RETURNING *",
         )
         .bind(user_id)
         .bind(name)
         .bind(key.line())
         .bind(key.fingerprint())
         .bind(now_ms())
-        .fetch_one(&mut *tx)
+        .one(&mut tx)
         .await?;
         self.database
             .announce(&mut tx, &outgoing::key_created(&key, cause))
@@ -83,21 +83,21 @@ impl Store {
 
     /// All keys of a user, oldest first.
     pub async fn keys_of(&self, user_id: i64) -> sqlx::Result<Vec<SshKey>> {
-        sqlx::query_as("SELECT * FROM ssh_keys WHERE user_id = ? ORDER BY id")
+        query("SELECT * FROM ssh_keys WHERE user_id = $1 ORDER BY id")
             .bind(user_id)
-            .fetch_all(self.database.pool())
+            .all(self.database.sql())
             .await
     }
 
     /// Deletes a key of this user; false if there is none.
     pub async fn delete_key(&self, user_id: i64, id: i64, cause: &Cause) -> sqlx::Result<bool> {
-        let mut tx = begin_write(self.database.pool()).await?;
-        let deleted = sqlx::query("DELETE FROM ssh_keys WHERE id = ? AND user_id = ?")
+        let mut tx = self.database.begin().await?;
+        let deleted = query("DELETE FROM ssh_keys WHERE id = $1 AND user_id = $2")
             .bind(id)
             .bind(user_id)
-            .execute(&mut *tx)
+            .run(&mut tx)
             .await?;
-        if deleted.rows_affected() == 0 {
+        if deleted == 0 {
             return Ok(false);
         }
         self.database

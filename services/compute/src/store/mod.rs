@@ -12,9 +12,9 @@ mod keys;
 mod runs;
 mod users;
 
-use edd_daemon::store::{DatabaseUrl, SchemaStep};
 pub(crate) use edd_service::store::now_ms;
 use edd_service::store::{Database, StoreError};
+use edd_store::{DatabaseUrl, Schema};
 
 pub use self::{
     containers::{Container, Creation, NewContainer, Status, Toggle},
@@ -25,11 +25,18 @@ pub use self::{
 };
 
 /// The schema. Released steps never change.
-const SCHEMA: &[SchemaStep] = &[(
-    1,
-    "containers, keys, outbox",
-    include_str!("../../migrations/0001_containers_keys_outbox.sql"),
-)];
+const SCHEMA: Schema = Schema {
+    postgres: &[(
+        1,
+        "containers, keys, outbox",
+        include_str!("../../migrations/postgres/0001_containers_keys_outbox.sql"),
+    )],
+    sqlite: &[(
+        1,
+        "containers, keys, outbox",
+        include_str!("../../migrations/sqlite/0001_containers_keys_outbox.sql"),
+    )],
+};
 
 /// The database of this service. Clones share it.
 #[derive(Clone, Debug)]

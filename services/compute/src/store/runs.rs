@@ -5,8 +5,8 @@
 
 use std::net::IpAddr;
 
-use edd_daemon::store::begin_write;
 use edd_events::envelope::Cause;
+use edd_store::query;
 
 use super::{
     Container, Status, Store,
@@ -30,7 +30,7 @@ pub struct Start {
 impl Store {
     /// A user wants it to run. `None` for no such container.
     pub async fn ask_start(&self, user_id: i64, id: &str) -> sqlx::Result<Option<Container>> {
-        let mut tx = begin_write(self.database.pool()).await?;
+        let mut tx = self.database.begin().await?;
         let Some(container) = owned(&mut tx, user_id, id).await? else {
             return Ok(None);
         };
@@ -38,12 +38,12 @@ impl Store {
             return Ok(Some(container));
         }
         // No event yet: `started` comes when it runs.
-        let container = sqlx::query_as(
+        let container = query(
             "UPDATE containers SET status = 'pending', failure = NULL, run = run + 1 \
-             WHERE id = ? RETURNING *",
+             WHERE id = $1 RETURNING *",
         )
         .bind(id)
-        .fetch_one(&mut *tx)
+        .one(&mut tx)
         .await?;
         tx.commit().await?;
         Ok(Some(container))
@@ -57,7 +57,7 @@ impl Store {
         id: &str,
         cause: &Cause,
     ) -> sqlx::Result<Option<Container>> {
-        let mut tx = begin_write(self.database.pool()).await?;
+        let mut tx = self.database.begin().await?;
         let Some(container) = owned(&mut tx, user_id, id).await? else {
             return Ok(None);
         };
@@ -65,13 +65,13 @@ impl Store {
             return Ok(Some(container));
         }
         let version = bump(&mut tx, id).await?;
-        let container: Container = sqlx::query_as(
+        let container: Container = query(
             "UPDATE containers SET status = 'stopped', failure = NULL, announced = FALSE, \
-             stopped_at = ? WHERE id = ? RETURNING *",
+             stopped_at = $1 WHERE id = $2 RETURNING *",
         )
         .bind(now_ms())
         .bind(id)
-        .fetch_one(&mut *tx)
+        .one(&mut tx)
         .await?;
         let entry = outgoing::container_stopped(id, version, cause)?;
         self.database.announce(&mut tx, &entry).await?;
@@ -82,36 +82,36 @@ impl Store {
     /// At the start of the service nothing runs: what should run is to be
     /// started again, as a new run. Returns the ids.
     pub async fn resume_all(&self) -> sqlx::Result<Vec<String>> {
-        sqlx::query_scalar(
+        query(
             "UPDATE containers SET status = 'pending', run = run + 1 \
              WHERE status IN ('pending', 'running') RETURNING id",
         )
-        .fetch_all(self.database.pool())
+        .values(self.database.sql())
         .await
     }
 
     /// The container as the runtime should have it, whoever owns it.
     pub async fn wanted(&self, id: &str) -> sqlx::Result<Option<Container>> {
-        sqlx::query_as("SELECT * FROM containers WHERE id = ?")
+        query("SELECT * FROM containers WHERE id = $1")
             .bind(id)
-            .fetch_optional(self.database.pool())
+            .optional(self.database.sql())
             .await
     }
 
     /// It runs: row and `started`. False if that is not wanted any more.
     pub async fn mark_started(&self, id: &str, run: i64, start: &Start) -> sqlx::Result<bool> {
-        let mut tx = begin_write(self.database.pool()).await?;
-        let container: Option<Container> = sqlx::query_as(
-            "UPDATE containers SET status = 'running', external_ip = ?, ssh_host_key = ?, \
-             announced = TRUE, started_at = ?, version = version + 1 \
-             WHERE id = ? AND run = ? AND status = 'pending' RETURNING *",
+        let mut tx = self.database.begin().await?;
+        let container: Option<Container> = query(
+            "UPDATE containers SET status = 'running', external_ip = $1, ssh_host_key = $2, \
+             announced = TRUE, started_at = $3, version = version + 1 \
+             WHERE id = $4 AND run = $5 AND status = 'pending' RETURNING *",
         )
         .bind(start.external_ip.to_string())
         .bind(&start.ssh_host_key)
         .bind(now_ms())
         .bind(id)
         .bind(run)
-        .fetch_optional(&mut *tx)
+        .optional(&mut tx)
         .await?;
         let Some(container) = container else {
             return Ok(false);
@@ -126,26 +126,26 @@ impl Store {
     /// believe that it runs. False if that run is over anyway.
     pub async fn mark_failed(&self, id: &str, run: i64, reason: &str) -> sqlx::Result<bool> {
         let reason: String = reason.chars().take(FAILURE_CHARS_MAX).collect();
-        let mut tx = begin_write(self.database.pool()).await?;
-        let was_announced: Option<bool> = sqlx::query_scalar(
+        let mut tx = self.database.begin().await?;
+        let was_announced: Option<bool> = query(
             "SELECT announced FROM containers \
-             WHERE id = ? AND run = ? AND status IN ('pending', 'running')",
+             WHERE id = $1 AND run = $2 AND status IN ('pending', 'running')",
         )
         .bind(id)
         .bind(run)
-        .fetch_optional(&mut *tx)
+        .optional_value(&mut tx)
         .await?;
         let Some(was_announced) = was_announced else {
             return Ok(false);
         };
-        sqlx::query(
-            "UPDATE containers SET status = 'failed', failure = ?, announced = FALSE, \
-             stopped_at = ? WHERE id = ?",
+        query(
+            "UPDATE containers SET status = 'failed', failure = $1, announced = FALSE, \
+             stopped_at = $2 WHERE id = $3",
         )
         .bind(reason)
         .bind(now_ms())
         .bind(id)
-        .execute(&mut *tx)
+        .run(&mut tx)
         .await?;
         if was_announced {
             let version = bump(&mut tx, id).await?;

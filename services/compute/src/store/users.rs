@@ -1,8 +1,7 @@
 //! Users as far as auth told us: a cache of names, and tombstones.
 
-use edd_daemon::store::begin_write;
 use edd_events::envelope::Cause;
-use sqlx::{Sqlite, SqliteConnection, Transaction};
+use edd_store::{Transaction, query};
 
 use super::{Container, Store, now_ms};
 use crate::events::outgoing;
@@ -47,7 +46,7 @@ impl Store {
         change: &UserChange,
         cause: &Cause,
     ) -> sqlx::Result<UserNews> {
-        let mut tx = begin_write(self.database.pool()).await?;
+        let mut tx = self.database.begin().await?;
         if !first_time(&mut tx, event_id).await? {
             return Ok(UserNews::Stale);
         }
@@ -69,44 +68,44 @@ impl Store {
     /// The tombstone, and the end of all that was the user's.
     async fn delete_user(
         &self,
-        tx: &mut Transaction<'static, Sqlite>,
+        tx: &mut Transaction,
         user_id: i64,
         version: i64,
         username: &str,
         cause: &Cause,
     ) -> sqlx::Result<UserNews> {
-        let buried = sqlx::query(
+        let buried = query(
             "INSERT INTO user_cache (user_id, username, display_name, version, deleted_at) \
-             VALUES (?, ?, '', ?, ?) ON CONFLICT (user_id) DO UPDATE SET \
-             version = MAX(version, excluded.version), deleted_at = excluded.deleted_at \
-             WHERE deleted_at IS NULL",
+             VALUES ($1, $2, '', $3, $4) ON CONFLICT (user_id) DO UPDATE SET \
+             version = CASE WHEN user_cache.version > excluded.version THEN user_cache.version \
+             ELSE excluded.version END, deleted_at = excluded.deleted_at \
+             WHERE user_cache.deleted_at IS NULL",
         )
         .bind(user_id)
         .bind(username)
         .bind(version)
         .bind(now_ms())
-        .execute(&mut **tx)
+        .run(&mut *tx)
         .await?;
         let containers: Vec<Container> =
-            sqlx::query_as("SELECT * FROM containers WHERE user_id = ? ORDER BY id")
+            query("SELECT * FROM containers WHERE user_id = $1 ORDER BY id")
                 .bind(user_id)
-                .fetch_all(&mut **tx)
+                .all(&mut *tx)
                 .await?;
         for container in &containers {
             self.remove(tx, container, cause).await?;
         }
-        let mut keys: Vec<i64> =
-            sqlx::query_scalar("DELETE FROM ssh_keys WHERE user_id = ? RETURNING id")
-                .bind(user_id)
-                .fetch_all(&mut **tx)
-                .await?;
+        let mut keys: Vec<i64> = query("DELETE FROM ssh_keys WHERE user_id = $1 RETURNING id")
+            .bind(user_id)
+            .values(&mut *tx)
+            .await?;
         keys.sort_unstable();
         for key in &keys {
             self.database
                 .announce(tx, &outgoing::key_deleted(*key, user_id, cause))
                 .await?;
         }
-        if buried.rows_affected() == 0 && containers.is_empty() && keys.is_empty() {
+        if buried == 0 && containers.is_empty() && keys.is_empty() {
             return Ok(UserNews::Stale);
         }
         Ok(UserNews::Applied(
@@ -119,50 +118,46 @@ impl Store {
 
     /// Forgets event ids that no stream delivers any more; returns how many.
     pub async fn purge_inbox(&self) -> sqlx::Result<u64> {
-        sqlx::query("DELETE FROM inbox WHERE handled_at < ?")
+        query("DELETE FROM inbox WHERE handled_at < $1")
             .bind(now_ms() - INBOX_KEEP_MS)
-            .execute(self.database.pool())
+            .run(self.database.sql())
             .await
-            .map(|purged| purged.rows_affected())
     }
 }
 
 /// Remembers an event id within the caller's transaction; false if it was known.
-pub(crate) async fn first_time(
-    connection: &mut SqliteConnection,
-    event_id: &str,
-) -> sqlx::Result<bool> {
-    let inserted = sqlx::query(
-        "INSERT INTO inbox (event_id, handled_at) VALUES (?, ?) ON CONFLICT DO NOTHING",
-    )
-    .bind(event_id)
-    .bind(now_ms())
-    .execute(connection)
-    .await?;
-    Ok(inserted.rows_affected() == 1)
+pub(crate) async fn first_time(tx: &mut Transaction, event_id: &str) -> sqlx::Result<bool> {
+    let inserted =
+        query("INSERT INTO inbox (event_id, handled_at) VALUES ($1, $2) ON CONFLICT DO NOTHING")
+            .bind(event_id)
+            .bind(now_ms())
+            .run(tx)
+            .await?;
+    Ok(inserted == 1)
 }
 
 /// Version 0 says nothing about order: the stream's order decides.
 async fn upsert(
-    connection: &mut SqliteConnection,
+    tx: &mut Transaction,
     user_id: i64,
     version: i64,
     username: &str,
     display_name: &str,
 ) -> sqlx::Result<UserNews> {
-    let upserted = sqlx::query(
-        "INSERT INTO user_cache (user_id, username, display_name, version) VALUES (?1, ?2, ?3, ?4) \
+    let upserted = query(
+        "INSERT INTO user_cache (user_id, username, display_name, version) VALUES ($1, $2, $3, $4) \
          ON CONFLICT (user_id) DO UPDATE SET username = excluded.username, \
-         display_name = excluded.display_name, version = MAX(version, excluded.version) \
-         WHERE deleted_at IS NULL AND (?4 = 0 OR ?4 > version)",
+         display_name = excluded.display_name, version = CASE WHEN user_cache.version > \
+         excluded.version THEN user_cache.version ELSE excluded.version END \
+         WHERE user_cache.deleted_at IS NULL AND ($4 = 0 OR $4 > user_cache.version)",
     )
     .bind(user_id)
     .bind(username)
     .bind(display_name)
     .bind(version)
-    .execute(connection)
+    .run(tx)
     .await?;
-    Ok(match upserted.rows_affected() {
+    Ok(match upserted {
         0 => UserNews::Stale,
         _ => UserNews::Applied(Vec::new()),
     })

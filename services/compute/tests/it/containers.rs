@@ -2,6 +2,7 @@
 
 use edd_events::testing::NatsServer;
 use edd_proto::compute;
+use edd_store::query;
 use prost::Message as _;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
@@ -223,8 +224,8 @@ async fn start_stop_switches_and_end_are_told() {
     assert_eq!((event.user_id, v8), (1, 8));
     api.get(&own, ALICE).await.assert_error(404, "not_found");
     api.delete(&own, ALICE).await.assert_error(404, "not_found");
-    let left: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM local_addresses")
-        .fetch_one(&service.database().await)
+    let left: i64 = query("SELECT COUNT(*) FROM local_addresses")
+        .value(&service.database().await)
         .await
         .unwrap();
     assert_eq!(left, 0, "its address is free again");
@@ -393,12 +394,10 @@ async fn an_event_names_the_request_that_caused_it() {
         .await;
     assert_eq!(answer.status, 201, "{answer:?}");
     let caused = eventually("the entry", async || {
-        sqlx::query_as::<_, (Option<String>, Option<String>)>(
-            "SELECT correlation_id, traceparent FROM outbox ORDER BY id LIMIT 1",
-        )
-        .fetch_optional(&service.database().await)
-        .await
-        .unwrap()
+        query("SELECT correlation_id, traceparent FROM outbox ORDER BY id LIMIT 1")
+            .optional::<(Option<String>, Option<String>)>(&service.database().await)
+            .await
+            .unwrap()
     })
     .await;
     assert_eq!(

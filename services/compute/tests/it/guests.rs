@@ -1,6 +1,7 @@
 //! What a container of the local runtime serves: page, WebSocket, event stream,
 //! raw echo, SSH.
 
+use edd_store::query;
 use std::{path::Path, process::Stdio};
 
 use futures_util::{SinkExt as _, StreamExt as _};
@@ -49,9 +50,9 @@ impl Guest {
 
     /// From the only place where it is told: the event.
     async fn host_key(&self) -> String {
-        sqlx::query_scalar("SELECT ssh_host_key FROM containers WHERE id = ?")
+        query("SELECT ssh_host_key FROM containers WHERE id = $1")
             .bind(self.id())
-            .fetch_one(&self.service.database().await)
+            .value(&self.service.database().await)
             .await
             .unwrap()
     }
@@ -223,8 +224,8 @@ async fn without_an_sshd_containers_run_without_ssh() {
     let running = service.create_running(&json!({ "name": "a" })).await;
     assert!(TcpStream::connect((ip_of(&running), 8080)).await.is_ok());
     assert!(TcpStream::connect((ip_of(&running), 2022)).await.is_err());
-    let host_key: Option<String> = sqlx::query_scalar("SELECT ssh_host_key FROM containers")
-        .fetch_one(&service.database().await)
+    let host_key: Option<String> = query("SELECT ssh_host_key FROM containers")
+        .value(&service.database().await)
         .await
         .unwrap();
     assert_eq!(host_key, None);

@@ -2,6 +2,7 @@
 
 use edd_events::testing::NatsServer;
 use edd_proto::{compute, gateway};
+use edd_store::query;
 use serde_json::{Value, json};
 
 use crate::support::{
@@ -71,14 +72,12 @@ async fn a_rule_is_pending_until_the_gateway_confirms_just_that_rule() {
     let version = |port: u16| {
         let id = id.to_owned();
         async move |service: &Service| -> i64 {
-            sqlx::query_scalar(
-                "SELECT version FROM ingress_requests WHERE container_id = ? AND port = ?",
-            )
-            .bind(id)
-            .bind(port)
-            .fetch_one(&service.database().await)
-            .await
-            .unwrap()
+            query("SELECT version FROM ingress_requests WHERE container_id = $1 AND port = $2")
+                .bind(id)
+                .bind(port)
+                .value(&service.database().await)
+                .await
+                .unwrap()
         }
     };
     let first = version(80)(&service).await;

@@ -50,7 +50,7 @@ struct Daemon {
 impl Daemon {
     async fn start(folder: &Path, auth_url: &str) -> Self {
         let mut child = command()
-            .args(common_flags(folder))
+            .args(common_flags(folder).await)
             .args(["--auth-url", auth_url, "--log-format=json"])
             .stdout(Stdio::piped())
             .spawn()
@@ -133,7 +133,7 @@ async fn every_bad_flag_and_variable_is_named_with_exit_64() {
     let output = run(command()
         .args(["--addr", "nowhere", "--runtime=docker", "--ports", "9-1"])
         .env("EDD_COMPUTE_ADMIN_ADDR", "9191")
-        .env("DATABASE_URL", "postgres://localhost/compute"))
+        .env("DATABASE_URL", "mysql://localhost/compute"))
     .await;
     assert_eq!(output.status.code(), Some(64), "{output:?}");
     let lines = lines(&output.stderr);
@@ -141,7 +141,7 @@ async fn every_bad_flag_and_variable_is_named_with_exit_64() {
     for expected in [
         "--addr (or EDD_COMPUTE_ADDR)",
         "--admin-addr (or EDD_COMPUTE_ADMIN_ADDR)",
-        "--database-url (or DATABASE_URL): PostgreSQL is not supported yet",
+        "--database-url (or DATABASE_URL): not a database URL",
         "--runtime (or EDD_COMPUTE_RUNTIME): the runtime docker is not in this version",
         "--ports (or EDD_COMPUTE_PORTS)",
     ] {
@@ -161,7 +161,7 @@ async fn a_taken_port_is_one_line_and_exit_1() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let folder = new_folder();
     let addr = taken.local_addr().unwrap().to_string();
-    let mut flags = common_flags(folder.path());
+    let mut flags = common_flags(folder.path()).await;
     flags.retain(|flag| !flag.starts_with("--addr="));
     flags.push(format!("--addr={addr}"));
     let output = run(command().args(flags)).await;

@@ -19,11 +19,11 @@ use edd_events::{
 };
 use edd_proto::auth::{ValidateTokenRequest, ValidateTokenResponse};
 pub(crate) use edd_service::testing::{Client, DEADLINE};
+use edd_store::{Database, query, testing::database_of};
 use futures_util::StreamExt as _;
 use prost::Message;
 use russh::keys::ssh_key::{Algorithm, LineEnding, PrivateKey};
 use serde_json::{Value, json};
-use sqlx::{SqlitePool, sqlite::SqliteConnectOptions};
 use tempfile::TempDir;
 use tokio::{process::Command, task::JoinHandle, time::timeout};
 use tokio_util::sync::CancellationToken;
@@ -83,7 +83,7 @@ impl Service {
         flags: &[&str],
         change: impl FnOnce(&mut Config),
     ) -> Self {
-        let mut all = common_flags(folder.path());
+        let mut all = common_flags(folder.path()).await;
         all.insert(0, "edd-compute".to_owned());
         all.extend(flags.iter().map(|flag| (*flag).to_owned()));
         let mut config = Config::check(Arguments::try_parse_from(all).unwrap()).unwrap();
@@ -110,15 +110,15 @@ impl Service {
     }
 
     /// A second connection to the service's database.
-    pub(crate) async fn database(&self) -> SqlitePool {
-        let options = SqliteConnectOptions::new().filename(database(self.folder.path()));
-        SqlitePool::connect_with(options).await.unwrap()
+    pub(crate) async fn database(&self) -> Database {
+        let url = database_of(self.folder.path()).await;
+        Database::open(&url).await.unwrap()
     }
 
     /// The subjects in the outbox, oldest first.
     pub(crate) async fn outbox(&self) -> Vec<String> {
-        sqlx::query_scalar("SELECT subject FROM outbox ORDER BY id")
-            .fetch_all(&self.database().await)
+        query("SELECT subject FROM outbox ORDER BY id")
+            .values(&self.database().await)
             .await
             .unwrap()
     }
@@ -153,16 +153,12 @@ pub(crate) fn new_folder() -> TempDir {
     folder
 }
 
-fn database(folder: &Path) -> PathBuf {
-    folder.join("compute.db")
-}
-
 pub(crate) fn gateway_key(folder: &Path) -> PathBuf {
     folder.join("gateway_key")
 }
 
 /// What every start here has.
-pub(crate) fn common_flags(folder: &Path) -> Vec<String> {
+pub(crate) async fn common_flags(folder: &Path) -> Vec<String> {
     let given = std::env::var_os("EDD_SSHD").map(PathBuf::from);
     let sshd = edd_compute::runtime::sshd::find(given.as_deref())
         .expect("no sshd found: run `cargo xtask test`, which fetches it");
@@ -170,7 +166,7 @@ pub(crate) fn common_flags(folder: &Path) -> Vec<String> {
         format!("--sshd={}", sshd.display()),
         "--addr=127.0.0.1:0".to_owned(),
         "--admin-addr=127.0.0.1:0".to_owned(),
-        format!("--database-url=sqlite://{}", database(folder).display()),
+        format!("--database-url={}", database_of(folder).await),
         format!("--state-dir={}", folder.join("state").display()),
         format!("--gateway-ssh-key={}.pub", gateway_key(folder).display()),
         "--platform-domain=example.org".to_owned(),

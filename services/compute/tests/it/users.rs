@@ -2,6 +2,7 @@
 
 use edd_events::testing::NatsServer;
 use edd_proto::{auth, compute};
+use edd_store::query;
 use prost::Message as _;
 use serde_json::json;
 
@@ -37,9 +38,9 @@ fn deleted(user_id: i64) -> auth::UserDeleted {
 
 /// Name and whether there is a tombstone.
 async fn cached(service: &Service, user_id: i64) -> Option<(String, bool)> {
-    sqlx::query_as("SELECT username, deleted_at IS NOT NULL FROM user_cache WHERE user_id = ?")
+    query("SELECT username, deleted_at IS NOT NULL FROM user_cache WHERE user_id = $1")
         .bind(user_id)
-        .fetch_optional(&service.database().await)
+        .optional(&service.database().await)
         .await
         .unwrap()
 }
@@ -132,7 +133,7 @@ async fn a_deleted_user_leaves_nothing_and_never_comes_back() {
     assert_eq!(api.get(&path, BOB).await.status, 200);
     let keys = api.get("/compute/ssh-keys", BOB).await.body;
     assert_eq!(keys["ssh_keys"][0]["id"], bobs_key);
-    let left: i64 = sqlx::query_scalar(
+    let left: i64 = query(
         "SELECT (SELECT COUNT(*) FROM containers WHERE user_id = 1) \
          + (SELECT COUNT(*) FROM ssh_keys WHERE user_id = 1) \
          + (SELECT COUNT(*) FROM ingress_requests WHERE container_id NOT IN \
@@ -140,7 +141,7 @@ async fn a_deleted_user_leaves_nothing_and_never_comes_back() {
          + (SELECT COUNT(*) FROM local_addresses WHERE container_id NOT IN \
             (SELECT id FROM containers))",
     )
-    .fetch_one(&service.database().await)
+    .value(&service.database().await)
     .await
     .unwrap();
     assert_eq!(left, 0);

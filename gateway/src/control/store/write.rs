@@ -1,0 +1,268 @@
+//! One transaction, written: a batch costs the same few statements whatever its size.
+
+use std::collections::BTreeMap;
+
+use edd_events::outbox;
+use edd_route::StaticRouteSpec;
+use edd_store::{Database, Rows, Transaction, query};
+use serde_json::json;
+
+use super::{Commit, StoreError, int, route_id, rule_id};
+use crate::control::reconcile::{Effects, State};
+
+/// Writes all of it or nothing.
+pub(super) async fn commit(database: &Database, commit: &Commit<'_>) -> Result<(), StoreError> {
+    let mut tx = database.begin().await?;
+    let now = int(commit.now_ms);
+    let handled: Rows = commit.event_ids.iter().map(|id| json!([id, now])).collect();
+    let sql = "INSERT INTO inbox (event_id, at) SELECT value ->> 0, CAST(value ->> 1 AS BIGINT) \
+               FROM {rows} WHERE true ON CONFLICT DO NOTHING";
+    run(&mut tx, handled, sql).await?;
+    if let Some((state, effects)) = commit.changes {
+        containers(&mut tx, state, effects).await?;
+        rules(&mut tx, state, effects).await?;
+        keys(&mut tx, state, effects).await?;
+        users(&mut tx, state, effects).await?;
+        tombstones(&mut tx, state, effects).await?;
+    }
+    if let Some(routes) = &commit.statics {
+        statics(&mut tx, routes).await?;
+    }
+    outbox::insert_all(&mut tx, &commit.outbox).await?;
+    meta(&mut tx, commit).await?;
+    tx.commit().await?;
+    Ok(())
+}
+
+async fn run(tx: &mut Transaction, rows: Rows, sql: &'static str) -> Result<(), StoreError> {
+    if !rows.is_empty() {
+        rows.query(tx.engine(), sql).run(tx).await?;
+    }
+    Ok(())
+}
+
+async fn containers(
+    tx: &mut Transaction,
+    state: &State,
+    effects: &Effects,
+) -> Result<(), StoreError> {
+    let (mut rows, mut gone) = (Rows::default(), Rows::default());
+    for id in &effects.containers {
+        let Some(c) = state.container(id) else {
+            gone.push(json!([id.as_str()]));
+            continue;
+        };
+        let created = c.created.as_ref();
+        let running = c.run.running.as_ref();
+        rows.push(json!([
+            id.as_str(),
+            created.map(|c| c.owner.0),
+            created.map(|c| c.name.as_str()),
+            created.map(|c| int(c.sequence)),
+            created.map(|c| text(&c.origin)),
+            c.run.stamp.version,
+            int(c.run.stamp.sequence),
+            running.map(|r| r.address.to_string()),
+            running.and_then(|r| r.ssh_host_key.as_deref()),
+            running.map(|r| text(&r.origin)),
+            c.ssh.stamp.version,
+            int(c.ssh.stamp.sequence),
+            c.ssh.on,
+            c.https.stamp.version,
+            int(c.https.stamp.sequence),
+            c.https.on,
+        ]));
+    }
+    let sql = "INSERT INTO containers (id, owner_id, name, created_sequence, created_origin, \
+               run_version, run_sequence, address, ssh_host_key, run_origin, ssh_version, \
+               ssh_sequence, ssh_enabled, https_version, https_sequence, https_enabled) \
+               SELECT value ->> 0, CAST(value ->> 1 AS BIGINT), value ->> 2, \
+               CAST(value ->> 3 AS BIGINT), value ->> 4, CAST(value ->> 5 AS BIGINT), \
+               CAST(value ->> 6 AS BIGINT), value ->> 7, value ->> 8, value ->> 9, \
+               CAST(value ->> 10 AS BIGINT), CAST(value ->> 11 AS BIGINT), \
+               CAST(value ->> 12 AS BOOLEAN), CAST(value ->> 13 AS BIGINT), \
+               CAST(value ->> 14 AS BIGINT), CAST(value ->> 15 AS BOOLEAN) \
+               FROM {rows} WHERE true ON CONFLICT (id) DO UPDATE SET \
+               owner_id = excluded.owner_id, name = excluded.name, \
+               created_sequence = excluded.created_sequence, \
+               created_origin = excluded.created_origin, run_version = excluded.run_version, \
+               run_sequence = excluded.run_sequence, address = excluded.address, \
+               ssh_host_key = excluded.ssh_host_key, run_origin = excluded.run_origin, \
+               ssh_version = excluded.ssh_version, ssh_sequence = excluded.ssh_sequence, \
+               ssh_enabled = excluded.ssh_enabled, https_version = excluded.https_version, \
+               https_sequence = excluded.https_sequence, https_enabled = excluded.https_enabled";
+    run(tx, rows, sql).await?;
+    let sql = "DELETE FROM containers WHERE id IN (SELECT value ->> 0 FROM {rows})";
+    run(tx, gone, sql).await
+}
+
+async fn rules(tx: &mut Transaction, state: &State, effects: &Effects) -> Result<(), StoreError> {
+    let (mut rows, mut gone) = (Rows::default(), Rows::default());
+    for (id, port) in &effects.rules {
+        let rule = state.container(id).and_then(|c| c.rules.get(port));
+        match rule {
+            Some(rule) => rows.push(json!([
+                rule_id(id.as_str(), *port),
+                id.as_str(),
+                port,
+                rule.target,
+                rule.stamp.version,
+                int(rule.stamp.sequence),
+                text(&rule.origin),
+            ])),
+            None => gone.push(json!([id.as_str(), port])),
+        }
+    }
+    let sql = "INSERT INTO ingress_rules (id, container_id, port, target_port, version, sequence, \
+               origin) SELECT CAST(value ->> 0 AS BIGINT), value ->> 1, \
+               CAST(value ->> 2 AS BIGINT), CAST(value ->> 3 AS BIGINT), \
+               CAST(value ->> 4 AS BIGINT), CAST(value ->> 5 AS BIGINT), value ->> 6 \
+               FROM {rows} WHERE true ON CONFLICT (container_id, port) DO UPDATE SET \
+               id = excluded.id, target_port = excluded.target_port, \
+               version = excluded.version, sequence = excluded.sequence, \
+               origin = excluded.origin";
+    run(tx, rows, sql).await?;
+    let sql = "DELETE FROM ingress_rules WHERE (container_id, port) IN \
+               (SELECT value ->> 0, CAST(value ->> 1 AS BIGINT) FROM {rows})";
+    run(tx, gone, sql).await
+}
+
+async fn keys(tx: &mut Transaction, state: &State, effects: &Effects) -> Result<(), StoreError> {
+    let (mut rows, mut gone) = (Rows::default(), Rows::default());
+    for id in &effects.keys {
+        match state.key(*id) {
+            Some(key) => rows.push(json!([
+                id,
+                key.user.0,
+                key.fingerprint,
+                key.stamp.version,
+                int(key.stamp.sequence),
+                text(&key.origin),
+            ])),
+            None => gone.push(json!([id])),
+        }
+    }
+    let sql = "INSERT INTO ssh_keys (id, user_id, fingerprint, version, sequence, origin) \
+               SELECT CAST(value ->> 0 AS BIGINT), CAST(value ->> 1 AS BIGINT), value ->> 2, \
+               CAST(value ->> 3 AS BIGINT), CAST(value ->> 4 AS BIGINT), value ->> 5 \
+               FROM {rows} WHERE true ON CONFLICT (id) DO UPDATE SET \
+               user_id = excluded.user_id, fingerprint = excluded.fingerprint, \
+               version = excluded.version, sequence = excluded.sequence, \
+               origin = excluded.origin";
+    run(tx, rows, sql).await?;
+    let sql = "DELETE FROM ssh_keys WHERE id IN (SELECT CAST(value ->> 0 AS BIGINT) FROM {rows})";
+    run(tx, gone, sql).await
+}
+
+async fn users(tx: &mut Transaction, state: &State, effects: &Effects) -> Result<(), StoreError> {
+    let (mut rows, mut gone) = (Rows::default(), Rows::default());
+    for id in &effects.users {
+        match state.user(*id) {
+            Some(user) => rows.push(json!([
+                id.0,
+                user.username,
+                user.display_name,
+                user.stamp.version,
+                int(user.stamp.sequence),
+            ])),
+            None => gone.push(json!([id.0])),
+        }
+    }
+    let sql = "INSERT INTO users (id, username, display_name, version, sequence) \
+               SELECT CAST(value ->> 0 AS BIGINT), value ->> 1, value ->> 2, \
+               CAST(value ->> 3 AS BIGINT), CAST(value ->> 4 AS BIGINT) \
+               FROM {rows} WHERE true ON CONFLICT (id) DO UPDATE SET \
+               username = excluded.username, display_name = excluded.display_name, \
+               version = excluded.version, sequence = excluded.sequence";
+    run(tx, rows, sql).await?;
+    let sql = "DELETE FROM users WHERE id IN (SELECT CAST(value ->> 0 AS BIGINT) FROM {rows})";
+    run(tx, gone, sql).await
+}
+
+async fn tombstones(
+    tx: &mut Transaction,
+    state: &State,
+    effects: &Effects,
+) -> Result<(), StoreError> {
+    let containers = effects.containers.iter().filter_map(|id| {
+        let at = state.container_died(id)?;
+        Some(json!(["container", id.as_str(), int(at)]))
+    });
+    let keys = effects.keys.iter().filter_map(|id| {
+        let at = state.key_died(*id)?;
+        Some(json!(["key", id.to_string(), int(at)]))
+    });
+    let users = effects.users.iter().filter_map(|id| {
+        let at = state.user_died(*id)?;
+        Some(json!(["user", id.to_string(), int(at)]))
+    });
+    let rows: Rows = containers.chain(keys).chain(users).collect();
+    let sql = "INSERT INTO tombstones (kind, id, at) \
+               SELECT value ->> 0, value ->> 1, CAST(value ->> 2 AS BIGINT) \
+               FROM {rows} WHERE true ON CONFLICT DO NOTHING";
+    run(tx, rows, sql).await
+}
+
+async fn statics(tx: &mut Transaction, routes: &[StaticRouteSpec]) -> Result<(), StoreError> {
+    query("DELETE FROM static_routes").run(&mut *tx).await?;
+    let rows: Rows = routes
+        .iter()
+        .map(|spec| {
+            json!([
+                route_id(&spec.host, &spec.path),
+                spec.host,
+                spec.path,
+                spec.targets_text(),
+                spec.strip_prefix,
+                serde_json::to_string(spec).unwrap_or_default(),
+            ])
+        })
+        .collect();
+    let sql = "INSERT INTO static_routes (id, host, path_prefix, target, strip_prefix, spec) \
+               SELECT CAST(value ->> 0 AS BIGINT), value ->> 1, value ->> 2, value ->> 3, \
+               CAST(value ->> 4 AS BOOLEAN), value ->> 5 FROM {rows} WHERE true \
+               ON CONFLICT (id) DO NOTHING";
+    run(tx, rows, sql).await
+}
+
+async fn meta(tx: &mut Transaction, commit: &Commit<'_>) -> Result<(), StoreError> {
+    for (stream, sequence) in &commit.positions {
+        query(
+            "INSERT INTO meta (key, value) VALUES ($1, $2) ON CONFLICT (key) DO UPDATE SET \
+             value = CASE WHEN meta.value > excluded.value THEN meta.value \
+             ELSE excluded.value END",
+        )
+        .bind(format!("position:{stream}"))
+        .bind(int(*sequence))
+        .run(&mut *tx)
+        .await?;
+    }
+    let mut values = BTreeMap::new();
+    if let Some(stream) = commit.restarted {
+        values.insert(format!("position:{stream}"), 0);
+    }
+    if let Some(revision) = commit.revision {
+        values.insert("revision".into(), int(revision));
+    }
+    if commit.birth {
+        values.insert("born".into(), 1);
+    }
+    if let Some(rebuilding) = commit.rebuilding {
+        values.insert("rebuilding".into(), i64::from(rebuilding));
+    }
+    for (key, value) in values {
+        query(
+            "INSERT INTO meta (key, value) VALUES ($1, $2) \
+             ON CONFLICT (key) DO UPDATE SET value = excluded.value",
+        )
+        .bind(key)
+        .bind(value)
+        .run(&mut *tx)
+        .await?;
+    }
+    Ok(())
+}
+
+fn text(origin: &edd_route::Origin) -> String {
+    serde_json::to_string(origin).unwrap_or_default()
+}

@@ -1,0 +1,63 @@
+//! Which errors are the world's fault.
+
+use sqlx::Error;
+
+/// Whether the database is away, busy, full or read-only: the same statement may
+/// work later. Anything else is the statement's or the schema's fault.
+pub fn is_away(error: &Error) -> bool {
+    match error {
+        Error::PoolTimedOut
+        | Error::PoolClosed
+        | Error::WorkerCrashed
+        | Error::Io(_)
+        | Error::Tls(_) => true,
+        Error::Database(refused) => refused.code().is_some_and(|code| {
+            if refused
+                .try_downcast_ref::<sqlx::postgres::PgDatabaseError>()
+                .is_some()
+            {
+                postgres(&code)
+            } else {
+                sqlite(&code)
+            }
+        }),
+        _ => false,
+    }
+}
+
+/// PostgreSQL's classes (documentation, appendix A): 08 connection, 53 resources,
+/// 57 operator, 58 system; within 25, 40 and 55 what another try may cure.
+fn postgres(code: &str) -> bool {
+    matches!(code.get(..2), Some("08" | "53" | "57" | "58"))
+        || matches!(code, "25006" | "40001" | "40P01" | "55P03")
+}
+
+/// SQLITE_BUSY, _LOCKED, _READONLY, _IOERR, _FULL, _CANTOPEN and their extended
+/// codes, whose low byte is the plain one.
+fn sqlite(code: &str) -> bool {
+    code.parse::<u32>()
+        .is_ok_and(|code| matches!(code & 0xff, 5 | 6 | 8 | 10 | 13 | 14))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_of_both_engines() {
+        for code in [
+            "08006", "53300", "57P01", "57014", "58030", "25006", "40001",
+        ] {
+            assert!(postgres(code), "{code}");
+        }
+        for code in ["23505", "42601", "22P02", "25001", ""] {
+            assert!(!postgres(code), "{code}");
+        }
+        for code in ["5", "13", "14", "1032", "522"] {
+            assert!(sqlite(code), "{code}");
+        }
+        for code in ["1", "19", "2067", ""] {
+            assert!(!sqlite(code), "{code}");
+        }
+    }
+}

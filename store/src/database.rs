@@ -1,0 +1,188 @@
+//! The connections, and transactions on them.
+
+use std::fmt;
+
+use sqlx::postgres::Postgres;
+use sqlx::sqlite::{Sqlite, SqliteSynchronous};
+use sqlx::{PgPool, SqlitePool};
+
+use crate::open::{self, OpenError};
+use crate::query;
+use crate::url::DatabaseUrl;
+
+/// The advisory lock that makes writers wait for each other. It belongs to the
+/// database of the connection, so one number does for all services.
+const WRITER: i64 = 0x6564_6420_7772_6974;
+
+/// Which engine it is.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Engine {
+    /// A server, shared by replicas.
+    Postgres,
+    /// A file of this process.
+    Sqlite,
+}
+
+/// An open database. Clones share its connections.
+#[derive(Clone)]
+pub struct Database(pub(crate) Pool);
+
+#[derive(Clone)]
+pub(crate) enum Pool {
+    Postgres(PgPool),
+    Sqlite(SqlitePool),
+}
+
+/// A transaction that may write; dropped without [`Transaction::commit`] it has not happened.
+pub struct Transaction(pub(crate) Inner);
+
+pub(crate) enum Inner {
+    Postgres(sqlx::Transaction<'static, Postgres>),
+    Sqlite(sqlx::Transaction<'static, Sqlite>),
+}
+
+impl Database {
+    /// Opens it; SQLite's folder and file (mode 0600) are made when absent.
+    ///
+    /// One connection is made at once, so that a broken file or an unreachable
+    /// server shows here. With SQLite a power loss may take the last commits back
+    /// (`synchronous = NORMAL`): for those who notice it and read them again from
+    /// the streams. PostgreSQL does what its server is told.
+    ///
+    /// # Errors
+    /// The folder or file cannot be made, or the engine refuses.
+    pub async fn open(url: &DatabaseUrl) -> Result<Self, OpenError> {
+        Self::open_with(url, SqliteSynchronous::Normal).await
+    }
+
+    /// Like [`Database::open`], but what is committed survives a power loss
+    /// (`synchronous = FULL`): for those whose rows are the only record there is.
+    ///
+    /// # Errors
+    /// As [`Database::open`].
+    pub async fn open_durable(url: &DatabaseUrl) -> Result<Self, OpenError> {
+        Self::open_with(url, SqliteSynchronous::Full).await
+    }
+
+    async fn open_with(
+        url: &DatabaseUrl,
+        synchronous: SqliteSynchronous,
+    ) -> Result<Self, OpenError> {
+        Ok(Self(match url {
+            DatabaseUrl::Postgres(options) => {
+                Pool::Postgres(open::postgres(options, url.to_string()).await?)
+            }
+            DatabaseUrl::Sqlite(path) => Pool::Sqlite(open::sqlite(path, synchronous).await?),
+        }))
+    }
+
+    /// Which engine it is.
+    pub fn engine(&self) -> Engine {
+        match &self.0 {
+            Pool::Postgres(_) => Engine::Postgres,
+            Pool::Sqlite(_) => Engine::Sqlite,
+        }
+    }
+
+    /// Begins a transaction that will write, as the only one in this database.
+    ///
+    /// With SQLite it takes the write lock at once: a transaction that starts by
+    /// reading and writes later fails with "database is locked", without a wait,
+    /// whenever another one wrote in between. With PostgreSQL it takes an advisory
+    /// lock: otherwise two that read before they write would not see each other,
+    /// and rows numbered in ascending order would become visible out of it.
+    ///
+    /// # Errors
+    /// The database does not answer, or another writer does not end in time.
+    pub async fn begin(&self) -> sqlx::Result<Transaction> {
+        Ok(Transaction(match &self.0 {
+            Pool::Postgres(pool) => {
+                let mut transaction = pool.begin().await?;
+                sqlx::query("SELECT pg_advisory_xact_lock($1)")
+                    .bind(WRITER)
+                    .execute(&mut *transaction)
+                    .await?;
+                Inner::Postgres(transaction)
+            }
+            Pool::Sqlite(pool) => Inner::Sqlite(pool.begin_with("BEGIN IMMEDIATE").await?),
+        }))
+    }
+
+    /// Begins a transaction that only reads: all its statements see the same instant.
+    ///
+    /// # Errors
+    /// The database does not answer.
+    pub async fn begin_read(&self) -> sqlx::Result<Transaction> {
+        Ok(Transaction(match &self.0 {
+            Pool::Postgres(pool) => Inner::Postgres(
+                pool.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+                    .await?,
+            ),
+            Pool::Sqlite(pool) => Inner::Sqlite(pool.begin().await?),
+        }))
+    }
+
+    /// Whether it answers.
+    ///
+    /// # Errors
+    /// It does not.
+    pub async fn ping(&self) -> sqlx::Result<()> {
+        query("SELECT 1").run(self).await.map(drop)
+    }
+
+    /// Cuts the write-ahead log of a file, which still holds what was deleted.
+    ///
+    /// # Errors
+    /// The file cannot be written. That somebody reads at the moment is none: it
+    /// is written over in time then. PostgreSQL's log is its operator's.
+    pub async fn forget_log(&self) -> sqlx::Result<()> {
+        match &self.0 {
+            Pool::Postgres(_) => Ok(()),
+            Pool::Sqlite(_) => query("PRAGMA wal_checkpoint(TRUNCATE)")
+                .run(self)
+                .await
+                .map(drop),
+        }
+    }
+
+    /// Closes the connections; waits for what is under way.
+    pub async fn close(&self) {
+        match &self.0 {
+            Pool::Postgres(pool) => pool.close().await,
+            Pool::Sqlite(pool) => pool.close().await,
+        }
+    }
+}
+
+impl Transaction {
+    /// Makes it all so.
+    ///
+    /// # Errors
+    /// It is not known whether it happened.
+    pub async fn commit(self) -> sqlx::Result<()> {
+        match self.0 {
+            Inner::Postgres(transaction) => transaction.commit().await,
+            Inner::Sqlite(transaction) => transaction.commit().await,
+        }
+    }
+
+    /// Which engine it runs on.
+    pub fn engine(&self) -> Engine {
+        match &self.0 {
+            Inner::Postgres(_) => Engine::Postgres,
+            Inner::Sqlite(_) => Engine::Sqlite,
+        }
+    }
+}
+
+impl fmt::Debug for Database {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Database").field(&self.engine()).finish()
+    }
+}
+
+impl fmt::Debug for Transaction {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Transaction").field(&self.engine()).finish()
+    }
+}

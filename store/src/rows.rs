@@ -1,0 +1,42 @@
+//! Many rows in one statement: as a JSON array of arrays, the same few statements
+//! whatever their number.
+
+use serde_json::Value as Json;
+
+use crate::database::Engine;
+use crate::query::{Query, query_dynamic};
+
+/// Rows for one statement.
+///
+/// Columns are read with `CAST(value ->> N AS BIGINT)` and the like; a plain
+/// `value ->> N` is text. Within JSON there are no bytes: they go as hex.
+#[derive(Clone, Debug, Default)]
+pub struct Rows(Vec<Json>);
+
+impl Rows {
+    /// Adds a row: a JSON array, or a single value.
+    pub fn push(&mut self, row: Json) {
+        self.0.push(row);
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// A statement whose `{rows}` is a table with the one column `value`, and whose
+    /// `$1` is taken by it.
+    pub fn query(self, engine: Engine, sql: &'static str) -> Query {
+        let rows = match engine {
+            Engine::Postgres => "json_array_elements(CAST($1 AS json)) AS rows (value)",
+            Engine::Sqlite => "json_each($1) AS rows",
+        };
+        query_dynamic(sql.replace("{rows}", rows)).bind(Json::Array(self.0).to_string())
+    }
+}
+
+impl FromIterator<Json> for Rows {
+    fn from_iter<I: IntoIterator<Item = Json>>(rows: I) -> Self {
+        Self(rows.into_iter().collect())
+    }
+}

@@ -1,0 +1,261 @@
+//! The same statements on both engines, each a real one.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::os::unix::fs::PermissionsExt as _;
+
+use edd_store::testing::Postgres;
+use edd_store::{Database, DatabaseUrl, Engine, Rows, Schema, Step, query};
+use serde_json::json;
+use tempfile::TempDir;
+
+const SCHEMA: Schema = Schema {
+    postgres: &[(
+        1,
+        "things",
+        "CREATE TABLE things (id BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY, \
+         name TEXT NOT NULL UNIQUE, port INTEGER, bytes BYTEA, is_on BOOLEAN NOT NULL)",
+    )],
+    sqlite: &[(
+        1,
+        "things",
+        "CREATE TABLE things (id INTEGER PRIMARY KEY AUTOINCREMENT, \
+         name TEXT NOT NULL UNIQUE, port INTEGER, bytes BLOB, is_on INTEGER NOT NULL) STRICT",
+    )],
+};
+
+#[derive(Debug, PartialEq, sqlx::FromRow)]
+struct Thing {
+    id: i64,
+    name: String,
+    port: Option<i32>,
+    bytes: Option<Vec<u8>>,
+    is_on: bool,
+}
+
+/// An empty database of each engine.
+async fn each() -> (TempDir, [Database; 2]) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("deep/er/a.db");
+    let sqlite: DatabaseUrl = format!("sqlite://{}", path.display()).parse().unwrap();
+    let postgres = Postgres::shared().await.database().await;
+    let databases = [
+        Database::open(&sqlite).await.unwrap(),
+        Database::open_durable(&postgres).await.unwrap(),
+    ];
+    assert_eq!(databases[0].engine(), Engine::Sqlite);
+    assert_eq!(databases[1].engine(), Engine::Postgres);
+    (folder, databases)
+}
+
+async fn names(database: &Database) -> Vec<String> {
+    let sql = "SELECT name FROM things ORDER BY id";
+    query(sql).values(database).await.unwrap()
+}
+
+async fn add(database: &Database, name: &str) -> edd_store::Result<u64> {
+    query("INSERT INTO things (name, is_on) VALUES ($1, $2)")
+        .bind(name)
+        .bind(true)
+        .run(database)
+        .await
+}
+
+#[tokio::test]
+async fn values_go_in_and_come_out_the_same() {
+    let (_folder, databases) = each().await;
+    for database in databases {
+        database.migrate(SCHEMA).await.unwrap();
+        database.migrate(SCHEMA).await.unwrap();
+        let sql = "INSERT INTO things (name, port, bytes, is_on) VALUES ($1, $2, $3, $4) \
+                   RETURNING *";
+        let full: Thing = query(sql)
+            .bind("full")
+            .bind(65_535_u16)
+            .bind(vec![0, 255])
+            .bind(true)
+            .one(&database)
+            .await
+            .unwrap();
+        let expected = Thing {
+            id: 1,
+            name: "full".into(),
+            port: Some(65_535),
+            bytes: Some(vec![0, 255]),
+            is_on: true,
+        };
+        assert_eq!(full, expected);
+        let empty: Thing = query(sql)
+            .bind("empty")
+            .bind(None::<i64>)
+            .bind(edd_store::Value::Bytes(None))
+            .bind(false)
+            .one(&database)
+            .await
+            .unwrap();
+        assert_eq!((empty.port, empty.bytes, empty.is_on), (None, None, false));
+        let none: Option<Thing> = query("SELECT * FROM things WHERE name = $1")
+            .bind("nobody")
+            .optional(&database)
+            .await
+            .unwrap();
+        assert_eq!(none, None);
+        let again = add(&database, "full").await.unwrap_err();
+        assert!(again.as_database_error().unwrap().is_unique_violation());
+        let count: i64 = query("SELECT COUNT(*) FROM things")
+            .value(&database)
+            .await
+            .unwrap();
+        assert_eq!(count, 2);
+        database.close().await;
+    }
+}
+
+#[tokio::test]
+async fn many_rows_are_one_statement() {
+    let (_folder, databases) = each().await;
+    for database in databases {
+        database.migrate(SCHEMA).await.unwrap();
+        let rows: Rows = (0..500)
+            .map(|n| json!([format!("it's {n}"), (n % 2 == 0).then_some(n), n % 2 == 0]))
+            .collect();
+        let sql = "INSERT INTO things (name, port, is_on) SELECT value ->> 0, \
+                   CAST(value ->> 1 AS INTEGER), value ->> 1 IS NOT NULL FROM {rows} WHERE true \
+                   ON CONFLICT (name) DO UPDATE SET port = excluded.port";
+        for _ in 0..2 {
+            let changed = rows.clone().query(database.engine(), sql).run(&database);
+            assert_eq!(changed.await.unwrap(), 500);
+        }
+        let even: (i64, i64) = query("SELECT COUNT(*), COUNT(port) FROM things")
+            .one(&database)
+            .await
+            .unwrap();
+        assert_eq!(even, (500, 250));
+        database.close().await;
+    }
+}
+
+#[tokio::test]
+async fn a_transaction_is_whole_or_nothing_and_alone() {
+    let (_folder, databases) = each().await;
+    for database in databases {
+        database.migrate(SCHEMA).await.unwrap();
+        let mut dropped = database.begin().await.unwrap();
+        query("INSERT INTO things (name, is_on) VALUES ('gone', $1)")
+            .bind(true)
+            .run(&mut dropped)
+            .await
+            .unwrap();
+        drop(dropped);
+        // Each reads the count and writes it: alone, no two read the same.
+        let writers = (0..20).map(|_| {
+            let database = database.clone();
+            tokio::spawn(async move {
+                let mut tx = database.begin().await.unwrap();
+                let count: i64 = query("SELECT COUNT(*) FROM things")
+                    .value(&mut tx)
+                    .await
+                    .unwrap();
+                query("INSERT INTO things (name, is_on) VALUES ($1, $2)")
+                    .bind(count.to_string())
+                    .bind(true)
+                    .run(&mut tx)
+                    .await
+                    .unwrap();
+                tx.commit().await.unwrap();
+            })
+        });
+        for writer in writers.collect::<Vec<_>>() {
+            writer.await.unwrap();
+        }
+        let expected: Vec<_> = (0..20).map(|n: i32| n.to_string()).collect();
+        assert_eq!(names(&database).await, expected);
+        let mut reader = database.begin_read().await.unwrap();
+        let count = "SELECT COUNT(*) FROM things";
+        let before: i64 = query(count).value(&mut reader).await.unwrap();
+        add(&database, "later").await.unwrap();
+        let after: i64 = query(count).value(&mut reader).await.unwrap();
+        assert_eq!(before, after, "one instant");
+        drop(reader);
+        database.close().await;
+    }
+}
+
+#[tokio::test]
+async fn schema_steps_run_once_in_order_and_never_change() {
+    const FIRST: Step = (
+        1,
+        "first",
+        "CREATE TABLE t (x INTEGER); INSERT INTO t VALUES (1)",
+    );
+    const SECOND: Step = (2, "second", "INSERT INTO t SELECT x + 1 FROM t");
+    const CHANGED: Step = (1, "first", "CREATE TABLE u (x INTEGER)");
+    const fn both(steps: &'static [Step]) -> Schema {
+        Schema {
+            postgres: steps,
+            sqlite: steps,
+        }
+    }
+    let (_folder, databases) = each().await;
+    for database in databases {
+        database.migrate(both(&[FIRST])).await.unwrap();
+        database.migrate(both(&[SECOND, FIRST])).await.unwrap();
+        database.migrate(both(&[FIRST, SECOND])).await.unwrap();
+        let rows: Vec<i32> = query("SELECT x FROM t ORDER BY x")
+            .values(&database)
+            .await
+            .unwrap();
+        assert_eq!(rows, [1, 2]);
+        let older = database.migrate(both(&[FIRST])).await;
+        assert!(older.is_err(), "written by a newer version");
+        let changed = database.migrate(both(&[CHANGED, SECOND])).await;
+        assert!(changed.is_err(), "a step that changed");
+        database.close().await;
+    }
+}
+
+#[tokio::test]
+async fn replicas_that_start_at_once_migrate_once() {
+    let url = Postgres::shared().await.database().await;
+    let starts = (0..4).map(|_| {
+        let url = url.clone();
+        tokio::spawn(async move {
+            let database = Database::open(&url).await.unwrap();
+            database.migrate(SCHEMA).await.unwrap();
+            database.close().await;
+        })
+    });
+    for start in starts.collect::<Vec<_>>() {
+        start.await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn the_file_is_its_owners_alone_and_must_be_a_database() {
+    let (folder, [database, _]) = each().await;
+    database.close().await;
+    let path = folder.path().join("deep/er/a.db");
+    let mode = std::fs::metadata(&path).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+
+    std::fs::write(&path, "this is certainly not a database".repeat(100)).unwrap();
+    let url: DatabaseUrl = format!("sqlite://{}", path.display()).parse().unwrap();
+    let error = Database::open(&url).await.unwrap_err();
+    assert!(error.to_string().contains("a.db"), "{error}");
+}
+
+#[tokio::test]
+async fn a_server_that_is_away_is_an_error_and_comes_back() {
+    let mut server = Postgres::start().await;
+    let url = server.database().await;
+    let database = Database::open(&url).await.unwrap();
+    database.migrate(SCHEMA).await.unwrap();
+    add(&database, "before").await.unwrap();
+    server.stop();
+    assert!(database.ping().await.is_err());
+    let error = Database::open(&url).await.unwrap_err();
+    assert!(error.to_string().contains("postgres://edd@127.0.0.1"));
+    server.resume().await;
+    assert_eq!(names(&database).await, ["before"]);
+    database.close().await;
+}
