@@ -5,6 +5,7 @@
 //! - [`subject`]: the names of all events, built and parsed in one place;
 //! - [`envelope`]: a message gets its id, time, version and cause;
 //! - [`outbox`]: it waits in its service's database and is relayed to JetStream;
+//! - [`bus`]: what carries it, NATS or a memory with the same semantics;
 //! - [`stream`], [`connect`]: where it is kept, and how to get there;
 //! - [`event`]: it is decoded and checked on the other side;
 //! - [`consumer`]: a durable pull consumer hands it over in batches;
@@ -20,6 +21,7 @@
     deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)
 )]
 
+pub mod bus;
 pub mod connect;
 pub mod consumer;
 pub mod dead_letter;

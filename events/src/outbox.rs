@@ -13,12 +13,10 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use async_nats::jetstream::{
-    Context,
-    context::{PublishAckFuture, PublishError, PublishErrorKind},
-    message::PublishMessage,
+use async_nats::{
+    HeaderMap, HeaderValue,
+    jetstream::context::{PublishError, PublishErrorKind},
 };
-use async_nats::{HeaderMap, HeaderValue};
 use edd_store::{Database, Rows, Schema, Transaction, query};
 use futures_util::FutureExt as _;
 use tokio::{
@@ -31,9 +29,9 @@ use tracing::{debug, error, info, warn};
 use crate::{
     Metrics,
     backoff::Backoff,
-    connect::{connects, is_connected, lost},
+    bus::{Acknowledgement, AnyBus, Bus as _},
     envelope::Cause,
-    stream::{StreamSpec, ensure, spec_of},
+    stream::{StreamSpec, spec_of},
 };
 
 /// The table, for the migrations of the services. `created_at` is in
@@ -162,7 +160,7 @@ impl Waker {
 #[derive(Debug)]
 pub struct Relay {
     database: Database,
-    js: Context,
+    bus: AnyBus,
     metrics: Metrics,
     notify: Arc<Notify>,
     /// Streams to have at the start, before the first event.
@@ -204,10 +202,10 @@ impl Relay {
     /// subjects it publishes on, with one replica each; see
     /// [`Relay::with_streams`].
     #[must_use]
-    pub fn new(database: Database, js: Context, metrics: Metrics) -> Self {
+    pub fn new(database: Database, bus: impl Into<AnyBus>, metrics: Metrics) -> Self {
         Self {
             database,
-            js,
+            bus: bus.into(),
             metrics,
             notify: Arc::new(Notify::new()),
             streams: Vec::new(),
@@ -256,7 +254,7 @@ impl Relay {
                 }
             }
         }
-        if is_connected(&self.js.client())
+        if self.bus.is_connected()
             && let Ok(Err(error)) = timeout(LAST_PASS_TIMEOUT, self.drain()).await
         {
             info!(%error, "events stay in the outbox until the next start");
@@ -265,7 +263,7 @@ impl Relay {
 
     /// One look at the outbox; says how long to wait for the next.
     async fn turn(&mut self, backoff: &mut Backoff, shutdown: &CancellationToken) -> Pause {
-        if !is_connected(&self.js.client()) {
+        if !self.bus.is_connected() {
             if let Ok(waiting) = pending(&self.database).await {
                 self.metrics.outbox_pending(waiting);
             }
@@ -327,9 +325,8 @@ impl Relay {
                 self.ensure_stream(spec).await?;
             }
         }
-        let client = self.js.client();
-        let connects = connects(&client);
-        let lost = lost(&client, connects).shared();
+        let bus = self.bus.clone();
+        let lost = bus.lost(bus.connects()).shared();
         // All are sent before the first acknowledgement is awaited: one round
         // trip for the batch. The connection keeps their order.
         let deadline = Instant::now() + ACK_TIMEOUT;
@@ -385,13 +382,13 @@ impl Relay {
 
     async fn ensure_stream(&mut self, spec: &StreamSpec) -> Result<(), RelayError> {
         if !self.ensured.contains(spec.name) {
-            ensure(&self.js, spec, self.replicas).await?;
+            self.bus.ensure(spec, self.replicas).await?;
             self.ensured.insert(spec.name);
         }
         Ok(())
     }
 
-    async fn send(&self, row: &Row, deadline: Instant) -> Result<PublishAckFuture, PublishError> {
+    async fn send(&self, row: &Row, deadline: Instant) -> Result<Acknowledgement, PublishError> {
         let mut headers = HeaderMap::new();
         let cause = Cause {
             correlation_id: row.correlation_id.clone(),
@@ -404,10 +401,8 @@ impl Relay {
             .parse::<HeaderValue>()
             .map_err(|error| PublishError::with_source(PublishErrorKind::Other, error))?;
         headers.insert(async_nats::header::NATS_MESSAGE_ID, id);
-        let message = PublishMessage::build()
-            .payload(row.payload.clone().into())
-            .headers(headers);
-        timeout_at(deadline, self.js.send_publish(row.subject.clone(), message))
+        let payload = row.payload.clone().into();
+        timeout_at(deadline, self.bus.publish(&row.subject, headers, payload))
             .await
             .unwrap_or_else(|_| Err(PublishError::new(PublishErrorKind::TimedOut)))
     }
@@ -455,7 +450,7 @@ enum Pause {
 
 /// Whether the stream had it already. Ends with the connection.
 async fn await_ack(
-    sent: Result<PublishAckFuture, PublishError>,
+    sent: Result<Acknowledgement, PublishError>,
     deadline: Instant,
     lost: impl Future<Output = ()>,
 ) -> Result<bool, PublishError> {

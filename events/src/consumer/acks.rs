@@ -2,13 +2,16 @@
 
 use std::{collections::VecDeque, time::Duration};
 
-use async_nats::jetstream::{AckKind, Message};
+use async_nats::jetstream::AckKind;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use super::{ACK_WAIT, Consumer, pull::Puller};
-use crate::{backoff::jittered, connect::is_connected};
+use super::{ACK_WAIT, Consumer};
+use crate::{
+    backoff::jittered,
+    bus::{AnySubscription, Bus as _, Message, Subscription as _},
+};
 
 /// Bounds of how often what is in work is kept alive.
 const KEEP_ALIVE_MIN: Duration = Duration::from_millis(50);
@@ -39,15 +42,15 @@ pub(super) async fn grace(shutdown: &CancellationToken) {
 
 /// Takes what has arrived meanwhile, at most the credit given, so that it is
 /// kept alive with the rest. A lost binding is noticed after the batch.
-pub(super) fn hold(held: &mut VecDeque<Message>, puller: &mut Puller) {
-    while let Ok(Some(message)) = puller.try_next() {
+pub(super) fn hold(held: &mut VecDeque<Message>, from: &mut AnySubscription) {
+    while let Ok(Some(message)) = from.try_next() {
         held.push_back(message);
     }
 }
 
 /// Tells the server that these are still in work.
 pub(super) async fn keep(consumer: &Consumer, messages: &[&Message], held: &VecDeque<Message>) {
-    if !is_connected(&consumer.js.client()) {
+    if !consumer.bus.is_connected() {
         return;
     }
     for message in messages.iter().copied().chain(held) {

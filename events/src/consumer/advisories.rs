@@ -6,23 +6,19 @@
 //! and writes its dead letter, under the message id that a burial has: both
 //! paths together make one letter. Processes of one name share the work.
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use async_nats::jetstream::{
-    AckKind, Message,
-    consumer::{AckPolicy, DeliverPolicy, pull},
-    stream::ConsumerError,
-};
+use async_nats::jetstream::AckKind;
 use serde::Deserialize;
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 use tracing::{debug, error, warn};
 
-use super::{Consumer, acks::acknowledge, bind::connected, pull::Lost, pull::Puller};
+use super::{ACK_PENDING_MAX, Consumer, Durable, acks::acknowledge};
 use crate::{
     backoff::Backoff,
-    connect::connects,
-    dead_letter::{DeadLetter, LetterError, WriteError, raw},
-    stream::{ADVISORIES, EnsureError, ensure},
+    bus::{BindError, Bus as _, Lost, Message, StateError, Subscription as _},
+    dead_letter::{DeadLetter, WriteError},
+    stream::ADVISORIES,
     subject::{Parsed, parse},
 };
 
@@ -35,7 +31,6 @@ const RETRY_MAX: Duration = Duration::from_secs(5);
 const AGAIN: Duration = Duration::from_secs(2);
 /// Advisories asked for at once.
 const BATCH: usize = 64;
-const BIND_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// `io.nats.jetstream.advisory.v1.max_deliver`.
 #[derive(Debug, Deserialize)]
@@ -48,24 +43,16 @@ struct MaxDeliveries {
 
 #[derive(Debug, thiserror::Error)]
 enum ListenError {
-    #[error("consumer: {0}")]
-    Consumer(#[from] ConsumerError),
-    #[error("not connected to NATS")]
-    Disconnected,
     #[error(transparent)]
-    Ensure(#[from] EnsureError),
+    Bind(#[from] BindError),
     #[error("{0}")]
     Lost(Lost),
-    #[error("subscription: {0}")]
-    Subscribe(#[from] async_nats::SubscribeError),
-    #[error("JetStream does not answer")]
-    TimedOut,
 }
 
 #[derive(Debug, thiserror::Error)]
 enum LetterFailure {
     #[error(transparent)]
-    Original(#[from] LetterError),
+    Original(#[from] StateError),
     #[error(transparent)]
     Write(#[from] WriteError),
 }
@@ -99,22 +86,8 @@ impl Consumer {
     }
 
     async fn listen(&self, heard: &mut bool) -> Result<std::convert::Infallible, ListenError> {
-        let client = self.js.client();
-        connected(&client)
-            .await
-            .map_err(|_| ListenError::Disconnected)?;
-        let connects = connects(&client);
-        let binding = async {
-            let stream = ensure(&self.js, &ADVISORIES, self.replicas).await?;
-            let config = self.advisories();
-            let name = config.durable_name.clone().unwrap_or_default();
-            let consumer = stream.get_or_create_consumer(&name, config).await?;
-            let puller = Puller::subscribe(self.js.clone(), consumer, BATCH, connects).await?;
-            Ok::<_, ListenError>(puller)
-        };
-        let mut puller = timeout(BIND_TIMEOUT, binding)
-            .await
-            .unwrap_or(Err(ListenError::TimedOut))?;
+        let durable = self.advisories();
+        let mut puller = self.bind_to(&durable, async {}).await?.subscription;
         loop {
             let message = puller.next().await.map_err(ListenError::Lost)?;
             *heard = true;
@@ -130,18 +103,16 @@ impl Consumer {
     }
 
     /// One durable consumer for each pair, so that each has one filter.
-    fn advisories(&self) -> pull::Config {
+    fn advisories(&self) -> Durable {
         let (stream, consumer) = (self.spec.stream.name, self.spec.durable);
-        pull::Config {
-            durable_name: Some(format!("{stream}-{consumer}")),
-            filter_subject: format!(
-                "$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.{stream}.{consumer}"
-            ),
-            deliver_policy: DeliverPolicy::All,
-            ack_policy: AckPolicy::Explicit,
+        Durable {
+            stream: ADVISORIES,
+            name: format!("{stream}-{consumer}"),
+            filter: format!("$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.{stream}.{consumer}"),
             ack_wait: super::ACK_WAIT,
-            max_deliver: -1,
-            ..pull::Config::default()
+            deliveries_max: None,
+            ack_pending_max: ACK_PENDING_MAX,
+            batch_max: BATCH,
         }
     }
 
@@ -158,11 +129,8 @@ impl Consumer {
         if advisory.stream != spec.stream.name || advisory.consumer != spec.durable {
             return Ok(());
         }
-        let Ok(stream) = self.js.get_stream_no_info(spec.stream.name).await else {
-            return Ok(());
-        };
         let sequence = advisory.stream_seq;
-        let Some(original) = raw(&stream, sequence).await? else {
+        let Some(original) = self.bus.get(spec.stream.name, sequence).await? else {
             // Not even its subject is known any more.
             error!(
                 stream = spec.stream.name,
@@ -185,12 +153,12 @@ impl Consumer {
             stream: spec.stream.name,
             consumer: spec.durable,
             sequence,
-            published_at: SystemTime::from(original.time),
+            published_at: original.published,
             deliveries: advisory.deliveries,
             reason: REASON,
         };
         // An advisory may be read long after the letter was written.
-        if letter.publish_if_new(&self.js).await? {
+        if letter.publish_if_new(&self.bus).await? {
             error!(
                 r#type = kind.name(), subject = %original.subject, result = "dead_lettered",
                 reason = REASON, deliveries = advisory.deliveries, "event"

@@ -1,20 +1,20 @@
 //! Turning events into dead letters, however long that takes.
 
-use std::{collections::VecDeque, time::Instant};
+use std::collections::VecDeque;
 
-use async_nats::jetstream::{AckKind, Message};
-use tokio::time::sleep;
+use async_nats::jetstream::AckKind;
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
 use super::{
     Consumer, DELIVERIES_MAX, Handler,
     acks::{acknowledge, grace, hold, keep},
-    pull::Puller,
     session::{Interrupted, Session, UNAVAILABLE_FIRST, UNAVAILABLE_MAX},
 };
 use crate::{
     backoff::Backoff,
+    bus::{AnySubscription, Message},
     dead_letter::{DeadLetter, WriteError},
     event::Position,
     subject::{Kind, Parsed, parse},
@@ -39,14 +39,14 @@ impl Dead {
             return None;
         };
         let info = message.info().ok()?;
-        let deliveries = u64::try_from(info.delivered).unwrap_or(0);
+        let deliveries = info.delivered;
         if deliveries < DELIVERIES_MAX {
             return None;
         }
         let position = Position {
             stream: info.stream.to_owned(),
             sequence: info.stream_sequence,
-            published_at: info.published.into(),
+            published_at: info.published,
         };
         let reason = "shut down before its last delivery was handled".to_owned();
         let message = message.clone();
@@ -74,7 +74,7 @@ impl Dead {
             deliveries: self.deliveries,
             reason: &self.reason,
         };
-        let is_new = letter.publish(&consumer.js).await?;
+        let is_new = letter.publish(&consumer.bus).await?;
         let latency = self.position.published_at.elapsed().unwrap_or_default();
         error!(
             id = self.event_id, r#type = self.kind.name(), subject = %self.message.subject,
@@ -96,7 +96,7 @@ impl<H: Handler> Session<'_, H> {
     pub(super) async fn bury(
         &mut self,
         dead: Vec<Dead>,
-        puller: &mut Puller,
+        from: &mut AnySubscription,
         shutdown: &CancellationToken,
     ) -> Result<(), Interrupted> {
         let mut backoff = Backoff::new(UNAVAILABLE_FIRST, UNAVAILABLE_MAX);
@@ -127,7 +127,7 @@ impl<H: Handler> Session<'_, H> {
             }
             if kept.elapsed() > self.keep_alive {
                 kept = Instant::now();
-                hold(&mut self.held, puller);
+                hold(&mut self.held, from);
                 let messages: Vec<_> = rest.iter().map(|dead| &dead.message).collect();
                 keep(self.consumer, &messages, &self.held).await;
             }

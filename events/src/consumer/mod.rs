@@ -16,20 +16,23 @@ mod advisories;
 mod bind;
 mod breaker;
 mod burial;
-mod pull;
 mod session;
 
 use std::{future::Future, time::Duration};
 
-use async_nats::jetstream::Context;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::{Metrics, backoff::Backoff, event::Delivery, stream::StreamSpec};
+use crate::{
+    Metrics,
+    backoff::Backoff,
+    bus::{AnyBus, Durable, Lost},
+    event::Delivery,
+    stream::StreamSpec,
+};
 use breaker::Breaker;
 pub use breaker::BreakerState;
-use pull::Lost;
 use session::{End, Session};
 
 /// After this many deliveries a failing event is a dead letter.
@@ -101,7 +104,7 @@ pub trait Handler: Send {
 /// A durable pull consumer.
 #[derive(Debug)]
 pub struct Consumer {
-    js: Context,
+    bus: AnyBus,
     spec: ConsumerSpec,
     replicas: usize,
     metrics: Metrics,
@@ -115,9 +118,14 @@ impl Consumer {
     /// A consumer that is not yet bound; `replicas` is for a stream that has to
     /// be created.
     #[must_use]
-    pub fn new(js: Context, spec: ConsumerSpec, replicas: usize, metrics: Metrics) -> Self {
+    pub fn new(
+        bus: impl Into<AnyBus>,
+        spec: ConsumerSpec,
+        replicas: usize,
+        metrics: Metrics,
+    ) -> Self {
         Self {
-            js,
+            bus: bus.into(),
             spec,
             replicas,
             breaker: Breaker::new(spec.stream.name, metrics.clone()),
@@ -194,7 +202,12 @@ impl Consumer {
                     }
                 }
                 Ok(bound) => {
-                    info!(stream, consumer, pending = bound.pending, "consuming");
+                    info!(
+                        stream,
+                        consumer,
+                        pending = bound.consumer.pending,
+                        "consuming"
+                    );
                     match session.run(bound, &shutdown).await {
                         End::Shutdown => break,
                         End::Lost(lost) => {

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use async_nats::jetstream::{self, AckKind};
+use async_nats::jetstream::AckKind;
 use futures_util::FutureExt as _;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -18,14 +18,12 @@ use tracing::{debug, error, info, warn};
 use super::{
     ACK_WAIT, Consumer, DELIVERIES_MAX, Handler, Unavailable, Verdict,
     acks::{acknowledge, grace, hold, keep, keep_alive, ticks},
-    bind::Bound,
     burial::Dead,
-    pull::{Lost, Puller},
 };
 use crate::{
     backoff::Backoff,
-    connect::{connects, is_connected, lost},
-    dead_letter::count,
+    bus::{AnySubscription, Binding, Bus as _, Lost, Message, StateError, Subscription as _},
+    dead_letter::DLQ_SUBJECTS,
     event::{Decoded, Delivery, Position, decode},
     subject::Kind,
 };
@@ -56,7 +54,7 @@ pub(super) struct Session<'a, H> {
     pub(super) consumer: &'a Consumer,
     handler: H,
     /// Delivered, not yet looked at.
-    pub(super) held: VecDeque<jetstream::Message>,
+    pub(super) held: VecDeque<Message>,
     pub(super) keep_alive: Duration,
     progress: bool,
     /// Handled up to here, all was handled that was there at the first binding
@@ -72,7 +70,7 @@ pub(super) struct Session<'a, H> {
 
 /// A good event, waiting for its verdict.
 struct InWork {
-    message: jetstream::Message,
+    message: Message,
     kind: Kind,
 }
 
@@ -97,19 +95,22 @@ impl<'a, H: Handler> Session<'a, H> {
     }
 
     /// Works until the binding is lost or the time to stop has come.
-    pub(super) async fn run(&mut self, bound: Bound, shutdown: &CancellationToken) -> End {
-        let Bound {
-            mut puller,
-            mut consumer,
-            pending,
-            unsettled_to,
+    pub(super) async fn run(
+        &mut self,
+        bound: Binding<AnySubscription>,
+        shutdown: &CancellationToken,
+    ) -> End {
+        let Binding {
+            subscription: mut from,
+            consumer: state,
             last_sequence,
+            ack_wait,
         } = bound;
         self.consumer
             .metrics
-            .pending(self.consumer.spec.stream.name, pending);
-        self.is_through = pending == 0 && self.held.is_empty();
-        self.unsettled_to = unsettled_to;
+            .pending(self.consumer.spec.stream.name, state.pending);
+        self.is_through = state.pending == 0 && self.held.is_empty();
+        self.unsettled_to = (state.ack_pending > 0).then_some(state.delivered);
         self.tell_if_caught_up();
         // A stream that was made anew starts again at 1.
         let target = self
@@ -117,7 +118,7 @@ impl<'a, H: Handler> Session<'a, H> {
             .map_or(last_sequence, |target| target.min(last_sequence));
         self.catch_up_to = Some(target);
         // The consumer may be someone else's, with another ack wait.
-        self.keep_alive = keep_alive(consumer.cached_info().config.ack_wait);
+        self.keep_alive = keep_alive(ack_wait);
         let mut statistics = interval(STATISTICS_INTERVAL);
         statistics.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut statistics_soon = false;
@@ -131,22 +132,22 @@ impl<'a, H: Handler> Session<'a, H> {
                     biased;
                     () = shutdown.cancelled() => break End::Shutdown,
                     _ = settled.tick(), if self.is_through && self.unsettled_to.is_some() => {
-                        self.look_if_settled(&mut consumer).await;
+                        self.look_if_settled(&mut from).await;
                         continue;
                     }
-                    next = puller.next() => match next {
+                    next = from.next() => match next {
                         Ok(message) => message,
                         Err(lost) => break End::Lost(lost),
                     },
                     _ = statistics.tick() => {
                         statistics_soon = false;
-                        self.read_statistics(&mut consumer).await;
+                        self.read_statistics(&mut from).await;
                         continue;
                     }
                 }
             };
-            let (batch, lost) = self.collect(first, &mut puller);
-            if let Err(Interrupted) = self.work(batch, &mut puller, shutdown).await {
+            let (batch, lost) = self.collect(first, &mut from);
+            if let Err(Interrupted) = self.work(batch, &mut from, shutdown).await {
                 break End::Shutdown;
             }
             self.progress = true;
@@ -162,7 +163,7 @@ impl<'a, H: Handler> Session<'a, H> {
             }
         };
         // What has arrived is handled after the next binding, or handed back.
-        hold(&mut self.held, &mut puller);
+        hold(&mut self.held, &mut from);
         if matches!(end, End::Lost(_)) && self.consumer.caught_up.send_replace(false) {
             self.catch_up_to = None;
         }
@@ -179,16 +180,15 @@ impl<'a, H: Handler> Session<'a, H> {
 
     /// What a process before us left unacknowledged comes again after the ack
     /// wait; until then it is in effect for nobody.
-    async fn look_if_settled(&mut self, consumer: &mut jetstream::consumer::PullConsumer) {
-        let client = self.consumer.js.client();
-        let connects = connects(&client);
-        let info = tokio::select! {
-            info = timeout(STATISTICS_TIMEOUT, consumer.info()) => info,
-            () = lost(&client, connects) => return,
+    async fn look_if_settled(&mut self, from: &mut AnySubscription) {
+        let bus = &self.consumer.bus;
+        let connects = bus.connects();
+        let state = tokio::select! {
+            state = timeout(STATISTICS_TIMEOUT, from.state()) => state,
+            () = bus.lost(connects) => return,
         };
-        let Ok(Ok(info)) = info else { return };
-        let floor = info.ack_floor.stream_sequence;
-        if info.num_ack_pending == 0 || self.unsettled_to.is_some_and(|to| floor >= to) {
+        let Ok(Ok(state)) = state else { return };
+        if state.ack_pending == 0 || self.unsettled_to.is_some_and(|to| state.ack_floor >= to) {
             self.unsettled_to = None;
             self.tell_if_caught_up();
         }
@@ -209,9 +209,9 @@ impl<'a, H: Handler> Session<'a, H> {
                 }
             }
             // The client sends on its own; give it the chance before we go.
-            let _ = consumer.js.client().flush().await;
+            consumer.bus.flush().await;
         };
-        if is_connected(&consumer.js.client()) {
+        if consumer.bus.is_connected() {
             let _ = timeout(HAND_BACK_TIMEOUT, give_back).await;
         }
     }
@@ -219,16 +219,16 @@ impl<'a, H: Handler> Session<'a, H> {
     /// Whatever is there, without waiting for more.
     fn collect(
         &mut self,
-        first: jetstream::Message,
-        puller: &mut Puller,
-    ) -> (Vec<jetstream::Message>, Option<Lost>) {
+        first: Message,
+        from: &mut AnySubscription,
+    ) -> (Vec<Message>, Option<Lost>) {
         let mut batch = vec![first];
         while batch.len() < self.consumer.spec.batch_max {
             if let Some(message) = self.held.pop_front() {
                 batch.push(message);
                 continue;
             }
-            match puller.try_next() {
+            match from.try_next() {
                 Ok(Some(message)) => batch.push(message),
                 Ok(None) => break,
                 Err(lost) => return (batch, Some(lost)),
@@ -239,8 +239,8 @@ impl<'a, H: Handler> Session<'a, H> {
 
     async fn work(
         &mut self,
-        batch: Vec<jetstream::Message>,
-        puller: &mut Puller,
+        batch: Vec<Message>,
+        from: &mut AnySubscription,
         shutdown: &CancellationToken,
     ) -> Result<(), Interrupted> {
         let spec = &self.consumer.spec;
@@ -254,9 +254,9 @@ impl<'a, H: Handler> Session<'a, H> {
                     Position {
                         stream: info.stream.to_owned(),
                         sequence: info.stream_sequence,
-                        published_at: info.published.into(),
+                        published_at: info.published,
                     },
-                    u64::try_from(info.delivered).unwrap_or(0),
+                    info.delivered,
                     info.pending,
                 ),
                 Err(error) => {
@@ -308,7 +308,7 @@ impl<'a, H: Handler> Session<'a, H> {
         }
         if !deliveries.is_empty() {
             let handled = self
-                .hand_over(&deliveries, &in_work, &dead, puller, shutdown)
+                .hand_over(&deliveries, &in_work, &dead, from, shutdown)
                 .await;
             let Ok(verdicts) = handled else {
                 let bad = dead.into_iter().map(|dead| dead.message);
@@ -321,7 +321,7 @@ impl<'a, H: Handler> Session<'a, H> {
         self.letters_came |= !dead.is_empty();
         // Those that did not decode came first.
         dead.sort_by_key(|dead| dead.position.sequence);
-        self.bury(dead, puller, shutdown).await?;
+        self.bury(dead, from, shutdown).await?;
         if let Some((sequence, pending)) = reached {
             self.consumer.metrics.pending(spec.stream.name, pending);
             if pending == 0 || self.catch_up_to.is_some_and(|target| sequence >= target) {
@@ -338,7 +338,7 @@ impl<'a, H: Handler> Session<'a, H> {
         deliveries: &[Delivery],
         in_work: &[InWork],
         dead: &[Dead],
-        puller: &mut Puller,
+        from: &mut AnySubscription,
         shutdown: &CancellationToken,
     ) -> Result<Vec<Verdict>, Interrupted> {
         let started = Instant::now();
@@ -372,7 +372,7 @@ impl<'a, H: Handler> Session<'a, H> {
                         outcome = &mut handling => break outcome,
                         () = &mut grace => return Err(Interrupted),
                         _ = keep_alive.tick() => {
-                            hold(&mut self.held, puller);
+                            hold(&mut self.held, from);
                             keep(self.consumer, &messages, &self.held).await;
                         }
                     }
@@ -409,7 +409,7 @@ impl<'a, H: Handler> Session<'a, H> {
                             () = shutdown.cancelled() => return Err(Interrupted),
                             () = &mut pause => break,
                             _ = keep_alive.tick() => {
-                                hold(&mut self.held, puller);
+                                hold(&mut self.held, from);
                                 keep(self.consumer, &messages, &self.held).await;
                             }
                         }
@@ -509,30 +509,30 @@ impl<'a, H: Handler> Session<'a, H> {
             .unwrap_or_default()
     }
 
-    async fn acknowledge(&self, message: &jetstream::Message, kind: AckKind) {
+    async fn acknowledge(&self, message: &Message, kind: AckKind) {
         acknowledge(self.consumer, message, kind).await;
     }
 
     /// Gauges that no event carries. Misses are left to the next time.
-    async fn read_statistics(&self, consumer: &mut jetstream::consumer::PullConsumer) {
-        if !is_connected(&self.consumer.js.client()) {
+    async fn read_statistics(&self, from: &mut AnySubscription) {
+        let Consumer { bus, metrics, .. } = self.consumer;
+        if !bus.is_connected() {
             return;
         }
         let name = self.consumer.spec.stream.name;
         let read = async {
-            let info = consumer.info().await.ok()?;
-            self.consumer.metrics.pending(name, info.num_pending);
-            let messages = count(&self.consumer.js, name).await?;
-            self.consumer.metrics.dlq_messages(name, messages);
-            Some(())
+            metrics.pending(name, from.state().await?.pending);
+            if let Some(letters) = bus.count(name, DLQ_SUBJECTS).await? {
+                metrics.dlq_messages(name, letters);
+            }
+            Ok::<_, StateError>(())
         };
-        let client = self.consumer.js.client();
-        let connects = connects(&client);
+        let connects = bus.connects();
         tokio::select! {
-            read = timeout(STATISTICS_TIMEOUT, read) => if !matches!(read, Ok(Some(()))) {
+            read = timeout(STATISTICS_TIMEOUT, read) => if !matches!(read, Ok(Ok(()))) {
                 debug!(stream = name, "statistics not read");
             },
-            () = lost(&client, connects) => {}
+            () = bus.lost(connects) => {}
         }
     }
 }

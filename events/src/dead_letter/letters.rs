@@ -6,20 +6,11 @@
 use std::{
     fmt,
     str::FromStr,
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
-use async_nats::{
-    HeaderMap,
-    header::NATS_MESSAGE_ID,
-    jetstream::{
-        Context, ErrorCode,
-        message::{PublishMessage, StreamMessage},
-        stream::{DeleteMessageErrorKind, RawMessageErrorKind, Stream},
-    },
-};
+use async_nats::{HeaderMap, header::NATS_MESSAGE_ID};
 use bytes::Bytes;
-use futures_util::TryStreamExt as _;
 use serde::{Serialize, Serializer};
 use tokio::time::timeout;
 
@@ -29,6 +20,7 @@ use super::{
 };
 use crate::{
     Metrics,
+    bus::{AnyBus, Bus as _, Kept, StateError},
     event::Payload,
     stream::takes,
     subject::{Kind, Parsed, parse},
@@ -146,7 +138,7 @@ pub struct Letter {
 
 impl Letter {
     /// None: no letter lies there.
-    fn read(stream: &str, message: StreamMessage) -> Option<Self> {
+    fn read(stream: &str, message: Kept) -> Option<Self> {
         if parse(&message.subject) != Parsed::DeadLetter {
             return None;
         }
@@ -166,7 +158,7 @@ impl Letter {
             deliveries: number(DLQ_DELIVERIES).unwrap_or_default(),
             sequence: number(DLQ_STREAM_SEQ).unwrap_or_default(),
             published: text(DLQ_PUBLISHED),
-            time: rfc3339(SystemTime::from(message.time)),
+            time: rfc3339(message.published),
             size: message.payload.len(),
             payload_omitted: text(DLQ_PAYLOAD_OMITTED).is_some(),
             dlq_subject: message.subject.to_string(),
@@ -249,15 +241,18 @@ pub enum LetterError {
 /// The dead letters of all streams.
 #[derive(Clone, Debug)]
 pub struct Letters {
-    js: Context,
+    bus: AnyBus,
     metrics: Metrics,
 }
 
 impl Letters {
     /// Letters as this client sees them; what is removed is counted in `metrics`.
     #[must_use]
-    pub fn new(js: Context, metrics: Metrics) -> Self {
-        Self { js, metrics }
+    pub fn new(bus: impl Into<AnyBus>, metrics: Metrics) -> Self {
+        Self {
+            bus: bus.into(),
+            metrics,
+        }
     }
 
     /// A page of at most `limit` letters (1 to [`PAGE_MAX`]) beyond `after`.
@@ -279,7 +274,6 @@ impl Letters {
                 && after.is_none_or(|after| after.stream.as_str() <= *name)
         };
         for name in STREAMS.into_iter().filter(wanted) {
-            let stream = self.stream(name).await?;
             let mut last = match after {
                 Some(after) if after.stream == name => after.sequence,
                 _ => 0,
@@ -296,12 +290,8 @@ impl Letters {
                     return Ok(Page { letters, next });
                 }
                 let from = last.saturating_add(1);
-                let next = stream.get_first_raw_message_by_subject(DLQ_SUBJECTS, from);
-                let message = match answer(next).await? {
-                    Ok(message) => message,
-                    Err(error) if is_nothing(&error.kind()) => break,
-                    Err(error) => return Err(LetterError::Nats(error.to_string())),
-                };
+                let next = answer(self.bus.find(name, DLQ_SUBJECTS, from)).await?;
+                let Some(message) = next else { break };
                 looked_at += 1;
                 last = message.sequence;
                 let letter = Letter::read(name, message);
@@ -319,8 +309,7 @@ impl Letters {
     /// # Errors
     /// It is not there, or JetStream does not answer.
     pub async fn get(&self, at: &LetterRef) -> Result<Letter, LetterError> {
-        let stream = self.stream(&at.stream).await?;
-        let message = raw(&stream, at.sequence).await?;
+        let message = answer(self.bus.get(&at.stream, at.sequence)).await?;
         message
             .and_then(|message| Letter::read(&at.stream, message))
             .ok_or_else(|| LetterError::Missing(at.clone()))
@@ -340,9 +329,8 @@ impl Letters {
         if letter.kind().is_none() {
             return Err(LetterError::Nameless(at.clone(), letter.subject));
         }
-        let stream = self.stream(&at.stream).await?;
         let payload = if letter.payload_omitted {
-            let original = raw(&stream, letter.sequence).await?;
+            let original = answer(self.bus.get(&at.stream, letter.sequence)).await?;
             original
                 .filter(|original| original.subject.as_str() == letter.subject)
                 .ok_or_else(|| LetterError::Expired(at.clone()))?
@@ -359,22 +347,20 @@ impl Letters {
         );
         let original = format!("{}:{}", at.stream, letter.sequence);
         insert(&mut headers, REPLAY_OF, &original);
-        let message = PublishMessage::build().payload(payload).headers(headers);
         let publish = async {
-            let sent = self.js.send_publish(letter.subject.clone(), message);
-            sent.await?.await
+            let sent = self.bus.publish(&letter.subject, headers, payload);
+            let stored = sent.await.map_err(|error| StateError(error.to_string()))?;
+            stored.await.map_err(|error| StateError(error.to_string()))
         };
-        let ack = answer(publish)
-            .await?
-            .map_err(|error| LetterError::Nats(error.to_string()))?;
-        if let Err(error) = self.delete(&stream, at).await {
+        let stored = answer(publish).await?;
+        if let Err(error) = self.delete(at).await {
             return Err(LetterError::NotRemoved {
-                stream: ack.stream,
-                sequence: ack.sequence,
+                stream: at.stream.clone(),
+                sequence: stored.sequence,
                 error: error.to_string(),
             });
         }
-        Ok(ack.sequence)
+        Ok(stored.sequence)
     }
 
     /// Removes a letter for good.
@@ -384,69 +370,25 @@ impl Letters {
     pub async fn discard(&self, at: &LetterRef) -> Result<(), LetterError> {
         // Whatever lies there must be a letter.
         self.get(at).await?;
-        let stream = self.stream(&at.stream).await?;
-        self.delete(&stream, at).await
+        self.delete(at).await
     }
 
-    async fn delete(&self, stream: &Stream<()>, at: &LetterRef) -> Result<(), LetterError> {
-        match answer(stream.delete_message(at.sequence)).await? {
-            Ok(_) => {}
-            // Somebody else was quicker.
-            Err(error)
-                if matches!(error.kind(), DeleteMessageErrorKind::JetStream(error)
-                    if error.error_code() == ErrorCode::NO_MESSAGE_FOUND) => {}
-            Err(error) => return Err(LetterError::Nats(error.to_string())),
-        }
-        let counted = timeout(ANSWER_TIMEOUT, count(&self.js, &at.stream)).await;
+    async fn delete(&self, at: &LetterRef) -> Result<(), LetterError> {
+        answer(self.bus.remove(&at.stream, at.sequence)).await?;
+        let counted = answer(self.bus.count(&at.stream, DLQ_SUBJECTS)).await;
         let name = STREAMS.into_iter().find(|name| *name == at.stream);
         if let (Ok(Some(letters)), Some(name)) = (counted, name) {
             self.metrics.dlq_messages(name, letters);
         }
         Ok(())
     }
-
-    async fn stream(&self, name: &str) -> Result<Stream<()>, LetterError> {
-        let stream = self.js.get_stream_no_info(name).await;
-        stream.map_err(|error| LetterError::Nats(error.to_string()))
-    }
 }
 
-/// How many letters a stream holds; none: it cannot be said now.
-pub(crate) async fn count(js: &Context, stream: &str) -> Option<u64> {
-    let stream = js.get_stream_no_info(stream).await.ok()?;
-    let mut counts = stream.info_with_subjects(DLQ_SUBJECTS).await.ok()?;
-    let mut messages = 0_u64;
-    while let Some((_, count)) = counts.try_next().await.ok()? {
-        messages = messages.saturating_add(u64::try_from(count).unwrap_or(u64::MAX));
-    }
-    Some(messages)
-}
-
-/// The message of this sequence, if it is still there.
-pub(crate) async fn raw(
-    stream: &Stream<()>,
-    sequence: u64,
-) -> Result<Option<StreamMessage>, LetterError> {
-    match answer(stream.get_raw_message(sequence)).await? {
-        Ok(message) => Ok(Some(message)),
-        Err(error) if is_nothing(&error.kind()) => Ok(None),
-        Err(error) => Err(LetterError::Nats(error.to_string())),
-    }
-}
-
-/// No such message, or no such stream.
-fn is_nothing(kind: &RawMessageErrorKind) -> bool {
-    match kind {
-        RawMessageErrorKind::NoMessageFound => true,
-        RawMessageErrorKind::JetStream(error) => error.error_code() == ErrorCode::STREAM_NOT_FOUND,
-        _ => false,
-    }
-}
-
-async fn answer<T>(asked: impl Future<Output = T>) -> Result<T, LetterError> {
+async fn answer<T>(asked: impl Future<Output = Result<T, StateError>>) -> Result<T, LetterError> {
     timeout(ANSWER_TIMEOUT, asked)
         .await
-        .map_err(|_| LetterError::Nats("no answer in time".into()))
+        .map_err(|_| LetterError::Nats("no answer in time".into()))?
+        .map_err(|error| LetterError::Nats(error.to_string()))
 }
 
 #[cfg(test)]

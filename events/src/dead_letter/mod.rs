@@ -13,8 +13,8 @@ use std::time::SystemTime;
 use async_nats::{HeaderMap, HeaderValue};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
+pub(crate) use letters::DLQ_SUBJECTS;
 pub use letters::{Filter, Letter, LetterError, LetterRef, Letters, PAGE_MAX, Page};
-pub(crate) use letters::{count, raw};
 pub(crate) use write::{DeadLetter, WriteError};
 
 /// Header: the subject of the original.

@@ -5,12 +5,7 @@ use std::time::{Duration, SystemTime};
 use async_nats::{
     HeaderMap,
     header::NATS_MESSAGE_ID,
-    jetstream::{
-        Context,
-        context::{PublishError, PublishErrorKind},
-        message::PublishMessage,
-        stream::{RawMessageError, RawMessageErrorKind},
-    },
+    jetstream::context::{PublishError, PublishErrorKind},
 };
 use bytes::Bytes;
 use tokio::time::timeout;
@@ -19,7 +14,12 @@ use super::{
     DLQ_CONSUMER, DLQ_DELIVERIES, DLQ_MSG_ID, DLQ_PAYLOAD_OMITTED, DLQ_PUBLISHED, DLQ_REASON,
     DLQ_STREAM_SEQ, DLQ_SUBJECT, DLQ_TIME, copy_own, insert, rfc3339,
 };
-use crate::{envelope::Cause, stream::DUPLICATE_WINDOW, subject::Kind};
+use crate::{
+    bus::{AnyBus, Bus as _, StateError},
+    envelope::Cause,
+    stream::DUPLICATE_WINDOW,
+    subject::Kind,
+};
 
 /// Longer reasons are cut, in bytes.
 const REASON_LEN_MAX: usize = 512;
@@ -35,7 +35,7 @@ const LOOK_TIMEOUT: Duration = Duration::from_secs(5);
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum WriteError {
     #[error("looking for an earlier one: {0}")]
-    Look(#[from] RawMessageError),
+    Look(#[from] StateError),
     #[error(transparent)]
     Publish(#[from] PublishError),
     #[error("looking for an earlier one: no answer in time")]
@@ -60,66 +60,53 @@ pub(crate) struct DeadLetter<'a> {
 impl DeadLetter<'_> {
     /// As [`DeadLetter::publish_if_new`], by the consumer that handled the
     /// original itself.
-    pub(crate) async fn publish(&self, js: &Context) -> Result<bool, WriteError> {
+    pub(crate) async fn publish(&self, bus: &AnyBus) -> Result<bool, WriteError> {
         // Delivered once, nobody else can have given up on it. Within the
         // window the message id is enough.
         let age = self.published_at.elapsed().unwrap_or_default();
         if self.deliveries > 1 && age > DUPLICATE_WINDOW {
-            return self.publish_if_new(js).await;
+            return self.publish_if_new(bus).await;
         }
-        self.write(js).await
+        self.write(bus).await
     }
 
     /// Publishes it and waits until the stream has it; false: it had it already.
     ///
     /// Cancel safety: may or may not be published; publishing again makes no
     /// second one.
-    pub(crate) async fn publish_if_new(&self, js: &Context) -> Result<bool, WriteError> {
-        if self.exists(js).await? {
+    pub(crate) async fn publish_if_new(&self, bus: &AnyBus) -> Result<bool, WriteError> {
+        if self.exists(bus).await? {
             return Ok(false);
         }
-        self.write(js).await
+        self.write(bus).await
     }
 
-    async fn write(&self, js: &Context) -> Result<bool, WriteError> {
-        let message = PublishMessage::build();
-        let whole = message
-            .clone()
-            .payload(self.payload.clone())
-            .headers(self.headers(true));
-        match self.send(js, whole).await {
+    async fn write(&self, bus: &AnyBus) -> Result<bool, WriteError> {
+        let whole = self.send(bus, self.headers(true), self.payload.clone());
+        match whole.await {
             Err(error) if error.kind() == PublishErrorKind::MaxPayloadExceeded => {}
             done => return Ok(done?),
         }
         let mut headers = self.headers(true);
         headers.insert(DLQ_PAYLOAD_OMITTED, "true");
-        match self.send(js, message.clone().headers(headers)).await {
+        match self.send(bus, headers, Bytes::new()).await {
             Err(error) if error.kind() == PublishErrorKind::MaxPayloadExceeded => {}
             done => return Ok(done?),
         }
         let mut headers = self.headers(false);
         headers.insert(DLQ_PAYLOAD_OMITTED, "true");
-        Ok(self.send(js, message.headers(headers)).await?)
+        Ok(self.send(bus, headers, Bytes::new()).await?)
     }
 
     /// Whether the stream holds the letter of this original by this consumer:
     /// longer than the server remembers message ids.
-    async fn exists(&self, js: &Context) -> Result<bool, WriteError> {
+    async fn exists(&self, bus: &AnyBus) -> Result<bool, WriteError> {
         let look = async {
-            let Ok(stream) = js.get_stream_no_info(self.stream).await else {
-                return Ok(false);
-            };
             let sequence = self.sequence.to_string();
             let mut from = self.sequence.saturating_add(1);
             for _ in 0..LOOKS_MAX {
-                let next = stream
-                    .get_first_raw_message_by_subject(self.kind.dlq(), from)
-                    .await;
-                let found = match next {
-                    Ok(found) => found,
-                    Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => break,
-                    Err(error) => return Err(error.into()),
-                };
+                let next = bus.find(self.stream, self.kind.dlq(), from).await?;
+                let Some(found) = next else { break };
                 let is = |name: &str, wanted: &str| {
                     found
                         .headers
@@ -138,10 +125,15 @@ impl DeadLetter<'_> {
             .unwrap_or(Err(WriteError::TimedOut))
     }
 
-    async fn send(&self, js: &Context, message: PublishMessage) -> Result<bool, PublishError> {
+    async fn send(
+        &self,
+        bus: &AnyBus,
+        headers: HeaderMap,
+        payload: Bytes,
+    ) -> Result<bool, PublishError> {
         let publish = async {
-            let ack = js.send_publish(self.kind.dlq(), message).await?.await?;
-            Ok(!ack.duplicate)
+            let sent = bus.publish(self.kind.dlq(), headers, payload).await?;
+            Ok(!sent.await?.duplicate)
         };
         timeout(ACK_TIMEOUT, publish)
             .await

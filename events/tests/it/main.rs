@@ -1,5 +1,6 @@
 //! The event library against a real nats-server.
 
+mod conformance;
 mod consuming;
 mod dead_letters;
 mod decoding;

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use async_nats::{Client, jetstream::stream::Config};
 use edd_events::{
     Metrics,
+    bus::AnyBus,
     request::{RequestError, VALIDATE_TOKEN, validate_token},
 };
 use edd_proto::auth::{ValidateTokenRequest, ValidateTokenResponse};
@@ -56,7 +57,7 @@ async fn auth(client: Client) -> JoinHandle<()> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn tokens_are_good_or_not_and_odd_answers_are_neither() {
     let (nats, _js) = server().await;
-    let client = nats.client().await;
+    let client = AnyBus::from(nats.client().await);
     let auth = auth(nats.client().await).await;
     let good = validate_token(&client, "good").await.unwrap();
     assert_eq!(good, Some((7, "u".to_owned())));
@@ -74,7 +75,7 @@ async fn tokens_are_good_or_not_and_odd_answers_are_neither() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_auth_there_is_an_error_at_once() {
     let (nats, _js) = server().await;
-    let client = nats.client().await;
+    let client = AnyBus::from(nats.client().await);
     let started = Instant::now();
     let answer = validate_token(&client, "good").await;
     assert!(
@@ -87,7 +88,7 @@ async fn without_auth_there_is_an_error_at_once() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_nats_there_is_an_error_within_two_seconds() {
     let (mut nats, _js) = server().await;
-    let client = nats.client().await;
+    let client = AnyBus::from(nats.client().await);
     nats.stop();
     let started = Instant::now();
     assert!(validate_token(&client, "good").await.is_err());
@@ -113,7 +114,7 @@ async fn the_ack_of_a_stream_that_is_too_wide_is_no_answer() {
         .await
         .unwrap();
     }
-    let client = nats.client().await;
+    let client = AnyBus::from(nats.client().await);
     let started = Instant::now();
     let answer = validate_token(&client, "good").await;
     assert!(

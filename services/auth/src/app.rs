@@ -11,7 +11,7 @@ use edd_daemon::{
     api::{ApiLimits, ApiMetrics, serve_api},
     server::{self, Limits},
 };
-use edd_events::{Metrics, connect, stream};
+use edd_events::{Metrics, bus::AnyBus, stream};
 pub use edd_service::run::Running;
 use edd_service::{
     bus,
@@ -47,6 +47,20 @@ impl App {
     /// A port is taken, the database cannot be opened, or the NATS options
     /// cannot be used. An unreachable NATS is no error.
     pub async fn start(config: Config, shutdown: CancellationToken) -> anyhow::Result<Running> {
+        let bus = bus::connect(config.event_bus, config.nats.as_ref()).await?;
+        Self::start_on(bus, config, shutdown).await
+    }
+
+    /// As [`App::start`], on a bus that is there already, perhaps shared with
+    /// other services of this process; none: events wait in the outbox.
+    ///
+    /// # Errors
+    /// As [`App::start`].
+    pub async fn start_on(
+        bus: Option<AnyBus>,
+        config: Config,
+        shutdown: CancellationToken,
+    ) -> anyhow::Result<Running> {
         let listeners = Listeners::bind(config.addr, config.admin_addr).await?;
         let store = Store::open(&config.database, config.events).await?;
         let passwords = Passwords::new(hashing_threads()).await?;
@@ -56,27 +70,23 @@ impl App {
         let api_metrics = ApiMetrics::register(&mut registry);
 
         let background = Background::default();
-        let nats = match &config.nats {
-            Some(options) => Some(connect::connect(options).await?),
-            None => None,
-        };
         let waker = bus::relay(
             store.database(),
-            nats.as_ref(),
+            bus.as_ref(),
             stream::AUTH,
             config.nats_replicas,
             &event_metrics,
             &background,
         );
-        if let Some(client) = &nats {
-            let validating = validate::run(client.clone(), store.clone(), background.end.clone());
+        if let Some(bus) = &bus {
+            let validating = validate::run(bus.clone(), store.clone(), background.end.clone());
             background.tasks.spawn(validating);
         }
         background.spawn(purge(store.clone()));
 
         let health = Arc::new(Health {
             database: store.database().clone(),
-            nats,
+            bus,
             shutdown: shutdown.clone(),
         });
         let admin_router = admin::router(Arc::new(registry)).merge(health::router(health));

@@ -8,7 +8,7 @@ use edd_daemon::{
     telemetry::{LogFormat, parse_filter},
 };
 use edd_events::connect::NatsOptions;
-use edd_service::bus::BusArguments;
+use edd_service::bus::{BusArguments, EventBus};
 use edd_store::DatabaseUrl;
 use ipnet::IpNet;
 
@@ -77,6 +77,8 @@ pub struct Config {
     pub database: DatabaseUrl,
     /// NATS, if there is one.
     pub nats: Option<NatsOptions>,
+    /// What carries events.
+    pub event_bus: EventBus,
     /// Replicas of a stream that is created.
     pub nats_replicas: usize,
     /// Whether changes are written as events.
@@ -130,6 +132,7 @@ impl Config {
             addr,
             admin_addr,
             database,
+            event_bus: bus.kind,
             nats: bus.nats,
             nats_replicas: bus.replicas,
             events: bus.events,

@@ -6,17 +6,16 @@
 
 use std::{sync::Arc, time::Duration};
 
-use async_nats::{Client, Message};
+use edd_events::{
+    bus::{AnyBus, Bus as _, Request, Requests as _},
+    request::VALIDATE_TOKEN,
+};
 use edd_proto::auth::{ValidateTokenRequest, ValidateTokenResponse};
-use futures_util::StreamExt as _;
 use prost::Message as _;
 use tokio::sync::Semaphore;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{store::Store, token::Token};
-
-/// The subject of the requests.
-const SUBJECT: &str = "auth.validate.request";
 
 /// The queue group: each request is answered by one replica.
 const QUEUE_GROUP: &str = "auth";
@@ -35,25 +34,22 @@ const RESUBSCRIBE_PAUSE: Duration = Duration::from_secs(1);
 
 /// Answers requests until `shutdown`. The client reconnects by itself and keeps
 /// the subscription.
-pub(crate) async fn run(client: Client, store: Store, shutdown: CancellationToken) {
+pub(crate) async fn run(bus: AnyBus, store: Store, shutdown: CancellationToken) {
     let places = Arc::new(Semaphore::new(ANSWERING_MAX));
     let answers = TaskTracker::new();
     let serve = async {
         loop {
-            match client
-                .queue_subscribe(SUBJECT, QUEUE_GROUP.to_owned())
-                .await
-            {
+            match bus.answer(VALIDATE_TOKEN, QUEUE_GROUP).await {
                 Ok(mut requests) => {
-                    tracing::debug!(subject = SUBJECT, "answering");
+                    tracing::debug!(subject = VALIDATE_TOKEN, "answering");
                     while let Some(request) = requests.next().await {
                         let Ok(place) = Arc::clone(&places).acquire_owned().await else {
                             return;
                         };
-                        let (client, store) = (client.clone(), store.clone());
+                        let store = store.clone();
                         answers.spawn(async move {
                             let _place = place;
-                            let answering = answer(&client, &store, request);
+                            let answering = answer(&store, request);
                             if tokio::time::timeout(ANSWER_TIMEOUT, answering)
                                 .await
                                 .is_err()
@@ -63,7 +59,7 @@ pub(crate) async fn run(client: Client, store: Store, shutdown: CancellationToke
                         });
                     }
                 }
-                Err(error) => tracing::warn!(%error, "cannot subscribe to {SUBJECT}"),
+                Err(error) => tracing::warn!(%error, "cannot subscribe to {VALIDATE_TOKEN}"),
             }
             tokio::time::sleep(RESUBSCRIBE_PAUSE).await;
         }
@@ -74,8 +70,7 @@ pub(crate) async fn run(client: Client, store: Store, shutdown: CancellationToke
     answers.wait().await;
 }
 
-async fn answer(client: &Client, store: &Store, request: Message) {
-    let Some(reply) = request.reply else { return };
+async fn answer(store: &Store, request: Request) {
     let response = match parse(&request.payload) {
         None => ValidateTokenResponse::default(),
         Some(token) => match store.authenticate(token.hash()).await {
@@ -91,8 +86,8 @@ async fn answer(client: &Client, store: &Store, request: Message) {
             }
         },
     };
-    if let Err(error) = client.publish(reply, response.encode_to_vec().into()).await {
-        tracing::warn!(%error, "cannot answer {SUBJECT}");
+    if let Err(error) = request.respond(response.encode_to_vec().into()).await {
+        tracing::warn!(%error, "cannot answer {VALIDATE_TOKEN}");
     }
 }
 

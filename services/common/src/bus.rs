@@ -2,12 +2,12 @@
 
 use std::{ops::RangeInclusive, path::PathBuf};
 
-use async_nats::{Client, jetstream};
-use clap::Args;
+use clap::{Args, ValueEnum};
 use edd_daemon::cli::{Problems, parse_switch};
 use edd_events::{
     Metrics,
-    connect::NatsOptions,
+    bus::{AnyBus, MemoryBus},
+    connect::{self, ConnectError, NatsOptions},
     outbox::{Relay, Waker},
     stream::StreamSpec,
 };
@@ -18,6 +18,11 @@ use crate::{run::Background, store::Database};
 /// the service names.
 #[derive(Debug, Args)]
 pub struct BusArguments {
+    /// What carries events: a NATS server, or this process alone, which nobody
+    /// else hears (for development and tests).
+    #[arg(long, env = "EVENT_BUS_TYPE", default_value = "nats")]
+    event_bus: EventBus,
+
     /// nats://HOST:PORT, comma-separated; without one, events wait in the outbox.
     #[arg(long, env = "NATS_URL", default_value = "", hide_env_values = true)]
     nats_url: String,
@@ -39,9 +44,20 @@ pub struct BusArguments {
     events: String,
 }
 
+/// What carries events.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+pub enum EventBus {
+    /// This process: everything works, and nobody else hears it.
+    Memory,
+    /// A NATS server.
+    Nats,
+}
+
 /// The checked flags.
 #[derive(Clone, Debug)]
 pub struct Bus {
+    /// What carries events.
+    pub kind: EventBus,
     /// NATS, if there is one.
     pub nats: Option<NatsOptions>,
     /// Replicas of a stream that is created.
@@ -73,6 +89,7 @@ impl BusArguments {
             name: name.to_owned(),
         });
         Some(Bus {
+            kind: self.event_bus,
             nats,
             replicas: replicas?,
             events: events?,
@@ -116,11 +133,29 @@ fn parse_nats_url(url: &str) -> Result<(), &'static str> {
     }
 }
 
+/// The bus of these flags; none: there is nowhere to publish.
+///
+/// # Errors
+/// Only for options that no retry can cure.
+pub async fn connect(
+    kind: EventBus,
+    nats: Option<&NatsOptions>,
+) -> Result<Option<AnyBus>, ConnectError> {
+    match (kind, nats) {
+        (EventBus::Memory, _) => {
+            tracing::warn!("--event-bus memory: no other process hears any event");
+            Ok(Some(MemoryBus::new().into()))
+        }
+        (EventBus::Nats, None) => Ok(None),
+        (EventBus::Nats, Some(options)) => Ok(Some(connect::connect(options).await?.into())),
+    }
+}
+
 /// Publishes the outbox to `stream`, if there is anything to publish and
 /// somewhere to.
 pub fn relay(
     database: &Database,
-    nats: Option<&Client>,
+    bus: Option<&AnyBus>,
     stream: StreamSpec,
     replicas: usize,
     metrics: &Metrics,
@@ -129,13 +164,12 @@ pub fn relay(
     if !database.events() {
         return None;
     }
-    let Some(client) = nats else {
+    let Some(bus) = bus else {
         tracing::warn!("no --nats-url: events wait in the outbox until there is one");
         return None;
     };
-    let js = jetstream::new(client.clone());
-    let relay =
-        Relay::new(database.sql().clone(), js, metrics.clone()).with_streams(&[stream], replicas);
+    let relay = Relay::new(database.sql().clone(), bus.clone(), metrics.clone())
+        .with_streams(&[stream], replicas);
     let waker = relay.waker();
     background.tasks.spawn(relay.run(background.end.clone()));
     Some(waker)

@@ -2,7 +2,6 @@
 
 use std::{sync::Arc, time::Duration};
 
-use async_nats::Client;
 use axum::{
     Router,
     http::StatusCode,
@@ -10,7 +9,10 @@ use axum::{
     routing::get,
 };
 use edd_daemon::api::Json;
-use edd_events::{connect::is_connected, outbox};
+use edd_events::{
+    bus::{AnyBus, Bus as _},
+    outbox,
+};
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
@@ -24,8 +26,8 @@ const DATABASE_TIMEOUT: Duration = Duration::from_secs(1);
 pub struct Health {
     /// The service's own.
     pub database: Database,
-    /// The connection, if the service has one.
-    pub nats: Option<Client>,
+    /// What carries its events, if there is something.
+    pub bus: Option<AnyBus>,
     /// Cancelled while the service drains.
     pub shutdown: CancellationToken,
 }
@@ -53,9 +55,10 @@ impl Health {
         })
         .await;
         let outbox_pending = database.ok().and_then(Result::ok);
-        let nats = match &self.nats {
+        let nats = match &self.bus {
             None => "off",
-            Some(client) if is_connected(client) => "connected",
+            Some(AnyBus::Memory(_)) => "memory",
+            Some(bus) if bus.is_connected() => "connected",
             Some(_) => "disconnected",
         };
         let draining = self.shutdown.is_cancelled();

@@ -8,13 +8,12 @@
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
-use async_nats::{Client, jetstream};
 use edd_daemon::{
     admin,
     api::{ApiLimits, ApiMetrics, serve_api},
     server::{self, Limits},
 };
-use edd_events::{Metrics, connect, consumer::Consumer, stream};
+use edd_events::{Metrics, bus::AnyBus, consumer::Consumer, stream};
 pub use edd_service::run::Running;
 use edd_service::{
     bus,
@@ -56,6 +55,20 @@ impl App {
     /// A port is taken, the database or the state folder cannot be used, or the
     /// NATS options make no sense. An unreachable NATS is no error.
     pub async fn start(config: Config, shutdown: CancellationToken) -> anyhow::Result<Running> {
+        let bus = bus::connect(config.event_bus, config.nats.as_ref()).await?;
+        Self::start_on(bus, config, shutdown).await
+    }
+
+    /// As [`App::start`], on a bus that is there already, perhaps shared with
+    /// other services of this process; none: events wait in the outbox.
+    ///
+    /// # Errors
+    /// As [`App::start`].
+    pub async fn start_on(
+        bus: Option<AnyBus>,
+        config: Config,
+        shutdown: CancellationToken,
+    ) -> anyhow::Result<Running> {
         let listeners = Listeners::bind(config.addr, config.admin_addr).await?;
         let store = Store::open(&config.database, config.events).await?;
 
@@ -64,25 +77,20 @@ impl App {
         let api_metrics = ApiMetrics::register(&mut registry);
 
         let background = Background::default();
-        let nats = match &config.nats {
-            Some(options) => Some(connect::connect(options).await?),
-            None => None,
-        };
         let waker = bus::relay(
             store.database(),
-            nats.as_ref(),
+            bus.as_ref(),
             stream::COMPUTE,
             config.nats_replicas,
             &event_metrics,
             &background,
         );
-        let runtime = local_runtime(&config, &store, nats.as_ref(), &background).await?;
+        let runtime = local_runtime(&config, &store, bus.as_ref(), &background).await?;
         let lifecycle = Lifecycle::new(store.clone(), Arc::new(runtime), waker.clone());
-        if let Some(client) = &nats {
-            let js = jetstream::new(client.clone());
+        if let Some(bus) = &bus {
             let consumer = |spec| {
                 Consumer::new(
-                    js.clone(),
+                    bus.clone(),
                     spec,
                     config.nats_replicas,
                     event_metrics.clone(),
@@ -106,7 +114,7 @@ impl App {
 
         let health = Arc::new(Health {
             database: store.database().clone(),
-            nats: nats.clone(),
+            bus: bus.clone(),
             shutdown: shutdown.clone(),
         });
         let admin_router = admin::router(Arc::new(registry)).merge(health::router(health));
@@ -114,7 +122,7 @@ impl App {
         background.tasks.spawn(admin);
 
         let api = Arc::new(Api {
-            auth: Auth::new(nats, config.auth_url),
+            auth: Auth::new(bus, config.auth_url),
             containers_per_user: config.containers_per_user,
             keys_per_user: config.keys_per_user,
             lifecycle: lifecycle.clone(),
@@ -151,7 +159,7 @@ impl App {
 async fn local_runtime(
     config: &Config,
     store: &Store,
-    nats: Option<&Client>,
+    bus: Option<&AnyBus>,
     background: &Background,
 ) -> anyhow::Result<LocalRuntime> {
     let sshd = match sshd::find(config.sshd.as_deref()) {
@@ -165,9 +173,9 @@ async fn local_runtime(
             None
         }
     };
-    let source = match (&config.gateway_ssh_key, nats) {
+    let source = match (&config.gateway_ssh_key, bus) {
         (Some(file), _) => Source::File(file.clone()),
-        (None, Some(client)) => Source::Nats(client.clone()),
+        (None, Some(bus)) => Source::Bus(bus.clone()),
         (None, None) => Source::None,
     };
     let guest_binary = match &config.guest_binary {

@@ -12,9 +12,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use async_nats::Client;
 use axum::http::{StatusCode, Uri, header, uri::Scheme};
-use edd_events::{connect::is_connected, request::validate_token};
+use edd_events::{
+    bus::{AnyBus, Bus as _},
+    request::validate_token,
+};
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper::{Request, body::Bytes, client::conn::http1};
 use hyper_util::rt::TokioIo;
@@ -84,17 +86,17 @@ impl fmt::Display for AuthUrl {
 /// Asks auth.
 #[derive(Debug)]
 pub struct Auth {
-    nats: Option<Client>,
+    bus: Option<AnyBus>,
     url: Option<AuthUrl>,
     /// Held for moments only.
     cache: Mutex<Cache>,
 }
 
 impl Auth {
-    /// Asks over `nats`, and over HTTP at `url` when that does not answer.
-    pub fn new(nats: Option<Client>, url: Option<AuthUrl>) -> Self {
+    /// Asks over `bus`, and over HTTP at `url` when that does not answer.
+    pub fn new(bus: Option<AnyBus>, url: Option<AuthUrl>) -> Self {
         Self {
-            nats,
+            bus,
             url,
             cache: Mutex::default(),
         }
@@ -107,8 +109,8 @@ impl Auth {
     /// says so.
     pub async fn user(&self, token: &str) -> Result<Option<User>, NoAnswer> {
         let hash = Hash::of(token);
-        if let Some(client) = self.nats.as_ref().filter(|client| is_connected(client)) {
-            match validate_token(client, token).await {
+        if let Some(bus) = self.bus.as_ref().filter(|bus| bus.is_connected()) {
+            match validate_token(bus, token).await {
                 Ok(answer) => {
                     let user = answer.map(|(id, username)| User { id, username });
                     return Ok(self.remember(hash, user));

@@ -13,7 +13,7 @@ use edd_daemon::{
     telemetry::{LogFormat, parse_filter},
 };
 use edd_events::connect::NatsOptions;
-use edd_service::bus::{BusArguments, check_file, parse_number};
+use edd_service::bus::{BusArguments, EventBus, check_file, parse_number};
 use edd_store::DatabaseUrl;
 
 use crate::{auth::AuthUrl, runtime::guest::GuestArguments};
@@ -136,6 +136,8 @@ pub struct Config {
     pub database: DatabaseUrl,
     /// NATS, if there is one.
     pub nats: Option<NatsOptions>,
+    /// What carries events.
+    pub event_bus: EventBus,
     /// Replicas of a stream that is created.
     pub nats_replicas: usize,
     /// Whether changes are written as events.
@@ -248,6 +250,7 @@ impl Config {
             addr,
             admin_addr,
             database,
+            event_bus: bus.kind,
             nats: bus.nats,
             nats_replicas: bus.replicas,
             events: bus.events,

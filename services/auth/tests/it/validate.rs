@@ -2,6 +2,7 @@
 
 use async_nats::jetstream;
 use edd_events::{
+    bus::AnyBus,
     request::{RequestError, validate_token},
     testing::NatsServer,
 };
@@ -17,7 +18,7 @@ use crate::support::{DEADLINE, Service};
 async fn ask(client: &async_nats::Client, token: &str) -> Option<(i64, String)> {
     timeout(DEADLINE, async {
         loop {
-            match validate_token(client, token).await {
+            match validate_token(&AnyBus::from(client.clone()), token).await {
                 Ok(answer) => return answer,
                 Err(RequestError::NoResponders) => tokio::task::yield_now().await,
                 Err(error) => panic!("{error}"),
@@ -181,7 +182,7 @@ async fn a_wide_stream_of_somebody_else_does_not_answer_for_us() {
     // Without a responder the stream alone "answers": nobody, for the asker.
     timeout(DEADLINE, async {
         loop {
-            match validate_token(&client, &alice.token).await {
+            match validate_token(&AnyBus::from(client.clone()), &alice.token).await {
                 Ok(answer) => break assert_eq!(answer, Some((alice.id, "alice".to_owned()))),
                 Err(RequestError::NoResponders | RequestError::TimedOut) => {}
                 Err(error) => panic!("{error}"),

@@ -12,10 +12,8 @@ use std::{
     time::Duration,
 };
 
-use async_nats::{Client, StatusCode};
-use edd_events::connect::is_connected;
-use futures_util::StreamExt as _;
-use tokio::{sync::Notify, time::timeout};
+use edd_events::bus::{AnyBus, Bus as _};
+use tokio::sync::Notify;
 
 use crate::input::PublicKey;
 
@@ -40,7 +38,7 @@ pub enum Source {
     /// A public key file.
     File(PathBuf),
     /// The gateway.
-    Nats(Client),
+    Bus(AnyBus),
     /// Nowhere: nobody gets in.
     None,
 }
@@ -127,11 +125,7 @@ impl GatewayKey {
                 file: file.clone(),
                 source,
             })?,
-            Source::Nats(client) => timeout(REQUEST_TIMEOUT, ask(client))
-                .await
-                .ok()
-                .flatten()
-                .ok_or(KeyError::NoAnswer)?,
+            Source::Bus(bus) => ask(bus).await.ok_or(KeyError::NoAnswer)?,
             Source::None => return Err(KeyError::NoAnswer),
         };
         Ok(PublicKey::parse(&line)?)
@@ -171,25 +165,11 @@ fn read(file: &Path) -> io::Result<String> {
     Ok(text)
 }
 
-/// The gateway's answer. A stream that someone made too wide (`gateway.>`)
-/// answers such a request too, in JSON: that is skipped.
-async fn ask(client: &Client) -> Option<String> {
-    if !is_connected(client) {
+/// The gateway's answer.
+async fn ask(bus: &AnyBus) -> Option<String> {
+    if !bus.is_connected() {
         return None;
     }
-    let inbox = client.new_inbox();
-    let mut replies = client.subscribe(inbox.clone()).await.ok()?;
-    let sent = client
-        .publish_with_reply(REQUEST, inbox, Vec::new().into())
-        .await;
-    sent.ok()?;
-    while let Some(reply) = replies.next().await {
-        if reply.status == Some(StatusCode::NO_RESPONDERS) {
-            return None;
-        }
-        if reply.payload.first() != Some(&b'{') {
-            return String::from_utf8(reply.payload.to_vec()).ok();
-        }
-    }
-    None
+    let answer = bus.request(REQUEST, Vec::new().into(), REQUEST_TIMEOUT);
+    String::from_utf8(answer.await.ok()?.to_vec()).ok()
 }

@@ -6,10 +6,7 @@
 //! progress acknowledgements through a long pause. A request always waits at
 //! the server while we are idle, so that an event arrives without a round trip.
 
-use std::{
-    fmt,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use async_nats::{
     Client, StatusCode, SubscribeError, Subscriber,
@@ -22,7 +19,10 @@ use futures_util::{FutureExt as _, StreamExt as _};
 use tokio::time::{sleep, timeout};
 use tracing::trace;
 
-use crate::connect::{connects, is_connected};
+use crate::{
+    bus::Lost,
+    connect::{connects, is_connected},
+};
 
 /// How long a pull request waits at the server.
 const EXPIRES: Duration = Duration::from_secs(30);
@@ -33,28 +33,6 @@ const SILENCE_MAX: Duration = Duration::from_secs(12);
 /// How often to look for a reconnect and for silence.
 const WATCH_INTERVAL: Duration = Duration::from_millis(100);
 const SEND_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// Why nothing more will come; binding again helps.
-#[derive(Debug)]
-pub(super) enum Lost {
-    Closed,
-    Reconnected,
-    Request(String),
-    Silent,
-    Status(StatusCode, String),
-}
-
-impl fmt::Display for Lost {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Closed => f.write_str("subscription closed"),
-            Self::Reconnected => f.write_str("reconnected to NATS"),
-            Self::Request(error) => write!(f, "pull request: {error}"),
-            Self::Silent => write!(f, "nothing heard for {} s", SILENCE_MAX.as_secs()),
-            Self::Status(status, text) => write!(f, "status {status} {text}"),
-        }
-    }
-}
 
 /// A subscription with credit at the server.
 pub(super) struct Puller {
@@ -155,7 +133,7 @@ impl Puller {
             return Err(Lost::Reconnected);
         }
         if self.heard.elapsed() > SILENCE_MAX && is_connected(&self.client) {
-            return Err(Lost::Silent);
+            return Err(Lost::Silent(SILENCE_MAX.as_secs()));
         }
         Ok(())
     }
@@ -191,7 +169,7 @@ impl Puller {
             }
             Some(status) => {
                 return Err(Lost::Status(
-                    status,
+                    status.as_u16(),
                     message.description.unwrap_or_default(),
                 ));
             }
