@@ -167,7 +167,7 @@ fn config(spec: &StreamSpec, replicas: usize) -> Config {
     }
 }
 
-fn is_missing(error: &jetstream::context::GetStreamError) -> bool {
+pub(crate) fn is_missing(error: &jetstream::context::GetStreamError) -> bool {
     use jetstream::{ErrorCode, context::GetStreamErrorKind};
     matches!(
         error.kind(),

@@ -9,8 +9,11 @@
 #![allow(
     clippy::expect_used,
     clippy::unwrap_used,
+    clippy::indexing_slicing,
     reason = "a fixture fails its test by panicking"
 )]
+
+mod cluster;
 
 use std::{
     env, fs,
@@ -21,6 +24,8 @@ use std::{
 
 use async_nats::jetstream;
 use tempfile::TempDir;
+
+pub use cluster::NatsCluster;
 
 use crate::connect::{NatsOptions, connect};
 
@@ -117,6 +122,15 @@ impl NatsServer {
     pub async fn resume(&mut self) {
         assert!(self.child.is_none(), "nats-server is running already");
         self.spawn().await;
+    }
+
+    /// Removes all that the stopped server kept.
+    ///
+    /// # Panics
+    /// When it is running, or its store cannot be removed.
+    pub fn wipe(&mut self) {
+        assert!(self.child.is_none(), "nats-server is running");
+        fs::remove_dir_all(self.folder.path().join("store")).expect("its store is removed");
     }
 
     /// [`NatsServer::stop`] and [`NatsServer::resume`].

@@ -27,7 +27,7 @@ use super::store::{Commit, GatewayStore, KEPT_MS, StoreError, Stored, rule_id};
 use crate::shared::Shared;
 
 /// Who says so, in the events of this service.
-const SOURCE: &str = "edd-gateway";
+pub(super) const SOURCE: &str = "edd-gateway";
 
 /// How often an idle database is looked at.
 const PROBE_INTERVAL: Duration = Duration::from_secs(2);
@@ -275,9 +275,11 @@ impl<S: GatewayStore> Writer<S> {
         if self.statics_unsaved || plan.statics.is_some() {
             let in_force = || self.table.table().static_specs().cloned().collect();
             commit.statics = Some(plan.statics.clone().unwrap_or_else(in_force));
+            let now = self.table.table().revision;
+            commit.statics_revision = commit.revision.unwrap_or(now);
         }
         commit.changes = change.as_ref().map(|(state, effects)| (state, effects));
-        let wakes = !commit.outbox.is_empty();
+        let wakes = !commit.outbox.is_empty() || commit.statics.is_some();
         session.store.commit(&commit).await?;
         session.used = Instant::now();
         let revision = commit.revision;

@@ -8,6 +8,7 @@ mod control;
 mod corpus;
 mod cut;
 mod drain_http;
+mod faults;
 mod first_bytes;
 mod http;
 mod http1;

@@ -5,6 +5,7 @@
 //! a broken row is an error, never a table without it.
 
 mod load;
+mod routes;
 mod sql;
 mod tickets;
 mod write;
@@ -89,8 +90,11 @@ pub struct Commit<'a> {
     pub birth: bool,
     /// Whether a rebuild goes on, if that changes.
     pub rebuilding: Option<bool>,
-    /// All static routes in force, if they change.
+    /// All static routes in force, if they change; what changed in them since
+    /// they were last stored is published.
     pub statics: Option<Vec<StaticRouteSpec>>,
+    /// The revision of the table that has these static routes.
+    pub statics_revision: u64,
     /// The time, Unix milliseconds.
     pub now_ms: u64,
 }

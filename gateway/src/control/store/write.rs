@@ -3,11 +3,10 @@
 use std::collections::BTreeMap;
 
 use edd_events::outbox;
-use edd_route::StaticRouteSpec;
 use edd_store::{Database, Rows, Transaction, query};
 use serde_json::json;
 
-use super::{Commit, StoreError, int, route_id, rule_id};
+use super::{Commit, StoreError, int, routes, rule_id};
 use crate::control::reconcile::{Effects, State};
 
 /// Writes all of it or nothing.
@@ -25,8 +24,8 @@ pub(super) async fn commit(database: &Database, commit: &Commit<'_>) -> Result<(
         users(&mut tx, state, effects).await?;
         tombstones(&mut tx, state, effects).await?;
     }
-    if let Some(routes) = &commit.statics {
-        statics(&mut tx, routes).await?;
+    if let Some(statics) = &commit.statics {
+        routes::replace(&mut tx, statics, int(commit.statics_revision)).await?;
     }
     outbox::insert_all(&mut tx, &commit.outbox).await?;
     meta(&mut tx, commit).await?;
@@ -200,28 +199,6 @@ async fn tombstones(
     let sql = "INSERT INTO tombstones (kind, id, at) \
                SELECT value ->> 0, value ->> 1, CAST(value ->> 2 AS BIGINT) \
                FROM {rows} WHERE true ON CONFLICT DO NOTHING";
-    run(tx, rows, sql).await
-}
-
-async fn statics(tx: &mut Transaction, routes: &[StaticRouteSpec]) -> Result<(), StoreError> {
-    query("DELETE FROM static_routes").run(&mut *tx).await?;
-    let rows: Rows = routes
-        .iter()
-        .map(|spec| {
-            json!([
-                route_id(&spec.host, &spec.path),
-                spec.host,
-                spec.path,
-                spec.targets_text(),
-                spec.strip_prefix,
-                serde_json::to_string(spec).unwrap_or_default(),
-            ])
-        })
-        .collect();
-    let sql = "INSERT INTO static_routes (id, host, path_prefix, target, strip_prefix, spec) \
-               SELECT CAST(value ->> 0 AS BIGINT), value ->> 1, value ->> 2, value ->> 3, \
-               CAST(value ->> 4 AS BOOLEAN), value ->> 5 FROM {rows} WHERE true \
-               ON CONFLICT (id) DO NOTHING";
     run(tx, rows, sql).await
 }
 

@@ -4,6 +4,7 @@ mod admin;
 mod dlq;
 mod events;
 mod last_good;
+mod route_events;
 mod routes_reload;
 mod store;
 
@@ -20,7 +21,7 @@ use tokio::net::TcpStream;
 use crate::support::Bus;
 
 /// A request to the admin listener: status and body.
-async fn request(admin: SocketAddr, method: &str, target: &str) -> (u16, String) {
+pub(crate) async fn request(admin: SocketAddr, method: &str, target: &str) -> (u16, String) {
     let mut stream = TcpStream::connect(admin).await.expect("connected");
     let request = format!("{method} {target} HTTP/1.1\r\nHost: admin\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await.expect("sent");

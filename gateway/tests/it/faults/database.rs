@@ -1,0 +1,66 @@
+//! The database goes away while events come in.
+
+use edd_store::testing::Postgres;
+use sqlx::{ConnectOptions as _, Connection as _};
+
+use super::outage;
+use super::site::{CIDRS, Origins, Publisher, Traffic};
+use crate::support::{Bus, Gateway, Options};
+
+async fn start(bus: &Bus, database: Option<String>) -> (Gateway, Traffic) {
+    let origins = Origins::start().await;
+    let mut options = Options::routes(origins.routes())
+        .bus(bus)
+        .flag("--container-cidrs", CIDRS);
+    if let Some(url) = database {
+        options = options.flag("--database-url", url);
+    }
+    let gateway = Gateway::start(options).await;
+    let publisher = Publisher::start(bus.server.jetstream().await, 1).await;
+    let (https, admin) = (gateway.addresses.https, gateway.admin);
+    let traffic = Traffic::start(origins, publisher, https, admin).await;
+    (gateway, traffic)
+}
+
+/// Somebody holds the file's write lock and does not let go.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_sqlite_away_requests_are_served_and_events_wait() {
+    let bus = Bus::start().await;
+    let (gateway, mut traffic) = start(&bus, None).await;
+    let mut other = sqlx::sqlite::SqliteConnectOptions::new()
+        .filename(gateway.path("gateway.db"))
+        .connect()
+        .await
+        .expect("the same file");
+    sqlx::query("BEGIN EXCLUSIVE")
+        .execute(&mut other)
+        .await
+        .expect("its lock");
+    traffic.publisher().change_for(outage()).await;
+    traffic
+        .until_ready("degraded", "database", "unavailable")
+        .await;
+    sqlx::query("ROLLBACK")
+        .execute(&mut other)
+        .await
+        .expect("let go");
+    other.close().await.expect("closed");
+    traffic.end("SQLite away").await;
+    gateway.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_postgresql_away_requests_are_served_and_events_wait() {
+    let bus = Bus::start().await;
+    let mut postgres = Postgres::start().await;
+    let url = postgres.database().await.to_string();
+    let (gateway, mut traffic) = start(&bus, Some(url)).await;
+    postgres.stop();
+    traffic.publisher().change_for(outage()).await;
+    traffic
+        .until_ready("degraded", "database", "unavailable")
+        .await;
+    postgres.resume().await;
+    traffic.end("PostgreSQL away").await;
+    gateway.stop().await;
+}
