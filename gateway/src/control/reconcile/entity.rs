@@ -24,9 +24,11 @@ impl Stamp {
     }
 
     /// Whether an event stamped `newer` is newer than this: by version, and by
-    /// the stream's order as soon as one of both has no version.
+    /// the stream's order as soon as one of both has no version. A fact that came
+    /// from a table learns its version from its own event.
     pub fn is_before(self, newer: Self) -> bool {
-        if self.version > 0 && newer.version > 0 {
+        let versioned = self.version > 0 && newer.version > 0;
+        if versioned || self.sequence == newer.sequence {
             self.version < newer.version
         } else {
             self.sequence < newer.sequence
@@ -127,10 +129,10 @@ pub(super) fn sequence_of(origin: &Origin) -> u64 {
 }
 
 impl ContainerEntity {
-    /// What a table tells; its switches are as new as `last`.
-    pub(super) fn of_spec(spec: ContainerSpec, last: u64) -> Self {
+    /// What a table tells; any event may tell better what has none of its own there.
+    pub(super) fn of_spec(spec: ContainerSpec) -> Self {
         let flag = |on| Flag {
-            stamp: Stamp::unversioned(last),
+            stamp: Stamp::default(),
             on,
         };
         let rule = |rule: RuleSpec| {
@@ -151,10 +153,7 @@ impl ContainerEntity {
                         origin: run.origin,
                     }),
                 },
-                None => Run {
-                    stamp: Stamp::unversioned(last),
-                    running: None,
-                },
+                None => Run::default(),
             },
             ssh: flag(spec.ssh_enabled),
             https: flag(spec.https_enabled),

@@ -236,8 +236,8 @@ impl State {
     /// The state as far as a table tells it, and the highest sequence in it.
     ///
     /// For a database that is lost when the streams may not reach back far
-    /// enough. Versions are not in a table, so the stream's order decides what
-    /// is newer; what has no sequence of its own is as new as the table.
+    /// enough; what they have is replayed onto it from their beginning. Versions are
+    /// not in a table: each fact learns its own when its event comes by.
     pub fn of_table(table: &RouteTable) -> (Self, u64) {
         let specs: Vec<_> = table.containers().map(|found| found.to_spec()).collect();
         let keys = table.key_owners().flat_map(|(_, keys)| keys);
@@ -249,7 +249,7 @@ impl State {
         let mut state = Self::default();
         for spec in specs {
             let id = spec.id.clone();
-            state.restore_container(id, ContainerEntity::of_spec(spec, last));
+            state.restore_container(id, ContainerEntity::of_spec(spec));
         }
         for (user, keys) in table.key_owners() {
             for key in keys {

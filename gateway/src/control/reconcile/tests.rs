@@ -307,6 +307,31 @@ fn a_state_made_from_a_table_takes_the_replay_as_known() {
     }
 }
 
+/// Found by the simulation: a table has no versions, and publishers do not always keep the order.
+#[test]
+fn a_fact_of_a_table_learns_its_version_from_its_own_event() {
+    let log = [
+        change(1, 1, created("a", 1)),
+        change(5, 2, started("a", "10.0.0.5")),
+        change(5, 3, rule("a", 8000, 85)),
+        change(5, 4, key(7, 1)),
+        change(3, 5, started("a", "10.0.0.3")),
+        change(3, 6, rule("a", 8000, 83)),
+        change(3, 7, no_rule("a", 8000)),
+    ];
+    let (before, _) = run(&log);
+    let empty = RouteTable::empty(Settings::new("example.com", vec![443]));
+    let mut writer = TableWriter::new(empty);
+    writer.replace_dynamic(before.container_specs(), before.all_key_specs());
+    let (mut state, _) = State::of_table(writer.table());
+    let mut effects = Effects::default();
+    for change in &log {
+        state.apply(change, NOW, &mut effects);
+    }
+    assert_eq!(table(&state), table(&before));
+    assert_eq!(effects.announcements, vec![]);
+}
+
 #[test]
 fn a_rule_deleted_before_it_is_requested_stays_deleted() {
     let (state, told) = run(&[
