@@ -8,13 +8,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
+use async_nats::jetstream::consumer::{self, DeliverPolicy, FromConsumer as _, pull};
+use async_nats::jetstream::stream::Stream;
 use async_nats::jetstream::{self, Context};
 use edd_events::connect::is_connected;
-use edd_events::consumer::{
-    ACK_PENDING_MAX, ACK_WAIT, BreakerState, Consumer, ConsumerSpec, DELIVERIES_MAX, Handler,
-    Unavailable, Verdict,
-};
+use edd_events::consumer::{BreakerState, Consumer, ConsumerSpec, Handler, Unavailable, Verdict};
 use edd_events::envelope::Cause;
 use edd_events::event::Delivery;
 use edd_events::stream::{AUTH, COMPUTE, ensure};
@@ -155,7 +153,8 @@ impl Events {
             let mut floors = BTreeMap::new();
             for spec in SPECS {
                 let stream = self.js.get_stream(spec.stream.name).await?;
-                if let Some(floor) = consumer_floor(&stream).await? {
+                if let Some(found) = consumer_info(&stream).await? {
+                    let floor = found.ack_floor.stream_sequence;
                     floors.insert(spec.stream.name.to_owned(), floor);
                 }
             }
@@ -203,9 +202,10 @@ impl Events {
             self.writer.send(Command::StreamReset(name)).await?;
             position = 0;
         }
-        let Some(floor) = consumer_floor(&stream).await? else {
+        let Some(found) = consumer_info(&stream).await? else {
             return Ok(());
         };
+        let floor = found.ack_floor.stream_sequence;
         if !lost && floor <= position {
             return Ok(());
         }
@@ -217,9 +217,14 @@ impl Events {
             "the database is behind what was acknowledged for it: replaying"
         );
         stream.delete_consumer(DURABLE).await?;
-        if position > 0 && !lost {
-            stream.create_consumer(config(&spec, position + 1)).await?;
-        }
+        let start_sequence = if lost { 1 } else { position + 1 };
+        // Whoever made it may have made it otherwise than we would.
+        let found = pull::Config::try_from_consumer_config(found.config);
+        let config = pull::Config {
+            deliver_policy: DeliverPolicy::ByStartSequence { start_sequence },
+            ..found.map_err(anyhow::Error::from_boxed)?
+        };
+        stream.create_consumer(config).await?;
         Ok(())
     }
 }
@@ -261,29 +266,13 @@ async fn all_true(one: &mut watch::Receiver<bool>, other: &mut watch::Receiver<b
     }
 }
 
-/// What our durable consumer has acknowledged without a gap; none: no consumer.
-async fn consumer_floor(stream: &jetstream::stream::Stream) -> anyhow::Result<Option<u64>> {
+/// How our durable consumer is; none: there is none.
+async fn consumer_info(stream: &Stream) -> anyhow::Result<Option<consumer::Info>> {
     use jetstream::context::ConsumerInfoErrorKind as Kind;
     match stream.consumer_info(DURABLE).await {
-        Ok(info) => Ok(Some(info.ack_floor.stream_sequence)),
+        Ok(info) => Ok(Some(info)),
         Err(error) if error.kind() == Kind::NotFound => Ok(None),
         Err(error) => Err(error.into()),
-    }
-}
-
-/// As the library makes it, but from `start` on.
-fn config(spec: &ConsumerSpec, start: u64) -> pull::Config {
-    pull::Config {
-        durable_name: Some(spec.durable.to_owned()),
-        filter_subject: spec.filter.to_owned(),
-        deliver_policy: DeliverPolicy::ByStartSequence {
-            start_sequence: start,
-        },
-        ack_policy: AckPolicy::Explicit,
-        ack_wait: ACK_WAIT,
-        max_deliver: i64::try_from(DELIVERIES_MAX).unwrap_or(5),
-        max_ack_pending: ACK_PENDING_MAX,
-        ..pull::Config::default()
     }
 }
 
