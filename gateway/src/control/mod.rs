@@ -14,6 +14,8 @@ pub mod follow;
 pub mod last_good;
 pub mod plan;
 pub mod reconcile;
+#[cfg(test)]
+mod simulation;
 pub mod sources;
 pub mod status;
 pub mod store;

@@ -163,14 +163,16 @@ impl<S: GatewayStore> Writer<S> {
         }
         loop {
             tokio::select! {
+                // In this order: a run of the simulation is the same every time.
+                biased;
+                () = shutdown.cancelled() => break,
+                _ = probe.tick() => self.probe().await,
+                _ = prune.tick() => self.prune().await,
                 // Commands are taken whole: none is dropped half done.
                 command = commands.recv() => match command {
                     Some(command) => self.take(command).await,
                     None => return,
                 },
-                _ = probe.tick() => self.probe().await,
-                _ = prune.tick() => self.prune().await,
-                () = shutdown.cancelled() => break,
             }
         }
         while let Ok(command) = commands.try_recv() {
