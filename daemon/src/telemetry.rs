@@ -1,5 +1,6 @@
 //! Logs: `tracing` events as text or JSON lines on stdout.
 //!
+//! Tokens, passwords and e-mail addresses are masked, whoever logs them (`mask`).
 //! Written by a thread of its own behind a bounded queue: a slow reader of
 //! stdout costs log lines, which are counted, and never a request.
 
@@ -10,6 +11,8 @@ use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGua
 use tracing_subscriber::{
     EnvFilter, Layer as _, fmt::MakeWriter, layer::SubscriberExt as _, util::SubscriberInitExt as _,
 };
+
+use crate::mask::Masking;
 
 /// Lines waiting for stdout; beyond it they are dropped and counted.
 const QUEUED_LINES_MAX: usize = 16_384;
@@ -128,7 +131,7 @@ where
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
 {
     let filter = parse_filter(filter)?;
-    let lines = tracing_subscriber::fmt::layer().with_writer(writer);
+    let lines = tracing_subscriber::fmt::layer().with_writer(Masking(writer));
     let lines = match format {
         LogFormat::Json => lines.json().flatten_event(true).boxed(),
         LogFormat::Text => lines.with_ansi(coloured).boxed(),

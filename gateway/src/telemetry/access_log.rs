@@ -4,6 +4,7 @@
 //! thread empties the rings, formats and writes. A ring that is full costs the
 //! record, which is counted, and never a request.
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::fmt;
 use std::io::{self, Write as _};
@@ -13,6 +14,7 @@ use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
 use crossbeam_queue::ArrayQueue;
+use edd_daemon::mask::mask;
 use edd_daemon::telemetry;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::registry::Registry;
@@ -268,6 +270,10 @@ impl Sink {
                 let before = batch.len();
                 if lines.write(batch, record).is_err() {
                     batch.truncate(before);
+                }
+                if let Cow::Owned(masked) = mask(batch.get(before..).unwrap_or_default()) {
+                    batch.truncate(before);
+                    batch.extend_from_slice(&masked);
                 }
                 if batch.len() >= BATCH_BYTES {
                     write_out(batch);

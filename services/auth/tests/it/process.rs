@@ -192,6 +192,77 @@ async fn sigterm_drains_and_exits_0() {
     assert!(!rest.iter().any(|line| line.contains(token)), "{rest:#?}");
 }
 
+/// What clients send by mistake, in paths, names and headers, is masked.
+#[tokio::test]
+async fn the_log_shows_neither_tokens_nor_mail_addresses() {
+    for format in ["json", "text"] {
+        let folder = tempfile::tempdir().unwrap();
+        let url = url(folder.path());
+        let format_flag = format!("--log-format={format}");
+        let flags = [
+            "--addr=127.0.0.1:0",
+            "--admin-addr=127.0.0.1:0",
+            "--log=debug",
+            &format_flag,
+            "--database-url",
+            &url,
+        ];
+        let mut child = command(&flags).stdout(Stdio::piped()).spawn().unwrap();
+        let stdout = BufReader::new(child.stdout.take().unwrap());
+        let (sender, received) = mpsc::channel();
+        let reader = std::thread::spawn(move || {
+            for line in stdout.lines().map_while(Result::ok) {
+                let _ = sender.send(line);
+            }
+        });
+        let client = loop {
+            let line = received.recv_timeout(DEADLINE).expect("a line");
+            if line.contains("listening") && !line.contains("admin") {
+                let (_, rest) = line.split_once("127.0.0.1:").expect("an address");
+                let port: String = rest.chars().take_while(char::is_ascii_digit).collect();
+                break Client(format!("127.0.0.1:{port}").parse().unwrap());
+            }
+        };
+        let mail = "ann.example@example.org";
+        let body = serde_json::json!({ "username": mail, "password": PASSWORD });
+        let answer = client.post("/api/register", None, &body).await;
+        assert_eq!(answer.status, 400, "{answer:?}");
+        let body = serde_json::json!({ "username": "ann", "password": PASSWORD });
+        let answer = client.post("/api/register", None, &body).await;
+        let token = answer.body["token"].as_str().unwrap().to_owned();
+        let wrong: String = token.chars().rev().collect();
+        let answer = client.get("/api/session", Some(&wrong)).await;
+        assert_eq!(answer.status, 401, "{answer:?}");
+        // Where it does not belong.
+        for path in [
+            format!("/api/session/{wrong}"),
+            format!("/api/users/{mail}"),
+            format!("/api/users/{}", mail.replace('@', "%40")),
+        ] {
+            client.get(&path, Some(&token)).await;
+        }
+        let headers = format!("X-Request-ID: {token}\r\n");
+        client.call("GET", "/api/session", &headers, "").await;
+
+        let pid = Pid::from_raw(child.id().cast_signed()).unwrap();
+        kill_process(pid, Signal::TERM).unwrap();
+        wait(child);
+        reader.join().unwrap();
+        let log: Vec<String> = received.iter().collect();
+        let log = log.join("\n");
+        for expected in [
+            "/api/session/***",
+            "/api/users/a***@example.org",
+            "%40example.org",
+        ] {
+            assert!(log.contains(expected), "{expected}: {log}");
+        }
+        for secret in [wrong.as_str(), &token, PASSWORD, "ann.example"] {
+            assert!(!log.contains(secret), "{secret}: {log}");
+        }
+    }
+}
+
 fn url(folder: &Path) -> String {
     format!("sqlite://{}", folder.join("auth.db").display())
 }
