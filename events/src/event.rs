@@ -88,6 +88,9 @@ pub enum BadEvent {
         /// The payload's.
         payload: String,
     },
+    /// Its source has not signed it, though it signs its events.
+    #[error(transparent)]
+    Signature(#[from] crate::signature::SignatureError),
     /// More than [`PAYLOAD_LEN_MAX`].
     #[error("payload of {0} bytes")]
     Size(usize),

@@ -8,6 +8,7 @@
 //! - [`bus`]: what carries it, NATS or a memory with the same semantics;
 //! - [`stream`], [`connect`]: where it is kept, and how to get there;
 //! - [`event`]: it is decoded and checked on the other side;
+//! - [`signature`]: that its source said so is proved, if keys are configured;
 //! - [`consumer`]: a durable pull consumer hands it over in batches;
 //! - [`dead_letter`]: where it goes when nobody can use it;
 //! - [`request`]: the requests that are no events;
@@ -30,11 +31,13 @@ pub mod event;
 pub mod metrics;
 pub mod outbox;
 pub mod request;
+pub mod signature;
 pub mod stream;
 pub mod subject;
 #[cfg(feature = "testing")]
 pub mod testing;
 
 mod backoff;
+mod secret_file;
 
 pub use metrics::Metrics;

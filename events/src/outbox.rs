@@ -31,6 +31,8 @@ use crate::{
     backoff::Backoff,
     bus::{Acknowledgement, AnyBus, Bus as _},
     envelope::Cause,
+    event::PAYLOAD_LEN_MAX,
+    signature::Signer,
     stream::{StreamSpec, spec_of},
 };
 
@@ -67,6 +69,10 @@ pub const TABLE: Schema = Schema {
     )],
 };
 
+/// Larger payloads are not written down, in bytes: consumers refuse them, and
+/// with their headers they pass no server with the usual limit.
+pub const PUBLISHED_LEN_MAX: usize = PAYLOAD_LEN_MAX - 16 * 1024;
+
 /// Rows published in one go.
 const BATCH_MAX: usize = 256;
 /// The stream acknowledges a whole pass within this, or what is missing is
@@ -102,8 +108,10 @@ pub struct OutboxEntry {
 /// [`Waker::wake`].
 ///
 /// # Errors
-/// Those of the database; a second entry with the same event id is one.
+/// Those of the database; a second entry with the same event id is one. A
+/// payload beyond [`PUBLISHED_LEN_MAX`], which nobody could consume.
 pub async fn insert(tx: &mut Transaction, entry: &OutboxEntry) -> edd_store::Result<()> {
+    check_size(entry)?;
     let since = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();
@@ -133,6 +141,17 @@ pub async fn insert_all(tx: &mut Transaction, entries: &[OutboxEntry]) -> edd_st
         insert(tx, entry).await?;
     }
     Ok(())
+}
+
+/// The error of [`insert`] for a payload that is too large.
+fn check_size(entry: &OutboxEntry) -> edd_store::Result<()> {
+    let len = entry.payload.len();
+    if len <= PUBLISHED_LEN_MAX {
+        return Ok(());
+    }
+    let subject = &entry.subject;
+    let error = format!("event {subject} of {len} bytes, more than {PUBLISHED_LEN_MAX}");
+    Err(edd_store::Error::Encode(error.into()))
 }
 
 /// How many entries wait.
@@ -166,6 +185,7 @@ pub struct Relay {
     /// Streams to have at the start, before the first event.
     streams: Vec<StreamSpec>,
     replicas: usize,
+    signer: Option<Arc<Signer>>,
     /// Streams known to exist.
     ensured: BTreeSet<&'static str>,
     /// Ids of rows that the server can never take.
@@ -210,6 +230,7 @@ impl Relay {
             notify: Arc::new(Notify::new()),
             streams: Vec::new(),
             replicas: 1,
+            signer: None,
             ensured: BTreeSet::new(),
             stuck: BTreeSet::new(),
         }
@@ -220,6 +241,16 @@ impl Relay {
     pub fn with_streams(mut self, streams: &[StreamSpec], replicas: usize) -> Self {
         self.streams = streams.to_vec();
         self.replicas = replicas;
+        self
+    }
+
+    /// Signs what it publishes.
+    #[must_use]
+    pub fn with_signer(mut self, signer: Option<Arc<Signer>>) -> Self {
+        if let Some(signer) = &signer {
+            signer.warn_if_exposed();
+        }
+        self.signer = signer;
         self
     }
 
@@ -401,6 +432,9 @@ impl Relay {
             .parse::<HeaderValue>()
             .map_err(|error| PublishError::with_source(PublishErrorKind::Other, error))?;
         headers.insert(async_nats::header::NATS_MESSAGE_ID, id);
+        if let Some(signer) = &self.signer {
+            signer.write(&mut headers, &row.subject, &row.event_id, &row.payload);
+        }
         let payload = row.payload.clone().into();
         timeout_at(deadline, self.bus.publish(&row.subject, headers, payload))
             .await

@@ -20,6 +20,11 @@ pub const MAX_AGE: Duration = Duration::from_secs(7 * 24 * 3600);
 /// How long a message id is remembered.
 pub const DUPLICATE_WINDOW: Duration = Duration::from_secs(120);
 
+/// A stream that is created takes no larger messages, headers included, in
+/// bytes: a payload of [`crate::event::PAYLOAD_LEN_MAX`] and what a dead letter
+/// says about it.
+pub const MESSAGE_LEN_MAX: i32 = 1024 * 1024 + 64 * 1024;
+
 /// Tells streams that this project created from others: nats-server 2.9 has no
 /// metadata.
 const DESCRIPTION: &str = "events of the cloud (edd-events)";
@@ -162,6 +167,7 @@ fn config(spec: &StreamSpec, replicas: usize) -> Config {
         discard: DiscardPolicy::Old,
         max_age: MAX_AGE,
         duplicate_window: DUPLICATE_WINDOW,
+        max_message_size: MESSAGE_LEN_MAX,
         num_replicas: replicas.max(1),
         ..Config::default()
     }

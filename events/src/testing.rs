@@ -39,6 +39,8 @@ pub struct NatsServer {
     folder: TempDir,
     child: Option<Child>,
     port: u16,
+    /// A configuration of its own, and what its variables stand for.
+    env: Option<Vec<(String, String)>>,
 }
 
 impl NatsServer {
@@ -48,6 +50,20 @@ impl NatsServer {
     /// # Panics
     /// When the binary is missing or the server does not come up.
     pub async fn start() -> Self {
+        Self::start_as(None).await
+    }
+
+    /// Starts a server with this configuration, whose variables come from
+    /// `env`, `EDD_NATS_STORE_DIR` from this fixture; addresses stay its own. [`NatsServer::client`]
+    /// knows nothing of its keys and certificates.
+    ///
+    /// # Panics
+    /// As [`NatsServer::start`].
+    pub async fn start_with(config: &str, env: Vec<(String, String)>) -> Self {
+        Self::start_as(Some((config, env))).await
+    }
+
+    async fn start_as(config: Option<(&str, Vec<(String, String)>)>) -> Self {
         let folder = tempfile::Builder::new()
             .prefix("edd-nats-")
             .tempdir()
@@ -56,7 +72,14 @@ impl NatsServer {
             folder,
             child: None,
             port: 0,
+            env: None,
         };
+        if let Some((config, env)) = config {
+            fs::write(server.config_file(), config).expect("a configuration file");
+            let store = server.folder.path().join("store").display().to_string();
+            let env = env.into_iter();
+            server.env = Some(env.chain([("EDD_NATS_STORE_DIR".into(), store)]).collect());
+        }
         server.spawn().await;
         server
     }
@@ -71,6 +94,22 @@ impl NatsServer {
     #[must_use]
     pub fn port(&self) -> u16 {
         self.port
+    }
+
+    /// The folder that goes with the server.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// What the server has logged.
+    #[must_use]
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
+    }
+
+    fn config_file(&self) -> PathBuf {
+        self.folder.path().join("nats.conf")
     }
 
     /// The process id while the server runs.
@@ -153,10 +192,15 @@ impl NatsServer {
         };
         let deadline = Instant::now() + START_TIMEOUT;
         loop {
-            let mut child = Command::new(&binary)
-                .args(["-js", "-a", "127.0.0.1", "-p", &port])
-                .arg("-sd")
-                .arg(folder.join("store"))
+            let mut command = Command::new(&binary);
+            if let Some(env) = &self.env {
+                command.arg("-c").arg(self.config_file());
+                command.envs(env.iter().map(|(name, value)| (name, value)));
+            } else {
+                command.arg("-js").arg("-sd").arg(folder.join("store"));
+            }
+            let mut child = command
+                .args(["-a", "127.0.0.1", "-p", &port])
                 .arg("--ports_file_dir")
                 .arg(&folder)
                 .arg("-l")
@@ -229,7 +273,7 @@ fn find_binary() -> PathBuf {
 /// The client port of the server's ports file, once it is written whole.
 fn read_port(file: &Path) -> Option<u16> {
     let text = fs::read_to_string(file).ok()?;
-    let (_, rest) = text.split_once("nats://127.0.0.1:")?;
+    let (_, rest) = text.split_once("://127.0.0.1:")?;
     let (digits, _) = rest.split_once('"')?;
     digits.parse().ok()
 }

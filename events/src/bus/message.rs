@@ -1,6 +1,7 @@
 //! Messages of a stream, and what is said about them, whichever bus they are on.
 
 use std::{
+    error::Error as _,
     fmt,
     future::Future,
     ops::Deref,
@@ -12,7 +13,9 @@ use std::{
 use async_nats::{
     Client, Subject,
     jetstream::{
-        self, AckKind, context::PublishAckFuture, context::PublishError, publish::PublishAck,
+        self, AckKind, ErrorCode,
+        context::{PublishAckFuture, PublishError, PublishErrorKind},
+        publish::PublishAck,
     },
 };
 use bytes::Bytes;
@@ -135,11 +138,27 @@ impl Future for Acknowledgement {
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         match &mut self.0 {
             Word::Memory(word) => word.take().map_or(Poll::Pending, Poll::Ready),
-            Word::Nats(future) => future.as_mut().poll(context).map_ok(|ack| Stored {
-                sequence: ack.sequence,
-                duplicate: ack.duplicate,
-            }),
+            Word::Nats(future) => {
+                let polled = future.as_mut().poll(context).map_err(too_large);
+                polled.map_ok(|ack| Stored {
+                    sequence: ack.sequence,
+                    duplicate: ack.duplicate,
+                })
+            }
         }
+    }
+}
+
+/// More than the stream takes is the same as more than the server takes.
+fn too_large(error: PublishError) -> PublishError {
+    let by_stream = error
+        .source()
+        .and_then(|source| source.downcast_ref::<jetstream::Error>())
+        .is_some_and(|error| error.error_code() == ErrorCode::STREAM_MESSAGE_EXCEEDS_MAXIMUM);
+    if by_stream {
+        PublishError::with_source(PublishErrorKind::MaxPayloadExceeded, error)
+    } else {
+        error
     }
 }
 

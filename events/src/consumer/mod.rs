@@ -18,7 +18,7 @@ mod breaker;
 mod burial;
 mod session;
 
-use std::{future::Future, time::Duration};
+use std::{future::Future, sync::Arc, time::Duration};
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -29,6 +29,7 @@ use crate::{
     backoff::Backoff,
     bus::{AnyBus, Durable, Lost},
     event::Delivery,
+    signature::Verifier,
     stream::StreamSpec,
 };
 use breaker::Breaker;
@@ -112,6 +113,7 @@ pub struct Consumer {
     ack_wait: Duration,
     breaker: Breaker,
     caught_up: watch::Sender<bool>,
+    verifier: Option<Arc<Verifier>>,
 }
 
 impl Consumer {
@@ -133,7 +135,15 @@ impl Consumer {
             retry_delays: RETRY_DELAYS,
             ack_wait: ACK_WAIT,
             caught_up: watch::Sender::new(false),
+            verifier: None,
         }
+    }
+
+    /// Events that their source has not signed are dead letters at once.
+    #[must_use]
+    pub fn with_verifier(mut self, verifier: Option<Arc<Verifier>>) -> Self {
+        self.verifier = verifier;
+        self
     }
 
     /// Other pauses than [`RETRY_DELAYS`], for tests that cannot wait a minute.

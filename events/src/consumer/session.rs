@@ -274,6 +274,10 @@ impl<'a, H: Handler> Session<'a, H> {
                 message.headers.as_ref(),
                 &position,
             );
+            let decoded = match &self.consumer.verifier {
+                Some(verifier) => verifier.judge(&message, decoded),
+                None => decoded,
+            };
             match decoded {
                 Decoded::Event(event) => {
                     in_work.push(InWork {

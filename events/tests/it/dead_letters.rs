@@ -9,8 +9,9 @@ use edd_events::{
     Metrics,
     consumer::{ACK_PENDING_MAX, ACK_WAIT, DELIVERIES_MAX, RETRY_DELAYS, Unavailable, Verdict},
     envelope::{Cause, seal},
-    stream::{AUTH, COMPUTE},
+    stream::{AUTH, COMPUTE, MESSAGE_LEN_MAX, ensure},
     subject::EntityId,
+    testing::NatsServer,
 };
 use edd_proto::{auth::UserCreated, common::EventMetadata, compute::ContainerStopped};
 use prost::Message as _;
@@ -414,4 +415,26 @@ async fn a_bad_event_as_large_as_the_server_allows_leaves_a_dead_letter_that_say
     })
     .await;
     consumer.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_letter_larger_than_the_stream_takes_goes_without_its_payload() {
+    let config = "max_payload: 4194304\njetstream { store_dir: $EDD_NATS_STORE_DIR }";
+    let nats = NatsServer::start_with(config, Vec::new()).await;
+    let js = nats.jetstream().await;
+    ensure(&js, &COMPUTE, 1).await.unwrap();
+    // Just fits; what the letter says about it does not.
+    let len = usize::try_from(MESSAGE_LEN_MAX).unwrap() - 8;
+    publish(&js, "compute.container.c1.created", vec![0xff; len]).await;
+    let running = Running::start(js.clone(), Recorder::new());
+    let dlq = "compute.container.created.dlq";
+    eventually("the letter", || async {
+        stored(&js, &COMPUTE, dlq).await.len() == 1
+    })
+    .await;
+    let letters = stored(&js, &COMPUTE, dlq).await;
+    assert!(letters[0].payload.is_empty());
+    let omitted = letters[0].headers.get("Edd-Dlq-Payload-Omitted");
+    assert_eq!(omitted.map(|value| value.as_str()), Some("true"));
+    running.stop().await;
 }

@@ -6,6 +6,8 @@ mod dead_letters;
 mod decoding;
 mod failures;
 mod outages;
+mod permissions;
 mod requests;
+mod signatures;
 mod streams;
 mod support;

@@ -225,7 +225,9 @@ async fn consumers_of_one_name_share_the_events() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_event_too_large_for_the_server_holds_up_no_other() {
-    let (_nats, js) = server().await;
+    let config = "max_payload: 65536\njetstream { store_dir: $EDD_NATS_STORE_DIR }";
+    let nats = NatsServer::start_with(config, Vec::new()).await;
+    let js = nats.jetstream().await;
     let service = Service::start(js.clone(), Metrics::default()).await;
     let consumer = Running::start(js.clone(), Recorder::new());
     let mut huge = created(0);
@@ -237,6 +239,29 @@ async fn an_event_too_large_for_the_server_holds_up_no_other() {
     let only_the_huge = || async { outbox::pending(&service.database).await.unwrap() == 1 };
     eventually("one row left", only_the_huge).await;
     consumer.stop().await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_nobody_could_consume_is_not_written_down() {
+    let (_nats, js) = server().await;
+    let service = Service::start(js.clone(), Metrics::default()).await;
+    let mut largest = created(0);
+    largest.payload = vec![0; outbox::PUBLISHED_LEN_MAX];
+    let mut larger = created(1);
+    larger.payload = vec![0; outbox::PUBLISHED_LEN_MAX + 1];
+    let mut transaction = service.database.begin().await.unwrap();
+    let error = outbox::insert(&mut transaction, &larger).await.unwrap_err();
+    assert!(error.to_string().contains("of 1032193 bytes"), "{error}");
+    drop(transaction);
+    service.write(&[largest]).await;
+    eventually("published", || async {
+        stored(&js, &COMPUTE, "compute.container.c0.created")
+            .await
+            .len()
+            == 1
+    })
+    .await;
     service.stop().await;
 }
 

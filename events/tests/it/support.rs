@@ -14,6 +14,7 @@ use edd_events::{
     envelope::{Cause, seal},
     event::Delivery,
     outbox::{self, OutboxEntry, Relay, Waker},
+    signature::Signer,
     stream::{self, StreamSpec},
     subject::EntityId,
     testing::NatsServer,
@@ -63,12 +64,25 @@ pub(crate) struct Service {
 
 impl Service {
     pub(crate) async fn start(js: jetstream::Context, metrics: Metrics) -> Self {
+        Self::start_as(js, metrics, None).await
+    }
+
+    /// With a relay that signs.
+    pub(crate) async fn start_signed(js: jetstream::Context, signer: Option<Arc<Signer>>) -> Self {
+        Self::start_as(js, Metrics::default(), signer).await
+    }
+
+    async fn start_as(
+        js: jetstream::Context,
+        metrics: Metrics,
+        signer: Option<Arc<Signer>>,
+    ) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let url = database_of(folder.path()).await;
         let database = Database::open(&url).await.unwrap();
         database.migrate(outbox::TABLE).await.unwrap();
         let shutdown = CancellationToken::new();
-        let relay = Relay::new(database.clone(), js, metrics);
+        let relay = Relay::new(database.clone(), js, metrics).with_signer(signer);
         let waker = relay.waker();
         let relay = tokio::spawn(relay.run(shutdown.clone()));
         Self {
@@ -237,6 +251,11 @@ impl Running {
     /// With the pauses of production.
     pub(crate) fn with_real_delays(js: jetstream::Context, recorder: Recorder) -> Self {
         let consumer = Consumer::new(js, SPEC, 1, Metrics::default());
+        Self::run(consumer, recorder, Registry::default(), Metrics::default())
+    }
+
+    /// One that is configured already.
+    pub(crate) fn run_consumer(consumer: Consumer, recorder: Recorder) -> Self {
         Self::run(consumer, recorder, Registry::default(), Metrics::default())
     }
 

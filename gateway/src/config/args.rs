@@ -39,6 +39,9 @@ pub struct ServeArgs {
     /// NATS credentials file
     #[arg(long, env = "EDD_GATEWAY_NATS_CREDS", value_name = "FILE")]
     pub nats_creds: Option<PathBuf>,
+    /// File with the seed of the nkey user that the gateway is for NATS
+    #[arg(long, env = "EDD_GATEWAY_NATS_NKEY", value_name = "FILE")]
+    pub nats_nkey: Option<PathBuf>,
     /// CA certificates for NATS; none: the system's
     #[arg(long, env = "EDD_GATEWAY_NATS_CA", value_name = "FILE")]
     pub nats_ca: Option<PathBuf>,
@@ -50,6 +53,12 @@ pub struct ServeArgs {
         value_name = "N"
     )]
     pub nats_replicas: String,
+    /// Ed25519 private key (PKCS#8 PEM) that signs the gateway's events
+    #[arg(long, env = "EDD_GATEWAY_EVENT_SIGNING_KEY", value_name = "FILE")]
+    pub event_signing_key: Option<PathBuf>,
+    /// Public keys that events must be signed with: a folder with SOURCE.pem files, or one file
+    #[arg(long, env = "EDD_GATEWAY_EVENT_KEYS", value_name = "PATH")]
+    pub event_keys: Option<PathBuf>,
     /// Listener behind public port 80
     #[arg(
         long,

@@ -1,7 +1,11 @@
 //! Text in, checked values or every mistake out.
 
+use std::sync::Arc;
+
 use edd_daemon::cli::{Invalid, Problems, parse_addr, parse_duration};
 use edd_daemon::telemetry::{LogFormat, parse_filter};
+use edd_events::connect::NatsOptions;
+use edd_events::signature::{Signer, Verifier};
 use edd_store::DatabaseUrl;
 
 use super::files::{self, Caps};
@@ -48,6 +52,24 @@ impl ServeArgs {
         if let Some(url) = &nats_url {
             p.check("--nats-url", edd_events::connect::check_url(url));
         }
+        let nats = NatsOptions {
+            url: nats_url.unwrap_or_default(),
+            creds: self.nats_creds,
+            nkey: self.nats_nkey,
+            ca: self.nats_ca,
+            name: "edd-gateway".into(),
+        };
+        let flag = if nats.nkey.is_some() {
+            "--nats-nkey"
+        } else {
+            "--nats-creds"
+        };
+        p.check(flag, nats.check_identity());
+        p.check("--nats-ca", nats.check_ca());
+        let signer = (self.event_signing_key.as_deref())
+            .and_then(|file| p.check("--event-signing-key", Signer::load(file)));
+        let verifier = (self.event_keys.as_deref())
+            .and_then(|path| p.check("--event-keys", Verifier::load(path)));
         let platform_domain = p.check("--platform-domain", parse_domain(&self.platform_domain));
         let container_cidrs = p.check_list("--container-cidrs", &self.container_cidrs, parse_net);
         let resolvers = p.check_list("--resolver", &self.resolver, parse_server);
@@ -175,11 +197,11 @@ impl ServeArgs {
             routes: self.routes,
             certs_dir: self.certs_dir,
             database_url,
-            nats: nats_url.map(|url| NatsConfig {
-                url,
-                creds: self.nats_creds,
-                ca: self.nats_ca,
+            nats: (!nats.url.is_empty()).then(|| NatsConfig {
+                options: nats,
                 replicas,
+                signer: signer.map(Arc::new),
+                verifier: verifier.map(Arc::new),
             }),
             http_addr,
             https_addr,

@@ -8,9 +8,12 @@ mod ports;
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use edd_daemon::telemetry::LogFormat;
+use edd_events::connect::NatsOptions;
+use edd_events::signature::{Signer, Verifier};
 use edd_store::DatabaseUrl;
 use ipnet::IpNet;
 
@@ -108,14 +111,14 @@ pub enum ProxyProtocol {
 /// How to reach NATS.
 #[derive(Clone, Debug)]
 pub struct NatsConfig {
-    /// Its URL.
-    pub url: String,
-    /// Credentials file.
-    pub creds: Option<PathBuf>,
-    /// CA file.
-    pub ca: Option<PathBuf>,
+    /// Where it is and who we are.
+    pub options: NatsOptions,
     /// Replicas of streams that are created.
     pub replicas: usize,
+    /// Signs the gateway's events.
+    pub signer: Option<Arc<Signer>>,
+    /// Knows who signs events.
+    pub verifier: Option<Arc<Verifier>>,
 }
 
 /// Deadlines.

@@ -26,7 +26,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use async_nats::jetstream;
-use edd_events::connect::{NatsOptions, connect};
+use edd_events::connect::connect;
 use edd_events::dead_letter::Letters;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
@@ -36,7 +36,7 @@ pub use boot::{Boot, BootError};
 use reconcile::{AddressPolicy, Checks};
 use sources::database::{Database, RelayParts};
 use sources::events::Events;
-use sources::{nats, watch as routes_watch};
+use sources::watch as routes_watch;
 use status::StatusBoard;
 pub use status::{DatabaseStatus, NatsStatus, Status};
 use writer::Writer;
@@ -142,15 +142,7 @@ pub async fn start(inputs: Inputs) -> anyhow::Result<Control> {
     } = inputs;
     let config = &shared.config;
     let client = match &config.nats {
-        Some(nats) => {
-            let options = NatsOptions {
-                url: nats.url.clone(),
-                creds: nats.creds.clone(),
-                ca: nats.ca.clone(),
-                name: "edd-gateway".into(),
-            };
-            Some((connect(&options).await?, nats.replicas))
-        }
+        Some(nats) => Some((connect(&nats.options).await?, nats)),
         None => None,
     };
     let dead_letters = client.as_ref().map(|(client, _)| {
@@ -195,9 +187,10 @@ pub async fn start(inputs: Inputs) -> anyhow::Result<Control> {
         shutdown(),
     ));
     let (opened, sessions) = watch::channel(None);
-    let relay = client.as_ref().map(|(client, replicas)| RelayParts {
+    let relay = client.as_ref().map(|(client, nats)| RelayParts {
         js: jetstream::new(client.clone()),
-        replicas: *replicas,
+        replicas: nats.replicas,
+        signer: nats.signer.clone(),
         metrics: events_metrics.clone(),
     });
     let database = Database {
@@ -215,10 +208,11 @@ pub async fn start(inputs: Inputs) -> anyhow::Result<Control> {
         board.watch(),
         shutdown(),
     ));
-    if let Some((client, replicas)) = client {
+    if let Some((client, nats)) = client {
         let events = Events {
             js: jetstream::new(client.clone()),
-            replicas,
+            replicas: nats.replicas,
+            verifier: nats.verifier.clone(),
             metrics: events_metrics,
             checks: Arc::new(checks(&shared)),
             board: board.clone(),
@@ -226,12 +220,16 @@ pub async fn start(inputs: Inputs) -> anyhow::Result<Control> {
             opened: sessions,
         };
         control.tasks.spawn(events.run(shutdown()));
-        control
-            .tasks
-            .spawn(nats::watch_connection(client.clone(), board, shutdown()));
-        control
-            .tasks
-            .spawn(nats::answer_public_key(client, ssh_public_key, shutdown()));
+        control.tasks.spawn(sources::nats::watch_connection(
+            client.clone(),
+            board,
+            shutdown(),
+        ));
+        control.tasks.spawn(sources::nats::answer_public_key(
+            client,
+            ssh_public_key,
+            shutdown(),
+        ));
     }
     Ok(control)
 }

@@ -75,6 +75,7 @@ impl App {
             bus.as_ref(),
             stream::AUTH,
             config.nats_replicas,
+            config.signer,
             &event_metrics,
             &background,
         );

@@ -1,13 +1,13 @@
 //! The command line: raw strings first, then checked values or every mistake.
 
-use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
+use std::{collections::BTreeSet, net::SocketAddr, sync::Arc, time::Duration};
 
 use clap::Parser;
 use edd_daemon::{
     cli::{Invalid, Problems, parse_addr, parse_duration},
     telemetry::{LogFormat, parse_filter},
 };
-use edd_events::connect::NatsOptions;
+use edd_events::{connect::NatsOptions, signature::Signer};
 use edd_service::bus::{BusArguments, EventBus};
 use edd_store::DatabaseUrl;
 use ipnet::IpNet;
@@ -20,9 +20,12 @@ use crate::{identity::Username, limit::LoginLimits};
     name = "edd-auth",
     version,
     mut_arg("nats_creds", |arg| arg.env("EDD_AUTH_NATS_CREDS")),
+    mut_arg("nats_nkey", |arg| arg.env("EDD_AUTH_NATS_NKEY")),
     mut_arg("nats_ca", |arg| arg.env("EDD_AUTH_NATS_CA")),
     mut_arg("nats_replicas", |arg| arg.env("EDD_AUTH_NATS_REPLICAS")),
     mut_arg("events", |arg| arg.env("EDD_AUTH_EVENTS")),
+    mut_arg("event_signing_key", |arg| arg.env("EDD_AUTH_EVENT_SIGNING_KEY")),
+    mut_arg("event_keys", |arg| arg.env("EDD_AUTH_EVENT_KEYS")),
 )]
 pub struct Arguments {
     /// Where the REST API listens; port 0 takes any free port.
@@ -83,6 +86,8 @@ pub struct Config {
     pub nats_replicas: usize,
     /// Whether changes are written as events.
     pub events: bool,
+    /// Signs this service's events.
+    pub signer: Option<Arc<Signer>>,
     /// Who may change and delete other users.
     pub admins: BTreeSet<Username>,
     /// Whose `X-Forwarded-For` is believed.
@@ -136,6 +141,7 @@ impl Config {
             nats: bus.nats,
             nats_replicas: bus.replicas,
             events: bus.events,
+            signer: bus.signer,
             admins: admins.into_iter().collect(),
             trusted_proxies,
             login_limits: LoginLimits::default(),
@@ -177,6 +183,8 @@ mod tests {
             ("--nats-url", "http://h"),
             ("--nats-creds", "/does/not/exist"),
             ("--nats-ca", "/does/not/exist"),
+            ("--event-signing-key", "/does/not/exist"),
+            ("--event-keys", "/does/not/exist"),
             ("--nats-replicas", "0"),
             ("--events", "maybe"),
             ("--admin-users", "Root"),
@@ -193,6 +201,23 @@ mod tests {
         assert_eq!(problems.len(), bad.len(), "{problems:#?}");
         for (problem, (flag, _)) in problems.iter().zip(bad) {
             assert!(problem.starts_with(flag), "{problem}");
+        }
+    }
+
+    #[test]
+    fn nats_knows_us_by_one_thing_only() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("nkey");
+        std::fs::write(&file, "no seed").unwrap();
+        let file = file.to_str().unwrap();
+        for flags in [
+            &["--nats-nkey", file][..],
+            &["--nats-nkey", "/does/not/exist"],
+            &["--nats-nkey", file, "--nats-creds", file],
+        ] {
+            let problems = check(flags).unwrap_err().problems;
+            assert_eq!(problems.len(), 1, "{problems:#?}");
+            assert!(problems[0].starts_with("--nats-nkey"), "{problems:?}");
         }
     }
 

@@ -1,6 +1,10 @@
 //! The event bus as a service uses it: flags, their check, the relay.
 
-use std::{ops::RangeInclusive, path::PathBuf};
+use std::{
+    ops::RangeInclusive,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use clap::{Args, ValueEnum};
 use edd_daemon::cli::{Problems, parse_switch};
@@ -9,6 +13,7 @@ use edd_events::{
     bus::{AnyBus, MemoryBus},
     connect::{self, ConnectError, NatsOptions},
     outbox::{Relay, Waker},
+    signature::{Signer, Verifier},
     stream::StreamSpec,
 };
 
@@ -31,6 +36,10 @@ pub struct BusArguments {
     #[arg(long)]
     nats_creds: Option<PathBuf>,
 
+    /// File with the seed of the nkey user that this service is for NATS.
+    #[arg(long)]
+    nats_nkey: Option<PathBuf>,
+
     /// PEM file of CAs to trust for NATS, instead of the system's.
     #[arg(long)]
     nats_ca: Option<PathBuf>,
@@ -42,6 +51,15 @@ pub struct BusArguments {
     /// on or off: whether changes are written as events.
     #[arg(long, default_value = "on")]
     events: String,
+
+    /// Ed25519 private key (PKCS#8 PEM) that signs this service's events.
+    #[arg(long)]
+    event_signing_key: Option<PathBuf>,
+
+    /// Public keys that others' events must be signed with: a folder with
+    /// SOURCE.pem files, or one file; without it signatures are not looked at.
+    #[arg(long)]
+    event_keys: Option<PathBuf>,
 }
 
 /// What carries events.
@@ -64,6 +82,10 @@ pub struct Bus {
     pub replicas: usize,
     /// Whether changes are written as events.
     pub events: bool,
+    /// Signs this service's events.
+    pub signer: Option<Arc<Signer>>,
+    /// Knows who signs events.
+    pub verifier: Option<Arc<Verifier>>,
 }
 
 impl BusArguments {
@@ -71,30 +93,60 @@ impl BusArguments {
     /// if `replicas` or `events` cannot be read; other mistakes are only noted.
     pub fn check(self, problems: &mut Problems, name: &str) -> Option<Bus> {
         problems.check_list("--nats-url", &self.nats_url, parse_nats_url);
-        for (flag, file) in [
-            ("--nats-creds", &self.nats_creds),
-            ("--nats-ca", &self.nats_ca),
-        ] {
-            check_file(problems, flag, file.as_ref());
-        }
+        let options = NatsOptions {
+            url: self.nats_url,
+            creds: self.nats_creds,
+            nkey: self.nats_nkey,
+            ca: self.nats_ca,
+            name: name.to_owned(),
+        };
+        check_identity(problems, &options);
+        let (signer, verifier) = load_keys(
+            problems,
+            self.event_signing_key.as_deref(),
+            self.event_keys.as_deref(),
+        );
         let replicas = problems.check(
             "--nats-replicas",
             parse_number(&self.nats_replicas, 1..=5_usize),
         );
         let events = problems.check("--events", parse_switch(&self.events));
-        let nats = (!self.nats_url.trim().is_empty()).then_some(NatsOptions {
-            url: self.nats_url,
-            creds: self.nats_creds,
-            ca: self.nats_ca,
-            name: name.to_owned(),
-        });
+        let nats = (!options.url.trim().is_empty()).then_some(options);
         Some(Bus {
             kind: self.event_bus,
             nats,
             replicas: replicas?,
             events: events?,
+            signer,
+            verifier,
         })
     }
+}
+
+/// Notes what is wrong with who we say we are to NATS, and whom we trust.
+pub fn check_identity(problems: &mut Problems, options: &NatsOptions) {
+    let flag = if options.nkey.is_some() {
+        "--nats-nkey"
+    } else {
+        "--nats-creds"
+    };
+    problems.check(flag, options.check_identity());
+    problems.check("--nats-ca", options.check_ca());
+}
+
+/// Reads the keys of events; what cannot be used is noted and left out.
+pub fn load_keys(
+    problems: &mut Problems,
+    signing_key: Option<&Path>,
+    keys: Option<&Path>,
+) -> (Option<Arc<Signer>>, Option<Arc<Verifier>>) {
+    let signer = signing_key
+        .and_then(|file| problems.check("--event-signing-key", Signer::load(file)))
+        .map(Arc::new);
+    let verifier = keys
+        .and_then(|path| problems.check("--event-keys", Verifier::load(path)))
+        .map(Arc::new);
+    (signer, verifier)
 }
 
 /// Notes a file that was named and is not there.
@@ -151,13 +203,14 @@ pub async fn connect(
     }
 }
 
-/// Publishes the outbox to `stream`, if there is anything to publish and
-/// somewhere to.
+/// Publishes the outbox to `stream`, signed if there is a key, if there is
+/// anything to publish and somewhere to.
 pub fn relay(
     database: &Database,
     bus: Option<&AnyBus>,
     stream: StreamSpec,
     replicas: usize,
+    signer: Option<Arc<Signer>>,
     metrics: &Metrics,
     background: &Background,
 ) -> Option<Waker> {
@@ -169,7 +222,8 @@ pub fn relay(
         return None;
     };
     let relay = Relay::new(database.sql().clone(), bus.clone(), metrics.clone())
-        .with_streams(&[stream], replicas);
+        .with_streams(&[stream], replicas)
+        .with_signer(signer);
     let waker = relay.waker();
     background.tasks.spawn(relay.run(background.end.clone()));
     Some(waker)

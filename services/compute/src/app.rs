@@ -82,6 +82,7 @@ impl App {
             bus.as_ref(),
             stream::COMPUTE,
             config.nats_replicas,
+            config.signer.clone(),
             &event_metrics,
             &background,
         );
@@ -95,6 +96,7 @@ impl App {
                     config.nats_replicas,
                     event_metrics.clone(),
                 )
+                .with_verifier(config.verifier.clone())
             };
             let users = Users {
                 store: store.clone(),

@@ -4,6 +4,7 @@ use std::{
     net::SocketAddr,
     ops::RangeInclusive,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -12,7 +13,10 @@ use edd_daemon::{
     cli::{Invalid, Problems, parse_addr, parse_duration},
     telemetry::{LogFormat, parse_filter},
 };
-use edd_events::connect::NatsOptions;
+use edd_events::{
+    connect::NatsOptions,
+    signature::{Signer, Verifier},
+};
 use edd_service::bus::{BusArguments, EventBus, check_file, parse_number};
 use edd_store::DatabaseUrl;
 
@@ -40,9 +44,12 @@ pub(crate) enum Command {
 #[derive(Debug, Args)]
 #[command(
     mut_arg("nats_creds", |arg| arg.env("EDD_COMPUTE_NATS_CREDS")),
+    mut_arg("nats_nkey", |arg| arg.env("EDD_COMPUTE_NATS_NKEY")),
     mut_arg("nats_ca", |arg| arg.env("EDD_COMPUTE_NATS_CA")),
     mut_arg("nats_replicas", |arg| arg.env("EDD_COMPUTE_NATS_REPLICAS")),
     mut_arg("events", |arg| arg.env("EDD_COMPUTE_EVENTS")),
+    mut_arg("event_signing_key", |arg| arg.env("EDD_COMPUTE_EVENT_SIGNING_KEY")),
+    mut_arg("event_keys", |arg| arg.env("EDD_COMPUTE_EVENT_KEYS")),
 )]
 struct ServeArguments {
     /// Where the REST API listens; port 0 takes any free port.
@@ -142,6 +149,10 @@ pub struct Config {
     pub nats_replicas: usize,
     /// Whether changes are written as events.
     pub events: bool,
+    /// Signs this service's events.
+    pub signer: Option<Arc<Signer>>,
+    /// Knows who signs events.
+    pub verifier: Option<Arc<Verifier>>,
     /// Where auth answers over HTTP.
     pub auth_url: Option<AuthUrl>,
     /// Where the local runtime keeps its files; absolute.
@@ -254,6 +265,8 @@ impl Config {
             nats: bus.nats,
             nats_replicas: bus.replicas,
             events: bus.events,
+            signer: bus.signer,
+            verifier: bus.verifier,
             auth_url,
             state_dir,
             platform_domain,
@@ -348,6 +361,8 @@ mod tests {
             ("--nats-url", "http://h"),
             ("--nats-creds", "/does/not/exist"),
             ("--nats-ca", "/does/not/exist"),
+            ("--event-signing-key", "/does/not/exist"),
+            ("--event-keys", "/does/not/exist"),
             ("--sshd", "/does/not/exist"),
             ("--sshd-session", "/does/not/exist"),
             ("--nats-replicas", "0"),
@@ -387,6 +402,23 @@ mod tests {
         }
         let problems = check(&["--runtime", "podman"]).unwrap_err().problems;
         assert!(problems[0].contains("none of"), "{problems:?}");
+    }
+
+    #[test]
+    fn nats_knows_us_by_one_thing_only() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("nkey");
+        std::fs::write(&file, "no seed").unwrap();
+        let file = file.to_str().unwrap();
+        for flags in [
+            &["--nats-nkey", file][..],
+            &["--nats-nkey", "/does/not/exist"],
+            &["--nats-nkey", file, "--nats-creds", file],
+        ] {
+            let problems = check(flags).unwrap_err().problems;
+            assert_eq!(problems.len(), 1, "{problems:#?}");
+            assert!(problems[0].starts_with("--nats-nkey"), "{problems:?}");
+        }
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use async_nats::jetstream::Context;
 use edd_events::outbox::Relay;
+use edd_events::signature::Signer;
 use edd_events::stream::{AUTH, COMPUTE, GATEWAY};
 use edd_store::DatabaseUrl;
 use rand::RngExt as _;
@@ -48,6 +49,8 @@ pub struct RelayParts {
     pub js: Context,
     /// For streams that have to be created.
     pub replicas: usize,
+    /// Signs what is published.
+    pub signer: Option<Arc<Signer>>,
     /// Counts what is published.
     pub metrics: edd_events::Metrics,
 }
@@ -141,6 +144,7 @@ impl Database {
         let relay = self.relay.clone().map(|parts| {
             Relay::new(store.database().clone(), parts.js, parts.metrics)
                 .with_streams(&[AUTH, COMPUTE, GATEWAY], parts.replicas)
+                .with_signer(parts.signer)
         });
         let session = Session {
             number: opened.number,

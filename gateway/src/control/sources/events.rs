@@ -15,6 +15,7 @@ use edd_events::connect::is_connected;
 use edd_events::consumer::{BreakerState, Consumer, ConsumerSpec, Handler, Unavailable, Verdict};
 use edd_events::envelope::Cause;
 use edd_events::event::Delivery;
+use edd_events::signature::Verifier;
 use edd_events::stream::{AUTH, COMPUTE, ensure};
 use rand::RngExt as _;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -64,6 +65,8 @@ pub struct Events {
     pub js: Context,
     /// Replicas of streams that have to be created.
     pub replicas: usize,
+    /// Knows who signs events.
+    pub verifier: Option<Arc<Verifier>>,
     /// Counts what comes in.
     pub metrics: edd_events::Metrics,
     /// What an event must be like.
@@ -114,8 +117,10 @@ impl Events {
             self.prepare(spec, position.unwrap_or_default(), opened.lost)
                 .await;
         }
-        let consumers = SPECS
-            .map(|spec| Consumer::new(self.js.clone(), spec, self.replicas, self.metrics.clone()));
+        let consumers = SPECS.map(|spec| {
+            Consumer::new(self.js.clone(), spec, self.replicas, self.metrics.clone())
+                .with_verifier(self.verifier.clone())
+        });
         let caught_up = consumers.each_ref().map(Consumer::caught_up);
         let breakers = consumers.each_ref().map(Consumer::breaker);
         tasks.spawn(tell_pauses(breakers, self.board.clone(), round.clone()));

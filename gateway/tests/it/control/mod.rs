@@ -6,6 +6,7 @@ mod events;
 mod last_good;
 mod route_events;
 mod routes_reload;
+mod signatures;
 mod store;
 
 use std::net::SocketAddr;

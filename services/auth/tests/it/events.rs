@@ -9,7 +9,7 @@ use prost::Message as _;
 use serde_json::json;
 use tokio::time::timeout;
 
-use crate::support::{AuthClient as _, DEADLINE, Service};
+use crate::support::{AuthClient as _, DEADLINE, PASSWORD, Service};
 
 /// All events of the AUTH stream from its beginning.
 async fn events(nats: &NatsServer) -> pull::Stream {
@@ -207,6 +207,74 @@ async fn events_carry_the_request_and_its_trace() {
     );
     assert_eq!(headers.get("traceparent").unwrap().as_str(), trace);
     service.stop().await;
+}
+
+/// Why events need no encryption of their own: there is nothing secret in them.
+#[tokio::test]
+async fn no_secret_is_published() {
+    let nats = NatsServer::start().await;
+    let service = Service::start_with(&["--nats-url", &nats.url()]).await;
+    let alice = service.register("alice").await;
+    let again = service.log_in("alice").await;
+    let database = service.database().await;
+    let password_hash: String = query("SELECT password_hash FROM users")
+        .value(&database)
+        .await
+        .unwrap();
+    assert!(password_hash.starts_with("$argon2id$"), "{password_hash}");
+    let token_hashes: Vec<Vec<u8>> = query("SELECT token_hash FROM sessions")
+        .values(&database)
+        .await
+        .unwrap();
+    let path = format!("/api/users/{}", alice.id);
+    let name = json!({ "display_name": "Alice A." });
+    let token = Some(alice.token.as_str());
+    assert_eq!(service.client.put(&path, token, &name).await.status, 200);
+    service
+        .client
+        .post("/api/logout", Some(&again.token), &json!({}))
+        .await;
+    assert_eq!(service.client.delete(&path, token).await.status, 204);
+    service.stop().await;
+
+    let mut secrets: Vec<Vec<u8>> = [
+        PASSWORD,
+        &password_hash,
+        &alice.token,
+        &again.token,
+        "$argon2",
+    ]
+    .map(|secret| secret.as_bytes().to_vec())
+    .to_vec();
+    // Salt and hash alone, too.
+    secrets.extend(
+        password_hash
+            .split('$')
+            .skip(4)
+            .map(|part| part.as_bytes().to_vec()),
+    );
+    assert!(token_hashes.len() >= 2, "one for each session");
+    secrets.extend(token_hashes);
+    let mut stream = nats
+        .jetstream()
+        .await
+        .get_stream(stream::AUTH.name)
+        .await
+        .unwrap();
+    let last = stream.info().await.unwrap().state.last_sequence;
+    assert_eq!(
+        last, 7,
+        "created twice, session, updated, ended twice, deleted"
+    );
+    for sequence in 1..=last {
+        let message = stream.get_raw_message(sequence).await.unwrap();
+        let headers = format!("{:?}", message.headers);
+        for secret in &secrets {
+            let holds = |bytes: &[u8]| bytes.windows(secret.len()).any(|window| window == secret);
+            let found = holds(&message.payload) || holds(headers.as_bytes());
+            assert!(!found, "{}: {:?}", message.subject, message.payload);
+        }
+    }
 }
 
 #[tokio::test]

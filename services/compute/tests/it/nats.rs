@@ -6,8 +6,8 @@ use futures_util::StreamExt as _;
 use serde_json::json;
 
 use crate::support::{
-    ALICE, Events, Service, auth_over_http, eventually, gateway_key, id_of, ip_of, make_key,
-    publish, ssh,
+    ALICE, Events, Service, auth_on, auth_over_http, eventually, gateway_key, id_of, ip_of,
+    make_key, publish, ssh,
 };
 
 #[tokio::test]
@@ -177,4 +177,66 @@ async fn health_and_metrics_are_on_the_admin_endpoint() {
     assert!(metrics.contains(line), "{metrics}");
     assert!(metrics.contains("edd_compute_outbox_pending"), "{metrics}");
     service.stop().await;
+}
+
+/// Why events need no encryption of their own: there is nothing secret in them.
+#[tokio::test]
+async fn no_secret_is_published() {
+    let nats = NatsServer::start().await;
+    let _auth = auth_on(&nats).await;
+    let service = Service::start(&nats).await;
+    let key = service.folder.path().join("ann");
+    let line = format!("{} ann@example.org", make_key(&key));
+    let body = json!({ "name": "laptop", "public_key": line });
+    let answer = service.api.post("/compute/ssh-keys", ALICE, &body).await;
+    assert_eq!(answer.status, 201, "{answer:?}");
+    let body = json!({ "name": "a", "ssh_enabled": true, "ssh_key_ids": [answer.body["id"]] });
+    let running = service.create_running(&body).await;
+    let id = id_of(&running).to_owned();
+    let path = format!("/compute/containers/{id}/stop");
+    assert_eq!(service.api.post(&path, ALICE, &json!({})).await.status, 200);
+    eventually("all said", async || {
+        service.outbox().await.is_empty().then_some(())
+    })
+    .await;
+    let mut secrets: Vec<Vec<u8>> = [ALICE.unwrap(), "ann@example.org", "PRIVATE KEY"]
+        .map(|secret| secret.as_bytes().to_vec())
+        .to_vec();
+    // The middle of every private key under the service's folder.
+    let mut folders = vec![service.folder.path().to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap().flatten() {
+            let file = entry.path();
+            if file.is_dir() {
+                folders.push(file);
+            } else if let Ok(text) = std::fs::read_to_string(&file)
+                && text.contains("PRIVATE KEY")
+            {
+                secrets.extend(
+                    text.lines()
+                        .skip(2)
+                        .take(2)
+                        .map(|line| line.as_bytes().to_vec()),
+                );
+            }
+        }
+    }
+    assert!(
+        secrets.len() >= 7,
+        "of a user, of the gateway, of the container"
+    );
+    service.stop().await;
+    let js = nats.jetstream().await;
+    let mut stream = js.get_stream("COMPUTE").await.unwrap();
+    let last = stream.info().await.unwrap().state.last_sequence;
+    assert!(last >= 4, "{last} events");
+    for sequence in 1..=last {
+        let message = stream.get_raw_message(sequence).await.unwrap();
+        let headers = format!("{:?}", message.headers);
+        for secret in &secrets {
+            let holds = |bytes: &[u8]| bytes.windows(secret.len()).any(|window| window == secret);
+            let found = holds(&message.payload) || holds(headers.as_bytes());
+            assert!(!found, "{}: {:?}", message.subject, message.payload);
+        }
+    }
 }

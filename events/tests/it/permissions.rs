@@ -1,0 +1,339 @@
+//! The committed configuration of nats-server: what each service needs works,
+//! what it must not do is refused, and strangers get no connection.
+
+use std::time::Duration;
+
+use async_nats::{Client, jetstream};
+use edd_events::{
+    Metrics,
+    bus::AnyBus,
+    connect::{ConnectError, NatsOptions, connect, is_connected},
+    consumer::{ConsumerSpec, Verdict},
+    request::{VALIDATE_TOKEN, validate_token},
+    stream::{self, StreamSpec},
+    testing::NatsServer,
+};
+use edd_proto::auth::ValidateTokenResponse;
+use futures_util::StreamExt as _;
+use prost::Message as _;
+
+use crate::support::{Recorder, Running, Service, created, eventually, publish, stored};
+
+const CONFIG: &str = include_str!("../../../deploy/nats/nats.conf");
+
+const SERVICES: [&str; 5] = ["auth", "compute", "sfs", "gateway", "operator"];
+
+/// The server of the committed configuration, with keys of its own.
+struct Cloud {
+    server: NatsServer,
+    /// CA, certificate, keys.
+    files: tempfile::TempDir,
+}
+
+impl Cloud {
+    async fn start() -> Self {
+        let files = tempfile::tempdir().unwrap();
+        let path = |name: &str| files.path().join(name).display().to_string();
+        let ca_key = rcgen::KeyPair::generate().unwrap();
+        let mut params = rcgen::CertificateParams::default();
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let ca = params.self_signed(&ca_key).unwrap();
+        let issuer = rcgen::Issuer::new(params, ca_key);
+        let key = rcgen::KeyPair::generate().unwrap();
+        let leaf = rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()])
+            .unwrap()
+            .signed_by(&key, &issuer)
+            .unwrap();
+        std::fs::write(path("ca.pem"), ca.pem()).unwrap();
+        std::fs::write(path("tls.crt"), leaf.pem()).unwrap();
+        std::fs::write(path("tls.key"), key.serialize_pem()).unwrap();
+        let mut env = vec![
+            ("EDD_NATS_TLS_CERT".to_owned(), path("tls.crt")),
+            ("EDD_NATS_TLS_KEY".to_owned(), path("tls.key")),
+            (
+                "EDD_NATS_STORE_KEY".to_owned(),
+                "secret-of-the-store".to_owned(),
+            ),
+        ];
+        for service in SERVICES {
+            let user = nkeys::KeyPair::new_user();
+            let variable = format!("EDD_NATS_{}_NKEY", service.to_uppercase());
+            env.push((variable, user.public_key()));
+            std::fs::write(path(service), user.seed().unwrap()).unwrap();
+        }
+        let server = NatsServer::start_with(CONFIG, env).await;
+        Self { server, files }
+    }
+
+    fn options(&self, service: &str) -> NatsOptions {
+        NatsOptions {
+            url: format!("tls://127.0.0.1:{}", self.server.port()),
+            nkey: Some(self.files.path().join(service)),
+            ca: Some(self.files.path().join("ca.pem")),
+            name: format!("edd-{service}"),
+            ..NatsOptions::default()
+        }
+    }
+
+    async fn client(&self, service: &str) -> Client {
+        let client = connect(&self.options(service)).await.unwrap();
+        eventually("a connection", || async { is_connected(&client) }).await;
+        client
+    }
+
+    async fn js(&self, service: &str) -> jetstream::Context {
+        jetstream::new(self.client(service).await)
+    }
+
+    /// The server refuses it and says so.
+    async fn refuses(&self, service: &str, subject: &str) {
+        let client = self.client(service).await;
+        client
+            .publish(subject.to_owned(), "forged".into())
+            .await
+            .unwrap();
+        client.flush().await.unwrap();
+        eventually(&format!("{service} may not say {subject}"), || async {
+            let log = self.server.log();
+            log.lines()
+                .any(|l| l.contains("Publish Violation") && l.contains(&format!("\"{subject}\"")))
+        })
+        .await;
+    }
+}
+
+const AUTH_OF_GATEWAY: ConsumerSpec = ConsumerSpec {
+    stream: stream::AUTH,
+    durable: "gateway-service",
+    filter: "auth.user.>",
+    batch_max: 16,
+};
+
+const GATEWAY_OF_COMPUTE: ConsumerSpec = ConsumerSpec {
+    stream: stream::GATEWAY,
+    durable: "compute-service",
+    filter: "gateway.ingress.>",
+    batch_max: 16,
+};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn services_can_do_all_that_they_need() {
+    let cloud = Cloud::start().await;
+    let of_gateway = cloud.js("gateway").await;
+    let of_compute = cloud.js("compute").await;
+    // Streams of others are made when they are missing, and then found.
+    for js in [&of_gateway, &of_compute] {
+        for spec in [stream::AUTH, stream::COMPUTE, stream::GATEWAY] {
+            stream::ensure(js, &spec, 1).await.unwrap();
+        }
+    }
+    stream::ensure(&cloud.js("auth").await, &stream::AUTH, 1)
+        .await
+        .unwrap();
+
+    // Published by the relay, consumed; one of them ends as a dead letter.
+    let compute = Service::start(of_compute.clone(), Metrics::default()).await;
+    compute.write(&[created(1), created(2)]).await;
+    let picky = Recorder::answering(|delivery| {
+        Ok(if delivery.event.entity.as_str() == "c2" {
+            Verdict::Reject("not this one".into())
+        } else {
+            Verdict::Applied
+        })
+    });
+    let mut consuming = Running::start(of_gateway.clone(), picky);
+    consuming.recorder.saw(2).await;
+    consuming.caught_up().await;
+    let operator = cloud.js("operator").await;
+    eventually("the dead letter", || async {
+        let letters = stored(&operator, &stream::COMPUTE, "compute.container.created.dlq");
+        letters.await.len() == 1
+    })
+    .await;
+    consuming.stop().await;
+    compute.stop().await;
+
+    // The other way, and users.
+    publish(&of_gateway, "gateway.ingress.c1.created", vec![0xff]).await;
+    publish(&cloud.js("auth").await, "auth.user.1.deleted", vec![0xff]).await;
+    for (js, spec, dlq) in [
+        (
+            &of_compute,
+            GATEWAY_OF_COMPUTE,
+            "gateway.ingress.created.dlq",
+        ),
+        (&of_gateway, AUTH_OF_GATEWAY, "auth.user.deleted.dlq"),
+    ] {
+        let consuming = Running::with_spec(js.clone(), spec, Recorder::new());
+        eventually(dlq, || async {
+            stored(&operator, &spec.stream, dlq).await.len() == 1
+        })
+        .await;
+        consuming.stop().await;
+    }
+    // As a gateway does whose database is lost.
+    let stream = of_gateway.get_stream("COMPUTE").await.unwrap();
+    stream.consumer_info("gateway-service").await.unwrap();
+    stream.delete_consumer("gateway-service").await.unwrap();
+
+    // Requests, each way.
+    let auth = cloud.client("auth").await;
+    let mut asked = auth
+        .queue_subscribe(VALIDATE_TOKEN, "auth".into())
+        .await
+        .unwrap();
+    auth.flush().await.unwrap();
+    let answering = tokio::spawn(async move {
+        while let Some(request) = asked.next().await {
+            let answer = ValidateTokenResponse {
+                valid: true,
+                user_id: 7,
+                username: "ann".into(),
+            };
+            let reply = request.reply.unwrap();
+            auth.publish(reply, answer.encode_to_vec().into())
+                .await
+                .unwrap();
+        }
+    });
+    for service in ["compute", "sfs"] {
+        let bus = AnyBus::from(cloud.client(service).await);
+        let answer = validate_token(&bus, "token").await;
+        assert_eq!(answer.unwrap(), Some((7, "ann".to_owned())), "{service}");
+    }
+    answering.abort();
+    let gateway = cloud.client("gateway").await;
+    let mut asked = gateway
+        .subscribe("gateway.ssh.public_key.request")
+        .await
+        .unwrap();
+    gateway.flush().await.unwrap();
+    let compute = cloud.client("compute").await;
+    let (answer, ()) = tokio::join!(
+        compute.request("gateway.ssh.public_key.request", "".into()),
+        async {
+            let request = asked.next().await.unwrap();
+            gateway
+                .publish(request.reply.unwrap(), "line".into())
+                .await
+                .unwrap();
+        }
+    );
+    assert_eq!(answer.unwrap().payload, "line");
+    let log = cloud.server.log();
+    assert!(!log.contains("Violation"), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_speaks_for_others() {
+    let cloud = Cloud::start().await;
+    let operator = cloud.js("operator").await;
+    for spec in [stream::AUTH, stream::COMPUTE, stream::GATEWAY] {
+        stream::ensure(&operator, &spec, 1).await.unwrap();
+    }
+    for (service, subject) in [
+        ("auth", "compute.container.x.deleted"),
+        ("auth", "gateway.ingress.x.created"),
+        ("auth", "$JS.API.STREAM.DELETE.AUTH"),
+        ("compute", "auth.user.1.deleted"),
+        ("compute", "gateway.router.refreshed"),
+        ("compute", "$JS.API.CONSUMER.DELETE.COMPUTE.gateway-service"),
+        ("compute", "$JS.ACK.COMPUTE.gateway-service.1.1.1.1.1"),
+        ("sfs", "auth.user.2.created"),
+        ("sfs", "compute.container.y.started"),
+        ("gateway", "compute.container.z.deleted"),
+        ("gateway", "compute.sshkey.1.created"),
+        ("gateway", "auth.user.3.deleted"),
+        ("gateway", "$JS.API.STREAM.PURGE.COMPUTE"),
+        ("gateway", "$JS.API.STREAM.UPDATE.COMPUTE"),
+    ] {
+        cloud.refuses(service, subject).await;
+    }
+    for spec in [stream::AUTH, stream::COMPUTE, stream::GATEWAY] {
+        let mut stream = operator.get_stream(spec.name).await.unwrap();
+        assert_eq!(
+            stream.info().await.unwrap().state.messages,
+            0,
+            "{}",
+            spec.name
+        );
+    }
+    // Nor does anybody hear what is meant for others.
+    let client = cloud.client("sfs").await;
+    for subject in ["_INBOX.edd-gateway.>", "compute.>", "auth.validate.request"] {
+        let _refused = client.subscribe(subject).await.unwrap();
+        client.flush().await.unwrap();
+        eventually(subject, || async {
+            let log = cloud.server.log();
+            log.lines().any(|l| {
+                l.contains("Subscription Violation") && l.contains(&format!("\"{subject}\""))
+            })
+        })
+        .await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn strangers_get_no_connection_and_do_not_give_up() {
+    let cloud = Cloud::start().await;
+    let unknown = nkeys::KeyPair::new_user().seed().unwrap();
+    std::fs::write(cloud.files.path().join("unknown"), unknown).unwrap();
+    let none = NatsOptions {
+        nkey: None,
+        ..cloud.options("gateway")
+    };
+    let untrusting = NatsOptions {
+        ca: None,
+        ..cloud.options("gateway")
+    };
+    let mut clients = Vec::new();
+    for options in [cloud.options("unknown"), none, untrusting] {
+        clients.push(connect(&options).await.expect("tries in the background"));
+    }
+    // One that is known shows that the server had the time.
+    cloud.client("gateway").await;
+    eventually("two refusals", || async {
+        cloud.server.log().matches("authentication error").count() >= 2
+    })
+    .await;
+    tokio::time::timeout(Duration::from_millis(200), async {
+        for client in &clients {
+            assert!(!is_connected(client));
+            assert!(client.flush().await.is_err());
+        }
+    })
+    .await
+    .expect_err("a flush waits for a connection");
+    let missing = NatsOptions {
+        nkey: Some(cloud.files.path().join("missing")),
+        ..cloud.options("gateway")
+    };
+    let error = connect(&missing).await.unwrap_err();
+    assert!(matches!(error, ConnectError::Nkey { .. }), "{error:?}");
+}
+
+/// The store's files hold nothing of what was said.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_lies_on_disk_is_encrypted() {
+    let cloud = Cloud::start().await;
+    let js = cloud.js("compute").await;
+    let spec: StreamSpec = stream::COMPUTE;
+    stream::ensure(&js, &spec, 1).await.unwrap();
+    let marker = b"plain-text-marker";
+    publish(&js, "compute.container.c1.created", marker.to_vec()).await;
+    let store = cloud.server.folder().join("store");
+    let mut files = 0;
+    let mut folders = vec![store];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap().flatten() {
+            if entry.path().is_dir() {
+                folders.push(entry.path());
+            } else if let Ok(bytes) = std::fs::read(entry.path()) {
+                files += 1;
+                let shown = bytes.windows(marker.len()).any(|window| window == marker);
+                assert!(!shown, "{}", entry.path().display());
+            }
+        }
+    }
+    assert!(files > 0, "there is a store");
+}
