@@ -128,6 +128,42 @@ impl Postgres {
         }
     }
 
+    /// Stops all its processes where they are, connections open, until
+    /// [`Postgres::thaw`].
+    ///
+    /// # Panics
+    /// When it is not running.
+    pub fn freeze(&self) {
+        self.signal("STOP");
+    }
+
+    /// Lets it go on where it was.
+    ///
+    /// # Panics
+    /// When it is not running.
+    pub fn thaw(&self) {
+        self.signal("CONT");
+    }
+
+    /// To the server and the process of each connection.
+    fn signal(&self, signal: &str) {
+        let file = self.folder.path().join("data/postmaster.pid");
+        let text = fs::read_to_string(file).expect("it runs");
+        let server = text.lines().next().expect("its process id");
+        let mut kill = Command::new("kill");
+        kill.arg(format!("-{signal}")).arg(server);
+        let processes = fs::read_dir("/proc").expect("/proc").flatten();
+        let parent = format!("PPid:\t{server}\n");
+        for process in processes {
+            let status = fs::read_to_string(process.path().join("status"));
+            if status.is_ok_and(|status| status.contains(&parent)) {
+                kill.arg(process.file_name());
+            }
+        }
+        // One that has just ended is none to stop.
+        let _ = kill.status().expect("kill runs");
+    }
+
     /// A new database of this server, empty.
     ///
     /// # Panics

@@ -46,6 +46,8 @@ Commands:
      --seconds N            the window of each (2)
      --quick                one round of 1.2 s
      --no-write, --note TEXT  no file in bench/results, a line in it
+  bench faults [SECONDS]    take NATS, databases and disk away for so long (300) under a load and
+                            compare the end state; a result in bench/results
   bench propagation [...]   start a gateway and measure publish to first request (arguments are
                             those of `edd-bench propagation`)
   bench swaps [...]         change routes, certificates and the process under a load and count what

@@ -9,6 +9,13 @@ use super::rows::{ROWS, Row};
 #[derive(Debug)]
 pub(crate) struct BadOption(String);
 
+impl BadOption {
+    /// Says what is wrong.
+    pub(super) fn new(what: String) -> Self {
+        Self(what)
+    }
+}
+
 impl std::fmt::Display for BadOption {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "bench: {}", self.0)

@@ -64,3 +64,23 @@ async fn with_postgresql_away_requests_are_served_and_events_wait() {
     traffic.end("PostgreSQL away").await;
     gateway.stop().await;
 }
+
+/// It neither answers nor ends connections; what it was asked, it does later.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_postgresql_frozen_requests_are_served_and_events_wait() {
+    let bus = Bus::start().await;
+    let postgres = Postgres::start().await;
+    let url = postgres.database().await.to_string();
+    let (gateway, mut traffic) = start(&bus, Some(url)).await;
+    for _ in 0..2 {
+        postgres.freeze();
+        traffic.publisher().change_for(outage()).await;
+        traffic
+            .until_ready("degraded", "database", "unavailable")
+            .await;
+        postgres.thaw();
+        traffic.publisher().change_for(outage() / 8).await;
+    }
+    traffic.end("PostgreSQL frozen twice").await;
+    gateway.stop().await;
+}
