@@ -7,9 +7,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_nats::{HeaderMap, HeaderValue};
 use edd_proto::common;
+use rand::RngExt as _;
 use uuid::Uuid;
 
 use crate::{
+    event::Event,
     outbox::OutboxEntry,
     subject::{EntityId, Kind, subject},
 };
@@ -36,6 +38,18 @@ pub struct Cause {
 }
 
 impl Cause {
+    /// The cause of what is done because of an event: the flow it belongs to (its
+    /// own id if it names none), the event itself, and a span in its trace.
+    #[must_use]
+    pub fn of(event: &Event) -> Self {
+        let flow = event.correlation_id.as_ref().unwrap_or(&event.event_id);
+        Self {
+            correlation_id: Some(flow.clone()),
+            causation_id: Some(event.event_id.clone()),
+            traceparent: event.traceparent.as_deref().and_then(child_trace),
+        }
+    }
+
     /// Adds what is known as headers. Values that no header can hold (line
     /// breaks, more than 256 bytes) are left out.
     pub fn write(&self, headers: &mut HeaderMap) {
@@ -112,6 +126,36 @@ pub fn seal<M: EventMessage>(
     }
 }
 
+/// Now, in milliseconds since 1970.
+pub(crate) fn now_ms() -> i64 {
+    to_ms(SystemTime::now())
+}
+
+/// Milliseconds since 1970; times before are 0.
+pub(crate) fn to_ms(time: SystemTime) -> i64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}
+
+/// A W3C trace context with a span of our own in the same trace; none for what
+/// is no trace context of version 00.
+#[must_use]
+pub fn child_trace(traceparent: &str) -> Option<String> {
+    let parts: Vec<&str> = traceparent.split('-').collect();
+    let ["00", trace, span, flags] = parts[..] else {
+        return None;
+    };
+    let hex = |text: &str, len: usize| {
+        text.len() == len && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+    };
+    let is_zero = |text: &str| text.bytes().all(|b| b == b'0');
+    if !hex(trace, 32) || !hex(span, 16) || !hex(flags, 2) || is_zero(trace) || is_zero(span) {
+        return None;
+    }
+    let own = rand::rng().random_range(1..=u64::MAX);
+    Some(format!("00-{trace}-{own:016x}-{flags}"))
+}
+
 /// A point in time on the wire. Times before 1970 become 1970.
 #[must_use]
 pub fn to_timestamp(time: SystemTime) -> common::Timestamp {
@@ -183,6 +227,27 @@ mod tests {
         };
         assert_eq!(Cause::read(Some(&headers)), expected);
         assert_eq!(Cause::read(None), Cause::default());
+    }
+
+    #[test]
+    fn a_span_of_our_own_stays_in_the_trace() {
+        let parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        let child = child_trace(parent).unwrap();
+        assert_eq!(child.len(), parent.len());
+        assert_ne!(child, parent);
+        assert!(child.starts_with("00-4bf92f3577b34da6a3ce929d0e0e4736-"));
+        assert!(child.ends_with("-01"));
+        for bad in [
+            "",
+            "00",
+            "ff-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+            "00-00000000000000000000000000000000-00f067aa0ba902b7-01",
+            "00-4bf92f3577b34da6a3ce929d0e0e4736-0000000000000000-01",
+            "00-4BF92F3577B34DA6A3CE929D0E0E4736-00f067aa0ba902b7-01",
+            "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-x",
+        ] {
+            assert_eq!(child_trace(bad), None, "{bad}");
+        }
     }
 
     #[test]

@@ -236,6 +236,14 @@ macro_rules! payloads {
                 }
             }
 
+            /// Encodes the message.
+            #[must_use]
+            pub fn encode_to_vec(&self) -> Vec<u8> {
+                match self {
+                    $(Self::$kind(message) => message.encode_to_vec(),)*
+                }
+            }
+
             /// The id that the message itself gives to its entity.
             #[allow(unused_variables, reason = "one message has no id")]
             fn entity(&self) -> Option<String> {

@@ -10,6 +10,8 @@
 //! - [`event`]: it is decoded and checked on the other side;
 //! - [`signature`]: that its source said so is proved, if keys are configured;
 //! - [`consumer`]: a durable pull consumer hands it over in batches;
+//! - [`inbox`]: the ids of what was handled, so that it is handled once;
+//! - [`event_store`]: an archive that outlives the streams;
 //! - [`dead_letter`]: where it goes when nobody can use it;
 //! - [`request`]: the requests that are no events;
 //! - [`metrics`]: all of this in numbers.
@@ -28,6 +30,8 @@ pub mod consumer;
 pub mod dead_letter;
 pub mod envelope;
 pub mod event;
+pub mod event_store;
+pub mod inbox;
 pub mod metrics;
 pub mod outbox;
 pub mod request;

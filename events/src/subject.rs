@@ -128,6 +128,12 @@ impl Kind {
         }
     }
 
+    /// What it is about: `container`, `user`; the subject's second word.
+    #[must_use]
+    pub fn entity(self) -> &'static str {
+        self.parts().1
+    }
+
     /// Whether the subject names an entity (all but `gateway.router.refreshed`).
     #[must_use]
     pub fn has_id(self) -> bool {

@@ -20,6 +20,7 @@ mod session;
 
 use std::{future::Future, sync::Arc, time::Duration};
 
+use edd_store::Database;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -112,6 +113,7 @@ pub struct Consumer {
     retry_delays: [Duration; 4],
     ack_wait: Duration,
     breaker: Breaker,
+    archive: Option<Database>,
     caught_up: watch::Sender<bool>,
     verifier: Option<Arc<Verifier>>,
 }
@@ -134,6 +136,7 @@ impl Consumer {
             metrics,
             retry_delays: RETRY_DELAYS,
             ack_wait: ACK_WAIT,
+            archive: None,
             caught_up: watch::Sender::new(false),
             verifier: None,
         }
@@ -158,6 +161,14 @@ impl Consumer {
     #[must_use]
     pub fn with_ack_wait(mut self, ack_wait: Duration) -> Self {
         self.ack_wait = ack_wait;
+        self
+    }
+
+    /// Archives the dead letters that come by in the database's table
+    /// `dead_letter_queue` (see [`crate::event_store`]).
+    #[must_use]
+    pub fn with_archive(mut self, database: Database) -> Self {
+        self.archive = Some(database);
         self
     }
 

@@ -25,6 +25,7 @@ use crate::{
     bus::{AnySubscription, Binding, Bus as _, Lost, Message, StateError, Subscription as _},
     dead_letter::DLQ_SUBJECTS,
     event::{Decoded, Delivery, Position, decode},
+    event_store::keep_letter,
     subject::Kind,
 };
 
@@ -38,6 +39,8 @@ const STATISTICS_INTERVAL: Duration = Duration::from_secs(10);
 /// How soon after dead letters came.
 const STATISTICS_SOON: Duration = Duration::from_millis(100);
 const STATISTICS_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a copy of a dead letter may take.
+const ARCHIVE_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often to look whether what was delivered before is acknowledged by now.
 const SETTLED_POLL: Duration = Duration::from_millis(250);
 
@@ -300,6 +303,7 @@ impl<'a, H: Handler> Session<'a, H> {
                 }),
                 Decoded::DeadLetter => {
                     self.letters_came = true;
+                    self.archive(&message).await;
                     self.consumer.metrics.event("dlq", "ignored");
                     self.acknowledge(&message, AckKind::Ack).await;
                 }
@@ -515,6 +519,19 @@ impl<'a, H: Handler> Session<'a, H> {
 
     async fn acknowledge(&self, message: &Message, kind: AckKind) {
         acknowledge(self.consumer, message, kind).await;
+    }
+
+    /// A copy: that it cannot be made now keeps nothing from being handled, the
+    /// stream has the letter for a week.
+    async fn archive(&self, letter: &Message) {
+        let Some(database) = &self.consumer.archive else {
+            return;
+        };
+        match timeout(ARCHIVE_TIMEOUT, keep_letter(database, letter)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => warn!(%error, "dead letter not archived"),
+            Err(_) => warn!("dead letter not archived in time"),
+        }
     }
 
     /// Gauges that no event carries. Misses are left to the next time.

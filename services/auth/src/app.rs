@@ -16,6 +16,7 @@ pub use edd_service::run::Running;
 use edd_service::{
     bus,
     health::{self, Health},
+    retention,
     run::{Background, Listeners},
 };
 use prometheus_client::registry::Registry;
@@ -62,7 +63,9 @@ impl App {
         shutdown: CancellationToken,
     ) -> anyhow::Result<Running> {
         let listeners = Listeners::bind(config.addr, config.admin_addr).await?;
-        let store = Store::open(&config.database, config.events).await?;
+        let store = Store::open(&config.database, config.events)
+            .await?
+            .with_archive(config.event_store_days > 0);
         let passwords = Passwords::new(hashing_threads()).await?;
 
         let mut registry = Registry::with_prefix("edd_auth");
@@ -84,6 +87,10 @@ impl App {
             background.tasks.spawn(validating);
         }
         background.spawn(purge(store.clone()));
+        background.spawn(retention::run(
+            store.database().clone(),
+            config.event_store_days,
+        ));
 
         let health = Arc::new(Health {
             database: store.database().clone(),

@@ -23,6 +23,7 @@ use crate::{identity::Username, limit::LoginLimits};
     mut_arg("nats_nkey", |arg| arg.env("EDD_AUTH_NATS_NKEY")),
     mut_arg("nats_ca", |arg| arg.env("EDD_AUTH_NATS_CA")),
     mut_arg("nats_replicas", |arg| arg.env("EDD_AUTH_NATS_REPLICAS")),
+    mut_arg("event_store_days", |arg| arg.env("EDD_AUTH_EVENT_STORE_DAYS")),
     mut_arg("events", |arg| arg.env("EDD_AUTH_EVENTS")),
     mut_arg("event_signing_key", |arg| arg.env("EDD_AUTH_EVENT_SIGNING_KEY")),
     mut_arg("event_keys", |arg| arg.env("EDD_AUTH_EVENT_KEYS")),
@@ -84,6 +85,8 @@ pub struct Config {
     pub event_bus: EventBus,
     /// Replicas of a stream that is created.
     pub nats_replicas: usize,
+    /// Days that events stay in the archive; 0: none is kept.
+    pub event_store_days: u32,
     /// Whether changes are written as events.
     pub events: bool,
     /// Signs this service's events.
@@ -140,6 +143,7 @@ impl Config {
             event_bus: bus.kind,
             nats: bus.nats,
             nats_replicas: bus.replicas,
+            event_store_days: bus.event_store_days,
             events: bus.events,
             signer: bus.signer,
             admins: admins.into_iter().collect(),

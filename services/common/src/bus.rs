@@ -48,6 +48,10 @@ pub struct BusArguments {
     #[arg(long, default_value = "1")]
     nats_replicas: String,
 
+    /// Days that events stay in the service's own archive; 0: none is kept.
+    #[arg(long, default_value = "90")]
+    event_store_days: String,
+
     /// on or off: whether changes are written as events.
     #[arg(long, default_value = "on")]
     events: String,
@@ -86,6 +90,8 @@ pub struct Bus {
     pub signer: Option<Arc<Signer>>,
     /// Knows who signs events.
     pub verifier: Option<Arc<Verifier>>,
+    /// Days that events stay in the archive; 0: none is kept.
+    pub event_store_days: u32,
 }
 
 impl BusArguments {
@@ -110,6 +116,10 @@ impl BusArguments {
             "--nats-replicas",
             parse_number(&self.nats_replicas, 1..=5_usize),
         );
+        let event_store_days = problems.check(
+            "--event-store-days",
+            parse_number(&self.event_store_days, 0..=36_500_u32),
+        );
         let events = problems.check("--events", parse_switch(&self.events));
         let nats = (!options.url.trim().is_empty()).then_some(options);
         Some(Bus {
@@ -119,6 +129,7 @@ impl BusArguments {
             events: events?,
             signer,
             verifier,
+            event_store_days: event_store_days?,
         })
     }
 }

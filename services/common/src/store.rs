@@ -2,7 +2,10 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use edd_events::outbox::{self, OutboxEntry};
+use edd_events::{
+    event_store::{self, AppendError, Expected},
+    outbox::{self, OutboxEntry},
+};
 use edd_store::{DatabaseUrl, MigrateError, OpenError, Schema, Transaction};
 
 /// Why the database cannot be used.
@@ -26,6 +29,7 @@ pub enum StoreError {
 pub struct Database {
     sql: edd_store::Database,
     events: bool,
+    archive: bool,
 }
 
 impl Database {
@@ -42,7 +46,23 @@ impl Database {
                 url: url.clone(),
                 source,
             })?;
-        Ok(Self { sql, events })
+        Ok(Self {
+            sql,
+            events,
+            archive: events,
+        })
+    }
+
+    /// Whether events are archived as well (they are, unless there are none).
+    #[must_use]
+    pub fn with_archive(mut self, archive: bool) -> Self {
+        self.archive = archive && self.events;
+        self
+    }
+
+    /// Whether events are archived.
+    pub fn archives(&self) -> bool {
+        self.archive
     }
 
     /// Where statements run that need no transaction.
@@ -63,7 +83,7 @@ impl Database {
         self.events
     }
 
-    /// Puts an entry into the outbox, within the caller's transaction.
+    /// Puts an entry into the outbox and the archive, within the caller's transaction.
     ///
     /// # Errors
     /// The entry cannot be written; the transaction is of no use then.
@@ -72,11 +92,17 @@ impl Database {
         tx: &mut Transaction,
         entry: &OutboxEntry,
     ) -> edd_store::Result<()> {
-        if self.events {
-            outbox::insert(tx, entry).await
-        } else {
-            Ok(())
+        if self.archive {
+            match event_store::append(tx, entry, Expected::Any).await {
+                Ok(()) => {}
+                Err(AppendError::Database(error)) => return Err(error),
+                Err(error) => return Err(edd_store::Error::Encode(error.into())),
+            }
         }
+        if self.events {
+            outbox::insert(tx, entry).await?;
+        }
+        Ok(())
     }
 }
 

@@ -18,6 +18,7 @@ pub use edd_service::run::Running;
 use edd_service::{
     bus,
     health::{self, Health},
+    retention,
     run::{Background, Listeners},
 };
 use prometheus_client::registry::Registry;
@@ -36,9 +37,6 @@ use crate::{
     },
     store::Store,
 };
-
-/// How often ids of handled events are forgotten.
-const PURGE_INTERVAL: Duration = Duration::from_secs(3600);
 
 /// How long background tasks may take to end after the API is drained: a batch
 /// of events in work has five seconds.
@@ -70,7 +68,9 @@ impl App {
         shutdown: CancellationToken,
     ) -> anyhow::Result<Running> {
         let listeners = Listeners::bind(config.addr, config.admin_addr).await?;
-        let store = Store::open(&config.database, config.events).await?;
+        let store = Store::open(&config.database, config.events)
+            .await?
+            .with_archive(config.event_store_days > 0);
 
         let mut registry = Registry::with_prefix("edd_compute");
         let event_metrics = Metrics::register(&mut registry);
@@ -97,6 +97,7 @@ impl App {
                     event_metrics.clone(),
                 )
                 .with_verifier(config.verifier.clone())
+                .with_archive(store.database().sql().clone())
             };
             let users = Users {
                 store: store.clone(),
@@ -112,7 +113,10 @@ impl App {
             let consuming = consumer(crate::events::gateway::SPEC).run(confirmations, end.clone());
             background.tasks.spawn(consuming);
         }
-        background.spawn(purge(store.clone()));
+        background.spawn(retention::run(
+            store.database().clone(),
+            config.event_store_days,
+        ));
 
         let health = Arc::new(Health {
             database: store.database().clone(),
@@ -199,14 +203,4 @@ async fn local_runtime(
 
 fn current_binary() -> anyhow::Result<PathBuf> {
     std::env::current_exe().context("cannot find the service's own binary")
-}
-
-async fn purge(store: Store) {
-    let mut ticks = tokio::time::interval(PURGE_INTERVAL);
-    loop {
-        ticks.tick().await;
-        if let Err(error) = store.purge_inbox().await {
-            tracing::warn!(%error, "cannot forget handled events");
-        }
-    }
 }

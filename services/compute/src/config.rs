@@ -38,6 +38,17 @@ pub(crate) enum Command {
     /// One guest of the local runtime; started by the daemon.
     #[command(hide = true)]
     Guest(GuestArguments),
+
+    /// Builds what was built from other services' events anew, from the archive.
+    RebuildProjections(RebuildArguments),
+}
+
+/// Of `rebuild-projections`.
+#[derive(Debug, Args)]
+pub(crate) struct RebuildArguments {
+    /// The database: sqlite://PATH or postgres://USER@HOST/NAME.
+    #[arg(long, env = "DATABASE_URL", default_value = "sqlite://data/compute.db")]
+    pub(crate) database_url: String,
 }
 
 /// The daemon's flags.
@@ -47,6 +58,7 @@ pub(crate) enum Command {
     mut_arg("nats_nkey", |arg| arg.env("EDD_COMPUTE_NATS_NKEY")),
     mut_arg("nats_ca", |arg| arg.env("EDD_COMPUTE_NATS_CA")),
     mut_arg("nats_replicas", |arg| arg.env("EDD_COMPUTE_NATS_REPLICAS")),
+    mut_arg("event_store_days", |arg| arg.env("EDD_COMPUTE_EVENT_STORE_DAYS")),
     mut_arg("events", |arg| arg.env("EDD_COMPUTE_EVENTS")),
     mut_arg("event_signing_key", |arg| arg.env("EDD_COMPUTE_EVENT_SIGNING_KEY")),
     mut_arg("event_keys", |arg| arg.env("EDD_COMPUTE_EVENT_KEYS")),
@@ -147,6 +159,8 @@ pub struct Config {
     pub event_bus: EventBus,
     /// Replicas of a stream that is created.
     pub nats_replicas: usize,
+    /// Days that events stay in the archive; 0: none is kept.
+    pub event_store_days: u32,
     /// Whether changes are written as events.
     pub events: bool,
     /// Signs this service's events.
@@ -264,6 +278,7 @@ impl Config {
             event_bus: bus.kind,
             nats: bus.nats,
             nats_replicas: bus.replicas,
+            event_store_days: bus.event_store_days,
             events: bus.events,
             signer: bus.signer,
             verifier: bus.verifier,

@@ -32,20 +32,46 @@ mod api;
 mod events;
 mod lifecycle;
 
-use edd_daemon::cli::Exit;
+use anyhow::Context as _;
+use edd_daemon::cli::{Exit, Problems};
 
 use crate::{
     app::App,
-    config::{Arguments, Command, Config},
+    config::{Arguments, Command, Config, RebuildArguments},
+    store::Store,
 };
 
 /// The daemon from its command line to the end of its drain; or, by its hidden
 /// subcommand, one guest of the local runtime.
 pub fn run(arguments: Arguments) -> Result<(), Exit> {
-    if let Some(Command::Guest(arguments)) = arguments.command {
-        return runtime::guest::run(arguments);
+    match arguments.command {
+        Some(Command::Guest(arguments)) => return runtime::guest::run(arguments),
+        Some(Command::RebuildProjections(arguments)) => return rebuild(&arguments),
+        None => {}
     }
     let config = Config::check(arguments)?;
     let (log, log_format) = (config.log.clone(), config.log_format);
     edd_service::run::run(&log, log_format, |shutdown| App::start(config, shutdown))
+}
+
+/// All at once, also while the daemon runs.
+fn rebuild(arguments: &RebuildArguments) -> Result<(), Exit> {
+    let mut problems = Problems::of::<Arguments>();
+    let url = problems.check("--database-url", arguments.database_url.parse());
+    let Some(url) = url else {
+        return Err(problems.into_invalid().into());
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    let events = runtime.block_on(async {
+        let store = Store::open(&url, true).await?;
+        let events = store.rebuild_users().await;
+        store.database().sql().close().await;
+        anyhow::Ok(events?)
+    });
+    let events = events.context("cannot rebuild the cache of users")?;
+    println!("users rebuilt from {events} events");
+    Ok(())
 }

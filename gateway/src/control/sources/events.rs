@@ -319,11 +319,7 @@ impl EventHandler {
             event_id: event.event_id.clone(),
             stream: delivery.position.stream.clone(),
             sequence: delivery.position.sequence,
-            cause: Cause {
-                correlation_id: event.correlation_id.clone(),
-                causation_id: Some(event.event_id.clone()),
-                traceparent: event.traceparent.clone(),
-            },
+            cause: Cause::of(event),
             change: self.checks.check(delivery),
         }
     }

@@ -17,11 +17,18 @@ pub use self::{
 
 /// The schema. Released steps never change.
 const SCHEMA: Schema = Schema {
-    postgres: &[(
-        1,
-        "users, sessions, outbox",
-        include_str!("../../migrations/postgres/0001_users_sessions_outbox.sql"),
-    )],
+    postgres: &[
+        (
+            1,
+            "users, sessions, outbox",
+            include_str!("../../migrations/postgres/0001_users_sessions_outbox.sql"),
+        ),
+        (
+            2,
+            "event store, inbox, sagas",
+            include_str!("../../migrations/postgres/0002_event_store_inbox_sagas.sql"),
+        ),
+    ],
     sqlite: &[
         (
             1,
@@ -37,6 +44,11 @@ const SCHEMA: Schema = Schema {
             3,
             "deleted users",
             include_str!("../../migrations/sqlite/0003_deleted_users.sql"),
+        ),
+        (
+            4,
+            "event store, inbox, sagas",
+            include_str!("../../migrations/sqlite/0004_event_store_inbox_sagas.sql"),
         ),
     ],
 };
@@ -56,6 +68,13 @@ impl Store {
     pub async fn open(url: &DatabaseUrl, events: bool) -> Result<Self, StoreError> {
         let database = Database::open(url, SCHEMA, events).await?;
         Ok(Self { database })
+    }
+
+    /// Whether events are archived as well.
+    #[must_use]
+    pub fn with_archive(mut self, archive: bool) -> Self {
+        self.database = self.database.with_archive(archive);
+        self
     }
 
     /// The database below, for relay and readiness.

@@ -274,11 +274,12 @@ pub(crate) async fn start(
     State(api): State<Arc<Api>>,
     Caller(user): Caller,
     Path(id): Path<String>,
+    Cause(cause): Cause,
 ) -> Result<Json<ContainerAnswer>, ApiError> {
     let id = container_id(&id)?;
     let container = api
         .store
-        .ask_start(user.id, id.as_str())
+        .ask_start(user.id, id.as_str(), &cause)
         .await?
         .ok_or_else(no_container)?;
     drop(api.lifecycle.settle(container.id.clone()));

@@ -8,16 +8,7 @@ pub(crate) mod gateway;
 pub(crate) mod outgoing;
 pub(crate) mod users;
 
-use edd_events::{consumer::Unavailable, envelope::Cause, event::Event};
-
-/// What is done because of an event refers to it.
-fn caused_by(event: &Event) -> Cause {
-    Cause {
-        correlation_id: event.correlation_id.clone(),
-        causation_id: Some(event.event_id.clone()),
-        traceparent: event.traceparent.clone(),
-    }
-}
+use edd_events::consumer::Unavailable;
 
 /// A database that fails is the world's fault: consumption pauses.
 fn unavailable(error: &sqlx::Error) -> Unavailable {

@@ -3,19 +3,16 @@
 
 use edd_events::{
     consumer::{ConsumerSpec, Handler, Unavailable, Verdict},
-    event::{Delivery, Event, Payload},
+    event::{Delivery, Event},
     outbox::Waker,
     stream,
 };
 
-use super::{caused_by, unavailable};
+use super::unavailable;
 use crate::{
     lifecycle::Lifecycle,
     store::{Store, UserChange, UserNews},
 };
-
-/// Longest name that is cached, in bytes; auth allows less.
-const NAME_LEN_MAX: usize = 1024;
 
 /// What is consumed.
 pub(crate) const SPEC: ConsumerSpec = ConsumerSpec {
@@ -46,29 +43,13 @@ impl Handler for Users {
 
 impl Users {
     async fn one(&self, event: &Event) -> Result<Verdict, Unavailable> {
-        let (user_id, change) = match &event.payload {
-            Payload::UserCreated(user) => {
-                (user.user_id, upserted(&user.username, &user.display_name))
-            }
-            Payload::UserUpdated(user) => {
-                (user.user_id, upserted(&user.username, &user.display_name))
-            }
-            Payload::UserDeleted(user) => {
-                let username = bounded(&user.username);
-                (user.user_id, UserChange::Deleted { username })
-            }
+        let Some((user_id, change)) = UserChange::of(event) else {
             // The filter lets nothing else through.
-            _ => return Ok(Verdict::Stale),
+            return Ok(Verdict::Stale);
         };
         let news = self
             .store
-            .apply_user(
-                &event.event_id,
-                user_id,
-                event.version,
-                &change,
-                &caused_by(event),
-            )
+            .apply_user(event, user_id, &change)
             .await
             .map_err(|error| unavailable(&error))?;
         Ok(match news {
@@ -87,17 +68,4 @@ impl Users {
             }
         })
     }
-}
-
-fn upserted(username: &str, display_name: &str) -> UserChange {
-    UserChange::Upserted {
-        username: bounded(username),
-        display_name: bounded(display_name),
-    }
-}
-
-fn bounded(name: &str) -> String {
-    name.get(..name.floor_char_boundary(NAME_LEN_MAX))
-        .unwrap_or_default()
-        .to_owned()
 }

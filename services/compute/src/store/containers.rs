@@ -3,7 +3,7 @@
 use edd_events::envelope::Cause;
 use edd_store::{Executor, Transaction, query};
 
-use super::{IngressRule, Store, now_ms};
+use super::{IngressRule, Store, now_ms, runs::set_run_cause};
 use crate::{
     events::outgoing,
     input::{ContainerId, PortPair},
@@ -178,6 +178,7 @@ impl Store {
             stopped_at: None,
         };
         insert(&mut tx, &container).await?;
+        set_run_cause(&mut tx, &container.id, cause).await?;
         for key in &new.ssh_key_ids {
             if !add_key(&mut tx, &container, *key).await? {
                 return Ok(Creation::UnknownKey(*key));

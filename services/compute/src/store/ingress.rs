@@ -3,13 +3,12 @@
 //! What is in force is the gateway's to know; here a rule is pending until
 //! `gateway.ingress.*.created` tells of it with the same target.
 
-use edd_events::envelope::Cause;
+use edd_events::{envelope::Cause, inbox};
 use edd_store::{Transaction, query};
 
 use super::{
     Store,
     containers::{bump, owned},
-    users::first_time,
 };
 use crate::{
     events::outgoing,
@@ -171,7 +170,7 @@ impl Store {
         news: &RuleNews,
     ) -> sqlx::Result<bool> {
         let mut tx = self.database.begin().await?;
-        if !first_time(&mut tx, event_id).await? {
+        if !inbox::first_time(&mut tx, event_id).await? {
             return Ok(false);
         }
         let changed = match news.target_port {

@@ -9,6 +9,7 @@ mod addresses;
 mod containers;
 mod ingress;
 mod keys;
+mod projections;
 mod runs;
 mod users;
 
@@ -26,16 +27,30 @@ pub use self::{
 
 /// The schema. Released steps never change.
 const SCHEMA: Schema = Schema {
-    postgres: &[(
-        1,
-        "containers, keys, outbox",
-        include_str!("../../migrations/postgres/0001_containers_keys_outbox.sql"),
-    )],
-    sqlite: &[(
-        1,
-        "containers, keys, outbox",
-        include_str!("../../migrations/sqlite/0001_containers_keys_outbox.sql"),
-    )],
+    postgres: &[
+        (
+            1,
+            "containers, keys, outbox",
+            include_str!("../../migrations/postgres/0001_containers_keys_outbox.sql"),
+        ),
+        (
+            2,
+            "event store",
+            include_str!("../../migrations/postgres/0002_event_store.sql"),
+        ),
+    ],
+    sqlite: &[
+        (
+            1,
+            "containers, keys, outbox",
+            include_str!("../../migrations/sqlite/0001_containers_keys_outbox.sql"),
+        ),
+        (
+            2,
+            "event store",
+            include_str!("../../migrations/sqlite/0002_event_store.sql"),
+        ),
+    ],
 };
 
 /// The database of this service. Clones share it.
@@ -53,6 +68,13 @@ impl Store {
     pub async fn open(url: &DatabaseUrl, events: bool) -> Result<Self, StoreError> {
         let database = Database::open(url, SCHEMA, events).await?;
         Ok(Self { database })
+    }
+
+    /// Whether events are archived as well.
+    #[must_use]
+    pub fn with_archive(mut self, archive: bool) -> Self {
+        self.database = self.database.with_archive(archive);
+        self
     }
 
     /// The database below, for relay and readiness.

@@ -6,7 +6,7 @@
 use std::net::IpAddr;
 
 use edd_events::envelope::Cause;
-use edd_store::query;
+use edd_store::{Transaction, query};
 
 use super::{
     Container, Status, Store,
@@ -29,7 +29,12 @@ pub struct Start {
 
 impl Store {
     /// A user wants it to run. `None` for no such container.
-    pub async fn ask_start(&self, user_id: i64, id: &str) -> sqlx::Result<Option<Container>> {
+    pub async fn ask_start(
+        &self,
+        user_id: i64,
+        id: &str,
+        cause: &Cause,
+    ) -> sqlx::Result<Option<Container>> {
         let mut tx = self.database.begin().await?;
         let Some(container) = owned(&mut tx, user_id, id).await? else {
             return Ok(None);
@@ -45,6 +50,7 @@ impl Store {
         .bind(id)
         .one(&mut tx)
         .await?;
+        set_run_cause(&mut tx, id, cause).await?;
         tx.commit().await?;
         Ok(Some(container))
     }
@@ -83,7 +89,8 @@ impl Store {
     /// started again, as a new run. Returns the ids.
     pub async fn resume_all(&self) -> sqlx::Result<Vec<String>> {
         query(
-            "UPDATE containers SET status = 'pending', run = run + 1 \
+            "UPDATE containers SET status = 'pending', run = run + 1, \
+             run_correlation_id = NULL, run_traceparent = NULL \
              WHERE status IN ('pending', 'running') RETURNING id",
         )
         .values(self.database.sql())
@@ -116,7 +123,8 @@ impl Store {
         let Some(container) = container else {
             return Ok(false);
         };
-        let entry = outgoing::container_started(&container, start, &Cause::default())?;
+        let cause = run_cause(&mut tx, id).await?;
+        let entry = outgoing::container_started(&container, start, &cause)?;
         self.database.announce(&mut tx, &entry).await?;
         tx.commit().await?;
         Ok(true)
@@ -149,10 +157,40 @@ impl Store {
         .await?;
         if was_announced {
             let version = bump(&mut tx, id).await?;
-            let entry = outgoing::container_stopped(id, version, &Cause::default())?;
+            let cause = run_cause(&mut tx, id).await?;
+            let entry = outgoing::container_stopped(id, version, &cause)?;
             self.database.announce(&mut tx, &entry).await?;
         }
         tx.commit().await?;
         Ok(true)
     }
+}
+
+/// Remembers which request asked for the container's run: what comes of it, much
+/// later, refers to that.
+pub(super) async fn set_run_cause(
+    tx: &mut Transaction,
+    id: &str,
+    cause: &Cause,
+) -> sqlx::Result<()> {
+    query("UPDATE containers SET run_correlation_id = $1, run_traceparent = $2 WHERE id = $3")
+        .bind(&cause.correlation_id)
+        .bind(&cause.traceparent)
+        .bind(id)
+        .run(tx)
+        .await
+        .map(drop)
+}
+
+async fn run_cause(tx: &mut Transaction, id: &str) -> sqlx::Result<Cause> {
+    let (correlation_id, traceparent) =
+        query("SELECT run_correlation_id, run_traceparent FROM containers WHERE id = $1")
+            .bind(id)
+            .one(tx)
+            .await?;
+    Ok(Cause {
+        correlation_id,
+        causation_id: None,
+        traceparent,
+    })
 }

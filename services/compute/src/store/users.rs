@@ -1,14 +1,17 @@
 //! Users as far as auth told us: a cache of names, and tombstones.
 
-use edd_events::envelope::Cause;
+use edd_events::{
+    envelope::Cause,
+    event::{Event, Payload},
+    event_store, inbox,
+};
 use edd_store::{Transaction, query};
 
 use super::{Container, Store, now_ms};
 use crate::events::outgoing;
 
-/// How long handled event ids are remembered: longer than the stream keeps
-/// events.
-const INBOX_KEEP_MS: i64 = 8 * 24 * 3_600_000;
+/// Longest name that is cached, in bytes; auth allows less.
+const NAME_LEN_MAX: usize = 1024;
 
 /// News about a user.
 #[derive(Clone, Debug)]
@@ -27,6 +30,35 @@ pub enum UserChange {
     },
 }
 
+impl UserChange {
+    /// What an event says about a user, and about whom.
+    pub(crate) fn of(event: &Event) -> Option<(i64, Self)> {
+        let upserted = |username: &str, display_name: &str| Self::Upserted {
+            username: bounded(username),
+            display_name: bounded(display_name),
+        };
+        Some(match &event.payload {
+            Payload::UserCreated(user) => {
+                (user.user_id, upserted(&user.username, &user.display_name))
+            }
+            Payload::UserUpdated(user) => {
+                (user.user_id, upserted(&user.username, &user.display_name))
+            }
+            Payload::UserDeleted(user) => {
+                let username = bounded(&user.username);
+                (user.user_id, Self::Deleted { username })
+            }
+            _ => return None,
+        })
+    }
+}
+
+fn bounded(name: &str) -> String {
+    name.get(..name.floor_char_boundary(NAME_LEN_MAX))
+        .unwrap_or_default()
+        .to_owned()
+}
+
 /// What came of news about a user.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum UserNews {
@@ -40,15 +72,17 @@ impl Store {
     /// Applies one event about a user, once, in one transaction.
     pub async fn apply_user(
         &self,
-        event_id: &str,
+        event: &Event,
         user_id: i64,
-        version: i64,
         change: &UserChange,
-        cause: &Cause,
     ) -> sqlx::Result<UserNews> {
+        let (version, cause) = (event.version, &Cause::of(event));
         let mut tx = self.database.begin().await?;
-        if !first_time(&mut tx, event_id).await? {
+        if !inbox::first_time(&mut tx, &event.event_id).await? {
             return Ok(UserNews::Stale);
+        }
+        if self.database.archives() {
+            event_store::keep(&mut tx, event).await?;
         }
         let news = match change {
             UserChange::Upserted {
@@ -74,19 +108,7 @@ impl Store {
         username: &str,
         cause: &Cause,
     ) -> sqlx::Result<UserNews> {
-        let buried = query(
-            "INSERT INTO user_cache (user_id, username, display_name, version, deleted_at) \
-             VALUES ($1, $2, '', $3, $4) ON CONFLICT (user_id) DO UPDATE SET \
-             version = CASE WHEN user_cache.version > excluded.version THEN user_cache.version \
-             ELSE excluded.version END, deleted_at = excluded.deleted_at \
-             WHERE user_cache.deleted_at IS NULL",
-        )
-        .bind(user_id)
-        .bind(username)
-        .bind(version)
-        .bind(now_ms())
-        .run(&mut *tx)
-        .await?;
+        let buried = bury(&mut *tx, user_id, version, username).await?;
         let containers: Vec<Container> =
             query("SELECT * FROM containers WHERE user_id = $1 ORDER BY id")
                 .bind(user_id)
@@ -115,29 +137,32 @@ impl Store {
                 .collect(),
         ))
     }
-
-    /// Forgets event ids that no stream delivers any more; returns how many.
-    pub async fn purge_inbox(&self) -> sqlx::Result<u64> {
-        query("DELETE FROM inbox WHERE handled_at < $1")
-            .bind(now_ms() - INBOX_KEEP_MS)
-            .run(self.database.sql())
-            .await
-    }
 }
 
-/// Remembers an event id within the caller's transaction; false if it was known.
-pub(crate) async fn first_time(tx: &mut Transaction, event_id: &str) -> sqlx::Result<bool> {
-    let inserted =
-        query("INSERT INTO inbox (event_id, handled_at) VALUES ($1, $2) ON CONFLICT DO NOTHING")
-            .bind(event_id)
-            .bind(now_ms())
-            .run(tx)
-            .await?;
-    Ok(inserted == 1)
+/// The tombstone; 0: it was there.
+pub(super) async fn bury(
+    tx: &mut Transaction,
+    user_id: i64,
+    version: i64,
+    username: &str,
+) -> sqlx::Result<u64> {
+    query(
+        "INSERT INTO user_cache (user_id, username, display_name, version, deleted_at) \
+         VALUES ($1, $2, '', $3, $4) ON CONFLICT (user_id) DO UPDATE SET \
+         version = CASE WHEN user_cache.version > excluded.version THEN user_cache.version \
+         ELSE excluded.version END, deleted_at = excluded.deleted_at \
+         WHERE user_cache.deleted_at IS NULL",
+    )
+    .bind(user_id)
+    .bind(username)
+    .bind(version)
+    .bind(now_ms())
+    .run(tx)
+    .await
 }
 
 /// Version 0 says nothing about order: the stream's order decides.
-async fn upsert(
+pub(super) async fn upsert(
     tx: &mut Transaction,
     user_id: i64,
     version: i64,

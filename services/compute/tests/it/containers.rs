@@ -406,3 +406,55 @@ async fn an_event_names_the_request_that_caused_it() {
     );
     service.stop().await;
 }
+
+/// From the HTTP request to the last event that follows from it, whoever is asked
+/// in between: one trace, one correlation id.
+#[tokio::test]
+async fn all_that_follows_from_a_request_carries_its_trace() {
+    const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
+    let nats = NatsServer::start().await;
+    let _auth = auth_on(&nats).await;
+    let mut events = Events::of_compute(&nats).await;
+    let service = Service::start(&nats).await;
+    let body = json!({
+        "name": "box", "ssh_enabled": true,
+        "ingress": [{ "port": 443, "target_port": 8080 }],
+    })
+    .to_string();
+    let headers = format!(
+        "Content-Type: application/json\r\nX-Request-ID: request-1\r\n\
+         traceparent: 00-{TRACE}-00f067aa0ba902b7-01\r\nAuthorization: Bearer {}\r\n",
+        ALICE.unwrap()
+    );
+    let answer = service
+        .api
+        .call("POST", "/compute/containers", &headers, &body)
+        .await;
+    assert_eq!(answer.status, 201, "{answer:?}");
+    let id = id_of(&answer.body).to_owned();
+    let mut subjects = Vec::new();
+    while !subjects.contains(&format!("compute.container.{id}.started")) {
+        let message = events.next().await;
+        let headers = message.headers.as_ref().unwrap();
+        let text = |name: &str| headers.get(name).map(|value| value.as_str().to_owned());
+        let what = (message.subject.as_str(), headers);
+        assert_eq!(
+            text("Edd-Correlation-Id").as_deref(),
+            Some("request-1"),
+            "{what:?}"
+        );
+        let trace = text("traceparent").unwrap_or_default();
+        assert!(trace.starts_with(&format!("00-{TRACE}-")), "{what:?}");
+        assert!(
+            !trace.contains("00f067aa0ba902b7"),
+            "a span of our own: {what:?}"
+        );
+        subjects.push(message.subject.to_string());
+    }
+    assert_eq!(subjects.len(), 4, "{subjects:?}");
+    // And so does the archive.
+    let database = service.database().await;
+    let archived = edd_events::event_store::by_correlation(&database, "request-1", 0, 10).await;
+    assert_eq!(archived.unwrap().len(), 4);
+    service.stop().await;
+}

@@ -147,3 +147,53 @@ async fn a_deleted_user_leaves_nothing_and_never_comes_back() {
     assert_eq!(left, 0);
     service.stop().await;
 }
+
+#[tokio::test]
+async fn the_cache_of_users_is_rebuilt_from_the_archive() {
+    let nats = NatsServer::start().await;
+    let service = Service::start(&nats).await;
+    publish(&nats, "1", 1, created(1, "alice"), 2).await;
+    publish(&nats, "2", 1, created(2, "bob"), 1).await;
+    publish(&nats, "1", 3, updated(1, "alicia"), 1).await;
+    publish(&nats, "1", 2, updated(1, "old news"), 1).await;
+    publish(&nats, "4", 1, created(4, "dora"), 1).await;
+    publish(&nats, "4", 2, deleted(4), 1).await;
+    publish(&nats, "4", 3, updated(4, "zombie"), 1).await;
+    publish(&nats, "3", 1, created(3, "last"), 1).await;
+    eventually("the last user", async || cached(&service, 3).await).await;
+    type Row = (i64, String, String, i64, bool);
+    let database = service.database().await;
+    let rows = async || -> Vec<Row> {
+        query(
+            "SELECT user_id, username, display_name, version, deleted_at IS NOT NULL \
+             FROM user_cache ORDER BY user_id",
+        )
+        .all(&database)
+        .await
+        .unwrap()
+    };
+    let live = rows().await;
+    assert_eq!(live.len(), 4);
+    for damage in [
+        "UPDATE user_cache SET username = 'x', version = 77, deleted_at = NULL",
+        "DELETE FROM user_cache WHERE user_id = 2",
+        // Of a time before the archive.
+        "INSERT INTO user_cache (user_id, username, display_name, version) \
+         VALUES (99, 'old', 'old', 5)",
+    ] {
+        query(damage).run(&database).await.unwrap();
+    }
+    let folder = service.stop().await;
+    let url = edd_store::testing::database_of(folder.path()).await;
+    let rebuilt = tokio::process::Command::new(env!("CARGO_BIN_EXE_edd-compute"))
+        .args(["rebuild-projections", "--database-url", &url.to_string()])
+        .output()
+        .await
+        .unwrap();
+    assert!(rebuilt.status.success(), "{rebuilt:?}");
+    let said = String::from_utf8_lossy(&rebuilt.stdout).into_owned();
+    assert!(said.contains("rebuilt from 8 events"), "{said}");
+    let mut expected = live;
+    expected.push((99, "old".into(), "old".into(), 5, false));
+    assert_eq!(rows().await, expected);
+}

@@ -1,0 +1,160 @@
+//! The consumer on the memory bus and a clock that stands still while anybody
+//! works: what takes minutes takes none.
+
+use std::time::Duration;
+
+use async_nats::HeaderMap;
+use edd_events::{
+    Metrics,
+    bus::{Bus as _, MemoryBus},
+    consumer::{Consumer, RETRY_DELAYS, Unavailable, Verdict},
+    stream::COMPUTE,
+};
+use tokio::{task::JoinHandle, time::Instant};
+use tokio_util::sync::CancellationToken;
+
+use crate::support::{Recorder, SPEC, created};
+
+struct Consuming {
+    bus: MemoryBus,
+    task: JoinHandle<()>,
+    shutdown: CancellationToken,
+    caught_up: tokio::sync::watch::Receiver<bool>,
+}
+
+async fn consume(recorder: Recorder) -> Consuming {
+    let bus = MemoryBus::new();
+    bus.ensure(&COMPUTE, 1).await.unwrap();
+    let consumer = Consumer::new(bus.connection(), SPEC, 1, Metrics::default());
+    let caught_up = consumer.caught_up();
+    let shutdown = CancellationToken::new();
+    let task = tokio::spawn(consumer.run(recorder, shutdown.clone()));
+    Consuming {
+        bus,
+        task,
+        shutdown,
+        caught_up,
+    }
+}
+
+impl Consuming {
+    async fn publish(&self, n: usize) {
+        let entry = created(n);
+        let payload = entry.payload.into();
+        let sent = self.bus.publish(&entry.subject, HeaderMap::new(), payload);
+        sent.await.unwrap().await.unwrap();
+    }
+
+    async fn until(&self, what: &str, condition: impl Fn(&MemoryBus) -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(24 * 3600);
+        while !condition(&self.bus) {
+            assert!(Instant::now() < deadline, "{what}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    fn letters(bus: &MemoryBus) -> usize {
+        let messages = bus.messages(COMPUTE.name);
+        messages
+            .iter()
+            .filter(|kept| kept.subject.ends_with(".dlq"))
+            .count()
+    }
+
+    async fn stop(self) {
+        self.shutdown.cancel();
+        self.task.await.unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failing_event_is_retried_by_the_real_delays_and_then_a_dead_letter() {
+    let recorder = Recorder::answering(|delivery| {
+        Ok(match delivery.event.entity.as_str() {
+            "c1" => Verdict::Retry("not yet".into()),
+            _ => Verdict::Applied,
+        })
+    });
+    let consuming = consume(recorder.clone()).await;
+    let started = Instant::now();
+    consuming.publish(1).await;
+    consuming.publish(2).await;
+    consuming
+        .until("a dead letter", |bus| Consuming::letters(bus) == 1)
+        .await;
+    let took = started.elapsed();
+    let wanted: Duration = RETRY_DELAYS.iter().sum();
+    assert!(took >= wanted && took < wanted * 2, "{took:?}");
+    let deliveries = recorder.look(|seen| {
+        let of_one = seen.deliveries.iter();
+        let of_one = of_one.filter(|delivery| delivery.event.entity.as_str() == "c1");
+        of_one
+            .map(|delivery| delivery.deliveries)
+            .collect::<Vec<_>>()
+    });
+    assert_eq!(deliveries, [1, 2, 3, 4, 5]);
+    consuming.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_hour_of_a_broken_world_loses_nothing_and_buries_nothing() {
+    let started = Instant::now();
+    let recorder = Recorder::answering(move |_| {
+        if started.elapsed() < Duration::from_secs(3600) {
+            return Err(Unavailable("no database".into()));
+        }
+        Ok(Verdict::Applied)
+    });
+    let consuming = consume(recorder.clone()).await;
+    for n in 0..20 {
+        consuming.publish(n).await;
+    }
+    consuming
+        .until("all handled", |_| {
+            recorder.look(|seen| seen.deliveries.len()) >= 20
+        })
+        .await;
+    assert_eq!(recorder.look(|seen| seen.deliveries.len()), 20, "once each");
+    assert_eq!(Consuming::letters(&consuming.bus), 0);
+    consuming.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cut_connection_and_a_lost_store_are_survived() {
+    let bus = MemoryBus::new();
+    let link = bus.connection();
+    let recorder = Recorder::new();
+    let consumer = Consumer::new(link.clone(), SPEC, 1, Metrics::default());
+    let mut caught_up = consumer.caught_up();
+    let shutdown = CancellationToken::new();
+    let task = tokio::spawn(consumer.run(recorder.clone(), shutdown.clone()));
+    caught_up.wait_for(|done| *done).await.unwrap();
+    let consuming = Consuming {
+        bus,
+        task,
+        shutdown,
+        caught_up,
+    };
+    for round in 0..4_usize {
+        link.disconnect();
+        consuming.publish(round).await;
+        tokio::time::sleep(Duration::from_secs(300)).await;
+        assert_eq!(recorder.look(|seen| seen.deliveries.len()), round);
+        link.reconnect();
+        consuming
+            .until("the event of the outage", |_| {
+                recorder.look(|seen| seen.deliveries.len()) > round
+            })
+            .await;
+    }
+    consuming.bus.wipe();
+    consuming.bus.ensure(&COMPUTE, 1).await.unwrap();
+    consuming.publish(9).await;
+    consuming
+        .until("the first event of the new store", |_| {
+            recorder.look(|seen| seen.deliveries.len()) == 5
+        })
+        .await;
+    assert!(*consuming.caught_up.borrow());
+    consuming.stop().await;
+}
