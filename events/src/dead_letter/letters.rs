@@ -4,6 +4,7 @@
 //! dead-letter subject is ever shown, replayed or removed.
 
 use std::{
+    collections::BTreeMap,
     fmt,
     str::FromStr,
     time::{Duration, Instant},
@@ -12,6 +13,7 @@ use std::{
 use async_nats::{HeaderMap, header::NATS_MESSAGE_ID};
 use bytes::Bytes;
 use serde::{Serialize, Serializer};
+use serde_json::{Value, json};
 use tokio::time::timeout;
 
 use super::{
@@ -167,25 +169,28 @@ impl Letter {
         })
     }
 
-    /// All headers, in the order of their names.
+    /// Everything in it, for people: beside the fields `headers`, `message` (null
+    /// if the payload does not decode) and `payload_hex`.
     #[must_use]
-    pub fn headers(&self) -> Vec<(String, String)> {
-        let mut headers: Vec<_> = self
-            .headers
-            .iter()
-            .flat_map(|(name, values)| {
-                let one =
-                    |value: &async_nats::HeaderValue| (name.to_string(), value.as_str().to_owned());
-                values.iter().map(one)
-            })
-            .collect();
-        headers.sort();
-        headers
+    pub fn to_json(&self) -> Value {
+        let mut json = serde_json::to_value(self).unwrap_or_default();
+        let mut headers = BTreeMap::new();
+        for (name, values) in self.headers.iter() {
+            let values: Vec<_> = values.iter().map(|value| value.as_str()).collect();
+            headers.insert(name.to_string(), values);
+        }
+        let hex: String = self.payload.iter().map(|b| format!("{b:02x}")).collect();
+        if let Some(fields) = json.as_object_mut() {
+            fields.insert("headers".into(), json!(headers));
+            fields.insert("message".into(), json!(self.message()));
+            fields.insert("payload_hex".into(), json!(hex));
+        }
+        json
     }
 
     /// The message, if the payload decodes.
     #[must_use]
-    pub fn message(&self) -> Option<serde_json::Value> {
+    pub fn message(&self) -> Option<Value> {
         let kind = self.kind()?;
         if self.payload_omitted {
             return None;
@@ -230,6 +235,9 @@ pub enum LetterError {
     /// No letter lies there.
     #[error("no dead letter at {0}")]
     Missing(LetterRef),
+    /// Nobody took the event: no stream, or no right to publish.
+    #[error("no stream took the event: may this user publish on {0}?")]
+    Unheard(String),
     /// It does not say which event it was.
     #[error("{0} does not name the event that it was: {1:?}")]
     Nameless(LetterRef, String),

@@ -5,13 +5,11 @@
 //! page: requests that browsers mark with `Origin` or `Sec-Fetch-Site` are
 //! refused.
 
-use std::collections::BTreeMap;
-
 use axum::Json;
 use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
-use edd_events::dead_letter::{Filter, Letter, LetterError, LetterRef, Letters, PAGE_MAX, Page};
+use edd_events::dead_letter::{Filter, LetterError, LetterRef, Letters, PAGE_MAX, Page};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -27,18 +25,6 @@ pub(super) struct Wanted {
     reason: Option<String>,
     after: Option<String>,
     limit: Option<usize>,
-}
-
-/// One letter with everything in it.
-#[derive(Serialize)]
-pub(super) struct Shown {
-    #[serde(flatten)]
-    letter: Letter,
-    headers: BTreeMap<String, Vec<String>>,
-    /// The payload's message, if it decodes.
-    message: Option<serde_json::Value>,
-    /// The payload as it is.
-    payload_hex: String,
 }
 
 #[derive(Serialize)]
@@ -68,7 +54,9 @@ impl From<LetterError> for Refusal {
             LetterError::Expired(_) => (StatusCode::GONE, "expired"),
             LetterError::Nameless(..) => (StatusCode::CONFLICT, "not_replayable"),
             LetterError::NotRemoved { .. } => (StatusCode::CONFLICT, "not_removed"),
-            LetterError::Nats(_) => (StatusCode::SERVICE_UNAVAILABLE, "unavailable"),
+            LetterError::Nats(_) | LetterError::Unheard(_) => {
+                (StatusCode::SERVICE_UNAVAILABLE, "unavailable")
+            }
         };
         Self(status, code, error.to_string())
     }
@@ -98,22 +86,9 @@ pub(super) async fn list(
 pub(super) async fn show(
     State(admin): State<Admin>,
     Path(letter): Path<String>,
-) -> Result<Json<Shown>, Refusal> {
+) -> Result<Json<serde_json::Value>, Refusal> {
     let letter = letters(&admin)?.get(&parse(&letter)?).await?;
-    let mut headers = BTreeMap::<_, Vec<_>>::new();
-    for (name, value) in letter.headers() {
-        headers.entry(name).or_default().push(value);
-    }
-    Ok(Json(Shown {
-        headers,
-        message: letter.message(),
-        payload_hex: letter
-            .payload
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect(),
-        letter,
-    }))
+    Ok(Json(letter.to_json()))
 }
 
 pub(super) async fn replay(

@@ -119,6 +119,13 @@ async fn dead_letters_are_listed_shown_replayed_and_dropped() {
         letters.len() == 1 && letters[0]["letter"] != port
     })
     .await;
+    // The same by way of NATS itself, as an operator would.
+    let url = bus.server.url();
+    let direct = ["--nats-url", &url];
+    let (code, out, err) = dlq(admin, &[&["show", garbage], &direct[..]].concat()).await;
+    assert_eq!(code, 0, "{err}");
+    assert!(out.contains("payload (2 bytes): ffff"), "{out}");
+    assert_eq!(listed(admin, &direct).await.len(), 3);
     let (code, out, _) = dlq(admin, &["drop", garbage]).await;
     assert_eq!((code, out), (0, format!("{garbage} dropped\n")));
     assert_eq!(dlq(admin, &["drop", garbage]).await.0, 1, "it is gone");
@@ -144,6 +151,12 @@ async fn dead_letters_are_listed_shown_replayed_and_dropped() {
             runs_at(table, "c1", "127.99.0.1")
         })
         .await;
+    publish_raw(&bus, "compute.container.c3.stopped", *b"\xff").await;
+    let more = || async { listed(admin, &["--subject", "compute.container.c3.*"]).await };
+    eventually("another", || async { more().await.len() == 1 }).await;
+    let again = more().await[0]["letter"].as_str().expect("text").to_owned();
+    let (code, _, err) = dlq(admin, &["replay", &again, "--nats-url", &url]).await;
+    assert_eq!(code, 0, "{err}");
     let (code, _, err) = dlq(admin, &["drop", "--all"]).await;
     assert_eq!(code, 0, "{err}");
     assert_eq!(listed(admin, &[]).await.len(), 0);

@@ -1,18 +1,16 @@
-//! `dlq`: the dead letters, by way of the running gateway.
+//! `dlq`: the dead letters, by way of the running gateway or of NATS itself.
+
+mod desk;
 
 use clap::{Args, Subcommand};
 use edd_daemon::cli::Exit;
-use hyper::Method;
-use serde::Deserialize;
+use edd_events::dead_letter::Filter;
 use serde_json::{Value, json};
 
-use super::client::{ask, encode};
+use desk::{ClientArgs, Desk};
 
 /// Most letters of one `replay` or `drop`.
 const SELECTED_MAX: usize = 100_000;
-
-/// Letters asked for at once.
-const PAGE: usize = 500;
 
 /// Flags of `dlq`.
 #[derive(Args, Debug)]
@@ -58,21 +56,6 @@ struct FilterArgs {
 }
 
 #[derive(Args, Debug)]
-struct ClientArgs {
-    /// The running gateway
-    #[arg(
-        long,
-        env = "EDD_GATEWAY_ADMIN_ADDR",
-        default_value = "127.0.0.1:9090",
-        value_name = "ADDR"
-    )]
-    admin_addr: String,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
-}
-
-#[derive(Args, Debug)]
 struct Selection {
     /// These letters
     #[arg(value_name = "STREAM:SEQ", conflicts_with_all = ["all", "stream", "subject", "reason"])]
@@ -86,21 +69,25 @@ struct Selection {
     client: ClientArgs,
 }
 
-#[derive(Deserialize)]
-struct Page {
-    letters: Vec<Value>,
-    next: Option<String>,
+impl FilterArgs {
+    fn filter(&self) -> Filter {
+        Filter {
+            stream: self.stream.clone(),
+            subject: self.subject.clone(),
+            reason: self.reason.clone(),
+        }
+    }
 }
 
 pub(super) fn run(args: &DlqArgs) -> Result<(), Exit> {
     match &args.action {
         Action::List { filter, client } => list(filter, client),
         Action::Show { letter, client } => show(letter, client),
-        Action::Replay(selection) => each(selection, Method::POST, "/replay", |letter, answer| {
+        Action::Replay(selection) => each(selection, Desk::replay, |letter, answer| {
             let event = answer["event"].as_str().unwrap_or_default();
             format!("{letter} replayed as {event}")
         }),
-        Action::Drop(selection) => each(selection, Method::DELETE, "", |letter, _| {
+        Action::Drop(selection) => each(selection, Desk::discard, |letter, _| {
             format!("{letter} dropped")
         }),
     }
@@ -109,24 +96,13 @@ pub(super) fn run(args: &DlqArgs) -> Result<(), Exit> {
 /// Hands over all letters that are wanted, page by page.
 fn pages(
     filter: &FilterArgs,
-    client: &ClientArgs,
+    desk: &Desk,
     mut take: impl FnMut(Value) -> Result<(), Exit>,
 ) -> Result<(), Exit> {
+    let filter = filter.filter();
     let mut after: Option<String> = None;
     loop {
-        let mut path = format!("/api/v1/dlq?limit={PAGE}");
-        for (key, value) in [
-            ("stream", &filter.stream),
-            ("subject", &filter.subject),
-            ("reason", &filter.reason),
-            ("after", &after),
-        ] {
-            if let Some(value) = value {
-                path.push_str(&format!("&{key}={}", encode(value)));
-            }
-        }
-        let body = ask(Method::GET, &client.admin_addr, &path)?;
-        let page: Page = serde_json::from_slice(&body).map_err(|e| Exit::Failure(e.into()))?;
+        let page = desk.page(&filter, after.as_deref())?;
         for letter in page.letters {
             take(letter)?;
         }
@@ -140,7 +116,7 @@ fn pages(
 fn list(filter: &FilterArgs, client: &ClientArgs) -> Result<(), Exit> {
     let mut all = Vec::new();
     let mut count = 0_usize;
-    pages(filter, client, |letter| {
+    pages(filter, &Desk::open(client)?, |letter| {
         count += 1;
         if client.json {
             all.push(letter);
@@ -170,9 +146,7 @@ fn list(filter: &FilterArgs, client: &ClientArgs) -> Result<(), Exit> {
 }
 
 fn show(letter: &str, client: &ClientArgs) -> Result<(), Exit> {
-    let path = format!("/api/v1/dlq/{}", encode(letter));
-    let body = ask(Method::GET, &client.admin_addr, &path)?;
-    let shown: Value = serde_json::from_slice(&body).map_err(|e| Exit::Failure(e.into()))?;
+    let shown = Desk::open(client)?.show(letter)?;
     if client.json {
         return print_json(&shown);
     }
@@ -194,20 +168,17 @@ fn show(letter: &str, client: &ClientArgs) -> Result<(), Exit> {
 /// Does the same to all that are selected; one that fails holds up no other.
 fn each(
     selection: &Selection,
-    method: Method,
-    action: &str,
+    act: impl Fn(&Desk, &str) -> Result<Value, Exit>,
     say: impl Fn(&str, &Value) -> String,
 ) -> Result<(), Exit> {
     let client = &selection.client;
-    let letters = selected(selection)?;
+    let desk = Desk::open(client)?;
+    let letters = selected(selection, &desk)?;
     let mut answers = Vec::new();
     let mut failures = 0_usize;
     for letter in &letters {
-        let path = format!("/api/v1/dlq/{}{action}", encode(letter));
-        let done = ask(method.clone(), &client.admin_addr, &path);
-        match done {
-            Ok(body) => {
-                let answer = serde_json::from_slice(&body).unwrap_or(Value::Null);
+        match act(&desk, letter) {
+            Ok(answer) => {
                 if client.json {
                     answers.push(json!({"letter": letter, "event": answer["event"]}));
                 } else {
@@ -235,7 +206,7 @@ fn each(
 }
 
 /// Those that are there now: what a replay makes of them is not among them.
-fn selected(selection: &Selection) -> Result<Vec<String>, Exit> {
+fn selected(selection: &Selection, desk: &Desk) -> Result<Vec<String>, Exit> {
     let filter = &selection.filter;
     let filters = [&filter.stream, &filter.subject, &filter.reason];
     if !selection.letters.is_empty() {
@@ -246,7 +217,7 @@ fn selected(selection: &Selection) -> Result<Vec<String>, Exit> {
         return Err(Exit::Usage(vec![problem.to_owned()]));
     }
     let mut letters = Vec::new();
-    pages(filter, &selection.client, |letter| {
+    pages(filter, desk, |letter| {
         if letters.len() >= SELECTED_MAX {
             let error = anyhow::anyhow!("more than {SELECTED_MAX} dead letters: select fewer");
             return Err(Exit::Failure(error));
