@@ -1,14 +1,22 @@
 //! Signed events through a real broker: what is not signed by its source is a
 //! dead letter at once and reaches no handler.
 
-use std::{fs, path::Path, sync::Arc};
+use std::{
+    fs,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use async_nats::{HeaderMap, jetstream::message::PublishMessage};
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair as _};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use edd_events::{
     Metrics,
-    consumer::Consumer,
+    consumer::{Consumer, Verdict},
+    dead_letter::{Filter, Letters},
     outbox::OutboxEntry,
     signature::{Signer, Verifier},
     stream,
@@ -152,4 +160,40 @@ async fn keys_change_without_a_gap() {
         running.stop().await;
         service.stop().await;
     }
+}
+
+/// A letter keeps its event's signature, so a replay needs no trust in whoever
+/// replays it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replayed_dead_letter_is_verified_by_the_signature_it_kept() {
+    let (_server, js) = server().await;
+    let folder = tempfile::tempdir().unwrap();
+    let (signer, public) = make_key(folder.path(), "compute");
+    let service = Service::start_signed(js.clone(), Some(signer)).await;
+    let cured = Arc::new(AtomicBool::new(false));
+    let recorder = Recorder::answering({
+        let cured = Arc::clone(&cured);
+        move |_| match cured.load(Ordering::Relaxed) {
+            true => Ok(Verdict::Applied),
+            false => Ok(Verdict::Reject("not yet".into())),
+        }
+    });
+    let consumer = Consumer::new(js.clone(), SPEC, 1, Metrics::default())
+        .with_verifier(verifier(&folder, &public));
+    let running = Running::run_consumer(consumer, recorder);
+    service.write(&[created(1)]).await;
+    let dlq = "compute.container.created.dlq";
+    eventually("a dead letter", || async {
+        stored(&js, &stream::COMPUTE, dlq).await.len() == 1
+    })
+    .await;
+    cured.store(true, Ordering::Relaxed);
+    let letters = Letters::new(js.clone(), Metrics::default());
+    let page = letters.list(&Filter::default(), None, 10).await.unwrap();
+    letters.replay(&page.letters[0].letter).await.unwrap();
+    running.recorder.saw(2).await;
+    assert_eq!(running.recorder.entities(), ["c1", "c1"]);
+    assert!(stored(&js, &stream::COMPUTE, dlq).await.is_empty());
+    running.stop().await;
+    service.stop().await;
 }

@@ -1,6 +1,7 @@
 //! `gateway.route.*`: what others hear of the static routes, once each.
 
 use edd_proto::gateway::{RouteRegistered, RouteUnregistered};
+use edd_store::testing::Postgres;
 use prost::Message as _;
 
 use super::{messages, ready};
@@ -99,5 +100,38 @@ async fn routes_are_announced_as_they_appear_change_and_vanish_once_each() {
     until_said(&bus, &expected).await;
 
     gateway.stop().await;
+    assert_eq!(said(&bus).await, expected);
+}
+
+/// Replicas read the same file; whoever is first says it.
+#[tokio::test(flavor = "multi_thread")]
+async fn gateways_on_one_database_announce_a_route_once() {
+    let bus = Bus::start().await;
+    let url = Postgres::shared().await.database().await.to_string();
+    let first = routes(&[("a", "/", 1), ("b", "/x", 2)]);
+    let options = Options::routes(&first)
+        .bus(&bus)
+        .flag("--database-url", url);
+    let (one, two) = tokio::join!(
+        Gateway::start(options.clone()),
+        Gateway::start(options.clone())
+    );
+    until_ready(&one).await;
+    until_ready(&two).await;
+    let mut expected = vec!["+a.localhost/=127.0.0.1:1", "+b.localhost/x=127.0.0.1:2"];
+    until_said(&bus, &expected).await;
+    let second = routes(&[("b", "/x", 2)]);
+    for gateway in [&one, &two] {
+        replace_file(&gateway.path("routes.yaml"), &second);
+    }
+    for gateway in [&one, &two] {
+        gateway
+            .until("one route", |table| table.static_specs().count() == 1)
+            .await;
+    }
+    expected.push("-a.localhost/");
+    until_said(&bus, &expected).await;
+    one.stop().await;
+    two.stop().await;
     assert_eq!(said(&bus).await, expected);
 }
