@@ -24,6 +24,8 @@ async fn the_leader_of_a_nats_cluster_dies_and_nothing_is_lost() {
         traffic.publisher().change_for(outage() / 2).await;
         nats.resume(leader).await;
     }
-    traffic.end("leader of a NATS cluster killed twice").await;
+    traffic
+        .end("leader of a NATS cluster killed twice (half of that each)")
+        .await;
     gateway.stop().await;
 }

@@ -1,7 +1,7 @@
 //! The database goes away while events come in.
 
 use edd_store::testing::Postgres;
-use sqlx::{ConnectOptions as _, Connection as _};
+use sqlx::{ConnectOptions as _, Connection as _, SqliteConnection};
 
 use super::outage;
 use super::site::{CIDRS, Origins, Publisher, Traffic};
@@ -22,30 +22,62 @@ async fn start(bus: &Bus, database: Option<String>) -> (Gateway, Traffic) {
     (gateway, traffic)
 }
 
-/// Somebody holds the file's write lock and does not let go.
+/// Somebody who holds the file's write lock.
+struct Locked(SqliteConnection);
+
+impl Locked {
+    async fn hold(gateway: &Gateway) -> Self {
+        let mut other = sqlx::sqlite::SqliteConnectOptions::new()
+            .filename(gateway.path("gateway.db"))
+            .connect()
+            .await
+            .expect("the same file");
+        sqlx::query("BEGIN EXCLUSIVE")
+            .execute(&mut other)
+            .await
+            .expect("its lock");
+        Self(other)
+    }
+
+    async fn let_go(mut self) {
+        sqlx::query("ROLLBACK")
+            .execute(&mut self.0)
+            .await
+            .expect("let go");
+        self.0.close().await.expect("closed");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn with_sqlite_away_requests_are_served_and_events_wait() {
     let bus = Bus::start().await;
     let (gateway, mut traffic) = start(&bus, None).await;
-    let mut other = sqlx::sqlite::SqliteConnectOptions::new()
-        .filename(gateway.path("gateway.db"))
-        .connect()
-        .await
-        .expect("the same file");
-    sqlx::query("BEGIN EXCLUSIVE")
-        .execute(&mut other)
-        .await
-        .expect("its lock");
+    let locked = Locked::hold(&gateway).await;
     traffic.publisher().change_for(outage()).await;
     traffic
         .until_ready("degraded", "database", "unavailable")
         .await;
-    sqlx::query("ROLLBACK")
-        .execute(&mut other)
-        .await
-        .expect("let go");
-    other.close().await.expect("closed");
+    locked.let_go().await;
     traffic.end("SQLite away").await;
+    gateway.stop().await;
+}
+
+/// NATS goes and returns while the database is away: what it delivers again is
+/// nobody's fault either.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_nats_and_database_away_nothing_becomes_a_dead_letter() {
+    let mut bus = Bus::start().await;
+    let (gateway, mut traffic) = start(&bus, None).await;
+    let locked = Locked::hold(&gateway).await;
+    traffic.publisher().change_for(outage() / 3).await;
+    for _ in 0..2 {
+        bus.server.stop();
+        traffic.publisher().change_for(outage() / 3).await;
+        bus.server.resume().await;
+        traffic.publisher().change_for(outage() / 6).await;
+    }
+    locked.let_go().await;
+    traffic.end("NATS and SQLite away").await;
     gateway.stop().await;
 }
 

@@ -57,6 +57,8 @@ async fn a_wiped_store_of_nats_costs_no_route() {
     bus.server.resume().await;
     // What happens from now on is in streams that were made anew.
     traffic.publisher().change_for(outage() / 4).await;
-    traffic.end("NATS's store wiped").await;
+    traffic
+        .end("NATS's store wiped (away for a quarter of that)")
+        .await;
     gateway.stop().await;
 }

@@ -344,6 +344,9 @@ impl Traffic {
             assert!(begun.elapsed() < settle_max(), "not ready in time");
             tokio::time::sleep(POLL).await;
         }
+        // A broken world is no event's fault.
+        let (_, letters) = get(self.admin, "/api/v1/dlq").await;
+        assert_eq!(letters["letters"], serde_json::json!([]));
         let mut sent = 0;
         for (name, load) in self.loads {
             let counts = load.stop().await;
