@@ -1,10 +1,13 @@
 //! The connections, and transactions on them.
 
 use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
 
 use sqlx::postgres::Postgres;
 use sqlx::sqlite::{Sqlite, SqliteSynchronous};
 use sqlx::{PgPool, SqlitePool};
+use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use crate::open::{self, OpenError};
 use crate::query;
@@ -13,6 +16,9 @@ use crate::url::DatabaseUrl;
 /// The advisory lock that makes writers wait for each other. It belongs to the
 /// database of the connection, so one number does for all services.
 const WRITER: i64 = 0x6564_6420_7772_6974;
+
+/// How long a writer waits for the others of its process.
+const TURN_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Which engine it is.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -30,7 +36,11 @@ pub struct Database(pub(crate) Pool);
 #[derive(Clone)]
 pub(crate) enum Pool {
     Postgres(PgPool),
-    Sqlite(SqlitePool),
+    Sqlite {
+        pool: SqlitePool,
+        /// Writers of this process queue here: SQLite itself makes them sleep and try again.
+        writer: Arc<Mutex<()>>,
+    },
 }
 
 /// A transaction that may write; dropped without [`Transaction::commit`] it has not happened.
@@ -38,7 +48,11 @@ pub struct Transaction(pub(crate) Inner);
 
 pub(crate) enum Inner {
     Postgres(sqlx::Transaction<'static, Postgres>),
-    Sqlite(sqlx::Transaction<'static, Sqlite>),
+    Sqlite {
+        transaction: sqlx::Transaction<'static, Sqlite>,
+        /// Given back after it has ended.
+        _turn: Option<OwnedMutexGuard<()>>,
+    },
 }
 
 impl Database {
@@ -72,7 +86,10 @@ impl Database {
             DatabaseUrl::Postgres(options) => {
                 Pool::Postgres(open::postgres(options, url.to_string()).await?)
             }
-            DatabaseUrl::Sqlite(path) => Pool::Sqlite(open::sqlite(path, synchronous).await?),
+            DatabaseUrl::Sqlite(path) => Pool::Sqlite {
+                pool: open::sqlite(path, synchronous).await?,
+                writer: Arc::default(),
+            },
         }))
     }
 
@@ -80,7 +97,7 @@ impl Database {
     pub fn engine(&self) -> Engine {
         match &self.0 {
             Pool::Postgres(_) => Engine::Postgres,
-            Pool::Sqlite(_) => Engine::Sqlite,
+            Pool::Sqlite { .. } => Engine::Sqlite,
         }
     }
 
@@ -104,7 +121,14 @@ impl Database {
                     .await?;
                 Inner::Postgres(transaction)
             }
-            Pool::Sqlite(pool) => Inner::Sqlite(pool.begin_with("BEGIN IMMEDIATE").await?),
+            Pool::Sqlite { pool, writer } => {
+                let turn = tokio::time::timeout(TURN_TIMEOUT, Arc::clone(writer).lock_owned());
+                let turn = turn.await.map_err(|_| sqlx::Error::PoolTimedOut)?;
+                Inner::Sqlite {
+                    transaction: pool.begin_with("BEGIN IMMEDIATE").await?,
+                    _turn: Some(turn),
+                }
+            }
         }))
     }
 
@@ -118,7 +142,10 @@ impl Database {
                 pool.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
                     .await?,
             ),
-            Pool::Sqlite(pool) => Inner::Sqlite(pool.begin().await?),
+            Pool::Sqlite { pool, .. } => Inner::Sqlite {
+                transaction: pool.begin().await?,
+                _turn: None,
+            },
         }))
     }
 
@@ -138,7 +165,7 @@ impl Database {
     pub async fn forget_log(&self) -> sqlx::Result<()> {
         match &self.0 {
             Pool::Postgres(_) => Ok(()),
-            Pool::Sqlite(_) => query("PRAGMA wal_checkpoint(TRUNCATE)")
+            Pool::Sqlite { .. } => query("PRAGMA wal_checkpoint(TRUNCATE)")
                 .run(self)
                 .await
                 .map(drop),
@@ -149,7 +176,7 @@ impl Database {
     pub async fn close(&self) {
         match &self.0 {
             Pool::Postgres(pool) => pool.close().await,
-            Pool::Sqlite(pool) => pool.close().await,
+            Pool::Sqlite { pool, .. } => pool.close().await,
         }
     }
 }
@@ -162,7 +189,7 @@ impl Transaction {
     pub async fn commit(self) -> sqlx::Result<()> {
         match self.0 {
             Inner::Postgres(transaction) => transaction.commit().await,
-            Inner::Sqlite(transaction) => transaction.commit().await,
+            Inner::Sqlite { transaction, .. } => transaction.commit().await,
         }
     }
 
@@ -170,7 +197,7 @@ impl Transaction {
     pub fn engine(&self) -> Engine {
         match &self.0 {
             Inner::Postgres(_) => Engine::Postgres,
-            Inner::Sqlite(_) => Engine::Sqlite,
+            Inner::Sqlite { .. } => Engine::Sqlite,
         }
     }
 }

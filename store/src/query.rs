@@ -248,7 +248,7 @@ impl<'c> From<&'c Database> for Executor<'c> {
     fn from(database: &'c Database) -> Self {
         Self(match &database.0 {
             Pool::Postgres(pool) => On::PostgresPool(pool),
-            Pool::Sqlite(pool) => On::SqlitePool(pool),
+            Pool::Sqlite { pool, .. } => On::SqlitePool(pool),
         })
     }
 }
@@ -257,7 +257,7 @@ impl<'c> From<&'c mut Transaction> for Executor<'c> {
     fn from(transaction: &'c mut Transaction) -> Self {
         Self(match &mut transaction.0 {
             Inner::Postgres(transaction) => On::Postgres(transaction),
-            Inner::Sqlite(transaction) => On::Sqlite(transaction),
+            Inner::Sqlite { transaction, .. } => On::Sqlite(transaction),
         })
     }
 }

@@ -41,7 +41,7 @@ impl Database {
                 own.close().await;
                 migrated
             }
-            Pool::Sqlite(pool) => migrator(schema.sqlite).run(pool).await,
+            Pool::Sqlite { pool, .. } => migrator(schema.sqlite).run(pool).await,
         }
     }
 }

@@ -63,6 +63,11 @@ impl TableWriter {
         self.changed
     }
 
+    /// Has the next table published although nothing differs: its revision does.
+    pub fn advance(&mut self) {
+        self.changed = true;
+    }
+
     /// Hands out the new table with the next revision, at least `revision_min`; none if nothing changed.
     pub fn publish(&mut self, revision_min: u64) -> Option<Published> {
         if !self.changed {

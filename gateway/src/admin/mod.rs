@@ -3,6 +3,7 @@
 //! runtime.
 
 mod dlq;
+mod history;
 mod table;
 
 use std::net::{IpAddr, Ipv4Addr};
@@ -23,8 +24,10 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::control::store::SqlStore;
 use crate::control::{DatabaseStatus, Face, NatsStatus, Status};
 use crate::shared::Shared;
+use history::At;
 
 /// Longest wait of `/api/v1/wait`.
 const WAIT_MAX: Duration = Duration::from_secs(60);
@@ -39,6 +42,7 @@ struct Admin {
     status: watch::Receiver<Status>,
     revision: watch::Receiver<u64>,
     letters: watch::Receiver<Option<Letters>>,
+    history: watch::Receiver<Option<SqlStore>>,
 }
 
 /// All routes of the admin endpoint.
@@ -48,6 +52,7 @@ pub fn router(shared: Arc<Shared>, control: &Face, registry: Arc<Registry>) -> R
         status: control.status(),
         revision: control.revision(),
         letters: control.letters(),
+        history: control.history(),
     };
     Router::new()
         .route("/readyz", get(ready))
@@ -57,6 +62,7 @@ pub fn router(shared: Arc<Shared>, control: &Face, registry: Arc<Registry>) -> R
         .route("/api/v1/dlq/{letter}", get(dlq::show).delete(dlq::discard))
         .route("/api/v1/dlq/{letter}/replay", post(dlq::replay))
         .route("/api/v1/explain", get(explain))
+        .route("/api/v1/log", get(history::log))
         .route("/api/v1/wait", get(wait))
         .with_state(admin)
         .merge(edd_daemon::admin::router(registry))
@@ -114,6 +120,9 @@ struct Question {
     tcp: Option<String>,
     /// As whose request a URL is judged.
     client: Option<IpAddr>,
+    /// Which table is asked.
+    #[serde(flatten)]
+    at: At,
 }
 
 async fn explain(
@@ -121,7 +130,9 @@ async fn explain(
     question: Result<Query<Question>, axum::extract::rejection::QueryRejection>,
 ) -> Result<Response, Refused> {
     let Query(question) = question.map_err(|error| bad(error.body_text()))?;
-    let table = admin.shared.table();
+    let then = history::table(&admin, &question.at).await?;
+    let is_now = then.is_none();
+    let table = then.map_or_else(|| admin.shared.table(), Arc::new);
     let client = question.client.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
     let answer = match (question.url, question.ssh, question.tcp) {
         (Some(url), None, None) => {
@@ -135,7 +146,7 @@ async fn explain(
             let spec = route.and_then(|label| {
                 specs.find(|spec| label.strip_prefix(&*spec.host) == Some(&*spec.path))
             });
-            if let Some(spec) = spec.filter(|_| !answer.targets.is_empty()) {
+            if let Some(spec) = spec.filter(|_| is_now && !answer.targets.is_empty()) {
                 answer.targets = table::targets(&admin.shared.fleet, spec);
             }
             answer
@@ -152,9 +163,16 @@ async fn explain(
     Ok(Json(answer).into_response())
 }
 
+/// What is waited for: all that is given.
 #[derive(Deserialize)]
 struct Wait {
-    revision: u64,
+    revision: Option<u64>,
+    /// A container that runs,
+    container: Option<String>,
+    /// at this address,
+    address: Option<IpAddr>,
+    /// with rules for these ports, comma-separated.
+    ports: Option<String>,
     timeout: Option<String>,
 }
 
@@ -172,7 +190,31 @@ async fn wait(
         Some(text) => parse_duration(text).map_err(|error| bad(format!("timeout: {error}")))?,
         None => WAIT_DEFAULT,
     };
-    let reached = admin.revision.wait_for(|now| *now >= wait.revision);
+    if wait.revision.is_none() && wait.container.is_none() {
+        return Err(bad("one of revision and container is needed".into()));
+    }
+    let ports = wait.ports.as_deref().unwrap_or_default().split(',');
+    let ports: Vec<u16> = ports
+        .filter(|port| !port.is_empty())
+        .map(|port| port.parse().map_err(|_| bad(format!("ports: {port:?}"))))
+        .collect::<Result<_, _>>()?;
+    let shared = Arc::clone(&admin.shared);
+    let routable = || {
+        let Some(id) = &wait.container else {
+            return true;
+        };
+        let table = shared.table();
+        let Some(container) = table.container(id) else {
+            return false;
+        };
+        let run = container.running.as_ref();
+        run.is_some_and(|run| wait.address.is_none_or(|address| run.address == address))
+            && ports.iter().all(|port| container.rule(*port).is_some())
+    };
+    // The table is in force before its revision is told.
+    let reached = admin
+        .revision
+        .wait_for(|now| wait.revision.is_none_or(|wanted| *now >= wanted) && routable());
     let reached = tokio::time::timeout(timeout.min(WAIT_MAX), reached).await;
     let code = match reached {
         Ok(Ok(_)) => StatusCode::OK,
@@ -182,16 +224,24 @@ async fn wait(
     Ok((code, Json(Revision { revision })).into_response())
 }
 
-/// 400, in the form of all APIs of the cloud.
-struct Refused(String);
+/// An error, in the form of all APIs of the cloud.
+struct Refused {
+    status: StatusCode,
+    code: &'static str,
+    message: String,
+}
 
 fn bad(message: String) -> Refused {
-    Refused(message)
+    Refused {
+        status: StatusCode::BAD_REQUEST,
+        code: "bad_request",
+        message,
+    }
 }
 
 impl IntoResponse for Refused {
     fn into_response(self) -> Response {
-        let body = json!({"error": {"code": "bad_request", "message": self.0}});
-        (StatusCode::BAD_REQUEST, Json(body)).into_response()
+        let body = json!({"error": {"code": self.code, "message": self.message}});
+        (self.status, Json(body)).into_response()
     }
 }

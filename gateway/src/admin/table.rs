@@ -1,14 +1,16 @@
 //! The live table as JSON.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
-use axum::extract::State;
+use axum::extract::{Query, State};
 use edd_route::explain::TargetState;
 use edd_route::{ContainerSpec, KeySpec, ProxyHeader, StaticRouteSpec};
 use serde::Serialize;
 
-use super::Admin;
+use super::history::{self, At};
+use super::{Admin, Refused};
 use crate::upstream::Fleet;
 
 /// `/api/v1/routes`.
@@ -87,9 +89,18 @@ struct Rule {
     origin: String,
 }
 
-pub(super) async fn routes(State(admin): State<Admin>) -> Json<Routes> {
+pub(super) async fn routes(
+    State(admin): State<Admin>,
+    Query(at): Query<At>,
+) -> Result<Json<Routes>, Refused> {
+    if let Some(then) = history::table(&admin, &at).await? {
+        return Ok(Json(Routes {
+            revision: then.revision,
+            routes: then.static_specs().map(route).collect(),
+        }));
+    }
     let table = admin.shared.table();
-    Json(Routes {
+    Ok(Json(Routes {
         revision: table.revision,
         routes: table
             .static_specs()
@@ -98,21 +109,25 @@ pub(super) async fn routes(State(admin): State<Admin>) -> Json<Routes> {
                 ..route(spec)
             })
             .collect(),
-    })
+    }))
 }
 
-pub(super) async fn containers(State(admin): State<Admin>) -> Json<Containers> {
-    let table = admin.shared.table();
+pub(super) async fn containers(
+    State(admin): State<Admin>,
+    Query(at): Query<At>,
+) -> Result<Json<Containers>, Refused> {
+    let then = history::table(&admin, &at).await?;
+    let table = then.map_or_else(|| admin.shared.table(), Arc::new);
     let mut specs: Vec<_> = table.containers().map(|found| found.to_spec()).collect();
     specs.sort_by(|a, b| a.id.cmp(&b.id));
     let containers = specs.into_iter().map(|spec| {
         let keys = table.keys(spec.owner).iter().map(|key| &key.spec);
         container(keys, &table.settings.container_suffix, spec)
     });
-    Json(Containers {
+    Ok(Json(Containers {
         revision: table.revision,
         containers: containers.collect(),
-    })
+    }))
 }
 
 fn route(spec: &StaticRouteSpec) -> Route {

@@ -19,6 +19,9 @@ pub(super) struct ExplainArgs {
     /// Ask this file instead of the running gateway
     #[arg(long, value_name = "FILE")]
     routes: Option<PathBuf>,
+    /// Ask the table as it was: a revision, a time or a while ago (10m)
+    #[arg(long, value_name = "WHEN", conflicts_with = "routes")]
+    at: Option<String>,
     /// Containers are <id>.compute.<platform-domain> (with --routes)
     #[arg(
         long,
@@ -63,7 +66,11 @@ pub(super) fn run(args: &ExplainArgs) -> Result<(), Exit> {
                 Question::Tcp(port) => ("tcp", port.to_string()),
                 Question::Url(url) => ("url", url.to_owned()),
             };
-            let path = format!("/api/v1/explain?{key}={}", client::encode(&value));
+            let mut path = format!("/api/v1/explain?{key}={}", client::encode(&value));
+            if let Some(at) = &args.at {
+                path.push_str("&at=");
+                path.push_str(&client::encode(at));
+            }
             let body = client::get(&args.admin_addr, &path)?;
             serde_json::from_slice(&body).map_err(|error| Exit::Failure(error.into()))?
         }

@@ -5,6 +5,7 @@ mod client;
 mod dlq;
 mod explain;
 mod serve;
+mod table;
 
 use clap::{Parser, Subcommand};
 use edd_daemon::cli::Exit;
@@ -30,8 +31,14 @@ enum Command {
     Check(check::CheckArgs),
     /// List, show, replay or drop the events that nobody could use
     Dlq(dlq::DlqArgs),
+    /// List the containers in force, or as they were
+    Containers(table::TableArgs),
     /// Say where a request, a login or a raw connection goes, and why
     Explain(explain::ExplainArgs),
+    /// Say what happened to a container or host: when, by which event, from whom
+    Log(table::LogArgs),
+    /// List the static routes in force, or as they were
+    Routes(table::TableArgs),
     /// Run the daemon (default)
     Serve(Box<ServeArgs>),
 }
@@ -42,7 +49,10 @@ impl Cli {
         match self.command {
             Some(Command::Check(args)) => check::run(&args),
             Some(Command::Dlq(args)) => dlq::run(&args),
+            Some(Command::Containers(args)) => table::containers(&args),
             Some(Command::Explain(args)) => explain::run(&args),
+            Some(Command::Log(args)) => table::log(&args),
+            Some(Command::Routes(args)) => table::routes(&args),
             Some(Command::Serve(args)) => serve::run(*args),
             None => serve::run(self.serve),
         }

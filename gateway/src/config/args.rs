@@ -59,6 +59,22 @@ pub struct ServeArgs {
     /// Public keys that events must be signed with: a folder with SOURCE.pem files, or one file
     #[arg(long, env = "EDD_GATEWAY_EVENT_KEYS", value_name = "PATH")]
     pub event_keys: Option<PathBuf>,
+    /// Days that changes are kept for `log` and `--at`; 0: only what is in force
+    #[arg(
+        long,
+        env = "EDD_GATEWAY_HISTORY_DAYS",
+        default_value = "30",
+        value_name = "DAYS"
+    )]
+    pub history_days: String,
+    /// Changes that are kept at most
+    #[arg(
+        long,
+        env = "EDD_GATEWAY_HISTORY_ROWS",
+        default_value = "1000000",
+        value_name = "N"
+    )]
+    pub history_rows: String,
     /// Listener behind public port 80
     #[arg(
         long,

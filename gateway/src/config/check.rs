@@ -1,6 +1,7 @@
 //! Text in, checked values or every mistake out.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use edd_daemon::cli::{Invalid, Problems, parse_addr, parse_duration};
 use edd_daemon::telemetry::{LogFormat, parse_filter};
@@ -12,7 +13,7 @@ use super::files::{self, Caps};
 use super::parse::{
     parse_domain, parse_ip, parse_net, parse_number, parse_port, parse_proxy_protocol, parse_server,
 };
-use super::{Config, NatsConfig, Ports, ProxyProtocol, ServeArgs, Timeouts};
+use super::{Config, History, NatsConfig, Ports, ProxyProtocol, ServeArgs, Timeouts};
 use crate::listener::RequestRate;
 
 impl ServeArgs {
@@ -47,6 +48,10 @@ impl ServeArgs {
         let public_https_port = p.check("--public-https-port", parse_port(&self.public_https_port));
         let public_ssh_port = p.check("--public-ssh-port", parse_port(&self.public_ssh_port));
         let database_url = p.check("--database-url", self.database_url.parse::<DatabaseUrl>());
+        let days = parse_number(&self.history_days, 0, HISTORY_DAYS_MAX);
+        let history_days = p.check("--history-days", days);
+        let rows = parse_number(&self.history_rows, 0, HISTORY_ROWS_MAX);
+        let history_rows = p.check("--history-rows", rows);
         let replicas = p.check("--nats-replicas", parse_number(&self.nats_replicas, 1, 5));
         let nats_url = self.nats_url.filter(|url| !url.is_empty());
         if let Some(url) = &nats_url {
@@ -141,6 +146,8 @@ impl ServeArgs {
             Some(public_https_port),
             Some(public_ssh_port),
             Some(database_url),
+            Some(history_days),
+            Some(history_rows),
             Some(replicas),
             Some(platform_domain),
             Some(container_ssh_port),
@@ -162,6 +169,8 @@ impl ServeArgs {
             public_https_port,
             public_ssh_port,
             database_url,
+            history_days,
+            history_rows,
             replicas,
             platform_domain,
             container_ssh_port,
@@ -197,6 +206,10 @@ impl ServeArgs {
             routes: self.routes,
             certs_dir: self.certs_dir,
             database_url,
+            history: History {
+                kept: DAY * u32::try_from(history_days).unwrap_or(u32::MAX),
+                rows_max: u64::try_from(history_rows).unwrap_or(u64::MAX),
+            },
             nats: (!nats.url.is_empty()).then(|| NatsConfig {
                 options: nats,
                 replicas,
@@ -241,6 +254,11 @@ fn request_rate(per_second: usize, burst: usize) -> Option<RequestRate> {
         burst: burst.unwrap_or(per_second),
     })
 }
+
+/// Ten years; and what no disk is made for.
+const HISTORY_DAYS_MAX: usize = 3650;
+const HISTORY_ROWS_MAX: usize = 100_000_000;
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// A million requests per second and address is no limit.
 const RATE_MAX: usize = 1_000_000;

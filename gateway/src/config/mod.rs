@@ -31,6 +31,8 @@ pub struct Config {
     pub certs_dir: PathBuf,
     /// The gateway's own database.
     pub database_url: DatabaseUrl,
+    /// How much of the past is kept in it.
+    pub history: History,
     /// The event bus, if any.
     pub nats: Option<NatsConfig>,
     /// Listener behind public port 80.
@@ -106,6 +108,15 @@ pub enum ProxyProtocol {
     Optional,
     /// All do, or are refused.
     Required,
+}
+
+/// How much of the past is kept in the database.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct History {
+    /// Changes younger than this,
+    pub kept: Duration,
+    /// but never more than so many.
+    pub rows_max: u64,
 }
 
 /// How to reach NATS.

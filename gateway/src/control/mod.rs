@@ -11,6 +11,7 @@
 
 pub mod boot;
 pub mod follow;
+pub mod history;
 pub mod last_good;
 pub mod plan;
 pub mod reconcile;
@@ -36,9 +37,10 @@ pub use boot::{Boot, BootError};
 use reconcile::{AddressPolicy, Checks};
 use sources::database::{Database, RelayParts};
 use sources::events::Events;
-use sources::watch as routes_watch;
+use sources::{replicas, watch as routes_watch};
 use status::StatusBoard;
 pub use status::{DatabaseStatus, NatsStatus, Status};
+use store::SqlStore;
 use writer::Writer;
 
 use crate::listener::interfaces;
@@ -62,6 +64,8 @@ pub struct Face {
     board: StatusBoard,
     revision: watch::Sender<u64>,
     letters: watch::Sender<Option<Letters>>,
+    /// Who is asked about the past; none while no database is open.
+    history: watch::Sender<Option<SqlStore>>,
 }
 
 impl Face {
@@ -71,6 +75,7 @@ impl Face {
             board: StatusBoard::new(shared.config.nats.is_some()),
             revision: watch::Sender::new(shared.table().revision),
             letters: watch::Sender::new(None),
+            history: watch::Sender::new(None),
         }
     }
 
@@ -87,6 +92,11 @@ impl Face {
     /// Follows the revision in force.
     pub fn revision(&self) -> watch::Receiver<u64> {
         self.revision.subscribe()
+    }
+
+    /// Who is asked about the past.
+    pub fn history(&self) -> watch::Receiver<Option<SqlStore>> {
+        self.history.subscribe()
     }
 
     /// Follows the last good table, which a successor writes, until `shutdown`.
@@ -130,11 +140,13 @@ pub struct Inputs {
 pub async fn start(inputs: Inputs) -> anyhow::Result<Control> {
     let Inputs {
         shared,
-        face: Face {
-            board,
-            revision,
-            letters,
-        },
+        face:
+            Face {
+                board,
+                revision,
+                letters,
+                history,
+            },
         boot,
         ssh_public_key,
         events_metrics,
@@ -186,6 +198,17 @@ pub async fn start(inputs: Inputs) -> anyhow::Result<Control> {
         reload_asked,
         shutdown(),
     ));
+    if config.database_url.path().is_none() {
+        let js = client
+            .as_ref()
+            .map(|(client, _)| jetstream::new(client.clone()));
+        control.tasks.spawn(replicas::run(
+            Arc::clone(&shared),
+            js,
+            commands.clone(),
+            shutdown(),
+        ));
+    }
     let (opened, sessions) = watch::channel(None);
     let relay = client.as_ref().map(|(client, nats)| RelayParts {
         js: jetstream::new(client.clone()),
@@ -198,6 +221,7 @@ pub async fn start(inputs: Inputs) -> anyhow::Result<Control> {
         relay,
         writer: commands.clone(),
         opened,
+        history,
     };
     control
         .last_tasks

@@ -29,6 +29,7 @@ use crate::{
     auth::Auth,
     config::Config,
     events::{gateway::Confirmations, users::Users},
+    gateways::Gateways,
     lifecycle::Lifecycle,
     runtime::{
         gateway_key::{GatewayKey, Source},
@@ -129,6 +130,7 @@ impl App {
 
         let api = Arc::new(Api {
             auth: Auth::new(bus, config.auth_url),
+            gateways: Gateways::new(config.gateways),
             containers_per_user: config.containers_per_user,
             keys_per_user: config.keys_per_user,
             lifecycle: lifecycle.clone(),

@@ -6,23 +6,20 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    fmt,
-    net::SocketAddr,
     sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
-use axum::http::{StatusCode, Uri, header, uri::Scheme};
+use axum::http::StatusCode;
 use edd_events::{
     bus::{AnyBus, Bus as _},
     request::validate_token,
 };
-use http_body_util::{BodyExt as _, Empty, Limited};
-use hyper::{Request, body::Bytes, client::conn::http1};
-use hyper_util::rt::TokioIo;
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
-use tokio::{net::TcpStream, task::AbortHandle, time::timeout};
+use tokio::time::timeout;
+
+use crate::http::{PlainUrl, get};
 
 /// How long an answer may be used while NATS does not answer.
 pub const CACHE_AGE: Duration = Duration::from_secs(60);
@@ -30,8 +27,6 @@ pub const CACHE_AGE: Duration = Duration::from_secs(60);
 const CACHE_LEN_MAX: usize = 10_000;
 /// How long auth may take over HTTP, connecting included.
 const HTTP_TIMEOUT: Duration = Duration::from_secs(3);
-/// Largest answer over HTTP, in bytes.
-const ANSWER_LEN_MAX: usize = 16 * 1024;
 
 /// A user who proved to be one.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -47,54 +42,18 @@ pub struct User {
 #[error("auth does not answer")]
 pub struct NoAnswer;
 
-/// The checked `--auth-url`: `http://HOST:PORT`, without a path.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct AuthUrl {
-    authority: String,
-    host: String,
-    port: u16,
-}
-
-impl AuthUrl {
-    /// Checks the URL.
-    pub fn parse(text: &str) -> Result<Self, String> {
-        let error = || format!("{text:?} is not a URL such as http://127.0.0.1:9101");
-        let uri: Uri = text.parse().map_err(|_| error())?;
-        let authority = uri.authority().ok_or_else(error)?;
-        let plain = uri.scheme() == Some(&Scheme::HTTP)
-            && matches!(uri.path(), "" | "/")
-            && uri.query().is_none()
-            && !authority.as_str().contains('@')
-            && !authority.host().is_empty();
-        if !plain {
-            return Err(error());
-        }
-        Ok(Self {
-            authority: authority.as_str().to_owned(),
-            host: authority.host().trim_matches(['[', ']']).to_owned(),
-            port: authority.port_u16().unwrap_or(80),
-        })
-    }
-}
-
-impl fmt::Display for AuthUrl {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "http://{}", self.authority)
-    }
-}
-
 /// Asks auth.
 #[derive(Debug)]
 pub struct Auth {
     bus: Option<AnyBus>,
-    url: Option<AuthUrl>,
+    url: Option<PlainUrl>,
     /// Held for moments only.
     cache: Mutex<Cache>,
 }
 
 impl Auth {
     /// Asks over `bus`, and over HTTP at `url` when that does not answer.
-    pub fn new(bus: Option<AnyBus>, url: Option<AuthUrl>) -> Self {
+    pub fn new(bus: Option<AnyBus>, url: Option<PlainUrl>) -> Self {
         Self {
             bus,
             url,
@@ -199,37 +158,15 @@ struct Session {
     username: String,
 }
 
-/// One request on a connection of its own: this is the way around a failure,
-/// not the usual one.
-async fn ask(url: &AuthUrl, token: &str) -> anyhow::Result<Option<User>> {
-    let addresses: Vec<SocketAddr> = tokio::net::lookup_host((url.host.as_str(), url.port))
-        .await?
-        .collect();
-    let stream = TcpStream::connect(addresses.as_slice()).await?;
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-    // Ends with the exchange, also when that is given up.
-    let _connection = AbortOnDrop(
-        tokio::spawn(async move {
-            let _ = connection.await;
-        })
-        .abort_handle(),
-    );
-    let request = Request::get("/api/session")
-        .header(header::HOST, &url.authority)
-        .header(header::AUTHORIZATION, format!("Bearer {token}"))
-        .header(header::CONNECTION, "close")
-        .body(Empty::<Bytes>::new())?;
-    let response = sender.send_request(request).await?;
-    match response.status() {
+/// One request, on the way around a failure, not the usual one.
+async fn ask(url: &PlainUrl, token: &str) -> anyhow::Result<Option<User>> {
+    let addresses = url.addresses().await?;
+    let (status, body) = get(url, &addresses, "/api/session", Some(token)).await?;
+    match status {
         StatusCode::OK => {}
         StatusCode::UNAUTHORIZED => return Ok(None),
         status => anyhow::bail!("unexpected answer {status}"),
     }
-    let body = Limited::new(response.into_body(), ANSWER_LEN_MAX)
-        .collect()
-        .await
-        .map_err(|error| anyhow::anyhow!("bad answer: {error}"))?
-        .to_bytes();
     let session: Session = serde_json::from_slice(&body)?;
     anyhow::ensure!(
         session.user_id >= 1,
@@ -242,14 +179,6 @@ async fn ask(url: &AuthUrl, token: &str) -> anyhow::Result<Option<User>> {
     }))
 }
 
-struct AbortOnDrop(AbortHandle);
-
-impl Drop for AbortOnDrop {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -258,24 +187,6 @@ mod tests {
         User {
             id,
             username: format!("user{id}"),
-        }
-    }
-
-    #[test]
-    fn urls_are_plain_http_without_path() {
-        let url = AuthUrl::parse("http://[::1]:9101").unwrap();
-        assert_eq!((url.host.as_str(), url.port), ("::1", 9101));
-        assert_eq!(AuthUrl::parse("http://auth/").unwrap().port, 80);
-        for bad in [
-            "",
-            "auth:80",
-            "https://auth",
-            "http://",
-            "http://a/b",
-            "http://a/?b",
-            "http://u:p@a",
-        ] {
-            assert!(AuthUrl::parse(bad).is_err(), "{bad}");
         }
     }
 
@@ -322,7 +233,7 @@ mod tests {
             .local_addr()
             .unwrap()
             .port();
-        let url = AuthUrl::parse(&format!("http://127.0.0.1:{port}")).unwrap();
+        let url = PlainUrl::parse(&format!("http://127.0.0.1:{port}")).unwrap();
         assert_eq!(
             Auth::new(None, Some(url)).user("token").await,
             Err(NoAnswer)

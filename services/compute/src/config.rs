@@ -20,7 +20,7 @@ use edd_events::{
 use edd_service::bus::{BusArguments, EventBus, check_file, parse_number};
 use edd_store::DatabaseUrl;
 
-use crate::{auth::AuthUrl, runtime::guest::GuestArguments};
+use crate::{http::PlainUrl, runtime::guest::GuestArguments};
 
 /// Containers, SSH keys and ingress requests.
 #[derive(Debug, Parser)]
@@ -86,6 +86,16 @@ struct ServeArguments {
         default_value = "http://127.0.0.1:9101"
     )]
     auth_url: String,
+
+    /// Admin endpoints of all gateways, comma-separated: asked by ?wait=routable. A name may stand
+    /// for several.
+    #[arg(
+        long,
+        env = "EDD_COMPUTE_GATEWAYS",
+        value_name = "URL,..",
+        value_delimiter = ','
+    )]
+    gateways: Vec<String>,
 
     /// Where containers run: local, docker or kubernetes.
     #[arg(long, env = "EDD_COMPUTE_RUNTIME", default_value = "local")]
@@ -168,7 +178,9 @@ pub struct Config {
     /// Knows who signs events.
     pub verifier: Option<Arc<Verifier>>,
     /// Where auth answers over HTTP.
-    pub auth_url: Option<AuthUrl>,
+    pub auth_url: Option<PlainUrl>,
+    /// Admin endpoints of the gateways; empty: they are not known.
+    pub gateways: Vec<PlainUrl>,
     /// Where the local runtime keeps its files; absolute.
     pub state_dir: PathBuf,
     /// Without leading or trailing dot, lower case.
@@ -215,7 +227,13 @@ impl Config {
             "--sshd-session",
             arguments.sshd_session.as_ref(),
         );
-        let auth_url = problems.check("--auth-url", AuthUrl::parse(&arguments.auth_url));
+        let auth_url = problems.check("--auth-url", PlainUrl::parse(&arguments.auth_url));
+        let gateways = arguments
+            .gateways
+            .iter()
+            .filter(|url| !url.trim().is_empty());
+        let gateways: Result<Vec<_>, _> = gateways.map(|url| PlainUrl::parse(url.trim())).collect();
+        let gateways = problems.check("--gateways", gateways);
         problems.check("--runtime", check_runtime(&arguments.runtime));
         let state_dir = problems.check("--state-dir", check_state_dir(&arguments.state_dir));
         let platform_domain = problems.check(
@@ -283,6 +301,7 @@ impl Config {
             signer: bus.signer,
             verifier: bus.verifier,
             auth_url,
+            gateways: gateways.unwrap_or_default(),
             state_dir,
             platform_domain,
             public_ssh_port,

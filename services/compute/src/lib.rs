@@ -24,12 +24,14 @@
 pub mod app;
 pub mod auth;
 pub mod config;
+pub mod http;
 pub mod input;
 pub mod runtime;
 pub mod store;
 
 mod api;
 mod events;
+mod gateways;
 mod lifecycle;
 
 use anyhow::Context as _;

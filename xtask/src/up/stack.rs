@@ -212,6 +212,7 @@ fn start_compute(plan: &Plan, binaries: &Binaries, tools: &Tools) -> Result<Daem
         ("--database-url", plan.database_url("compute")),
         ("--nats-url", plan.nats_url()),
         ("--auth-url", format!("http://{}", loopback(ports.auth))),
+        ("--gateways", format!("http://{}", loopback(ports.admin))),
         ("--runtime", "local".to_owned()),
         ("--platform-domain", "localhost".to_owned()),
         ("--public-ssh-port", ports.ssh.to_string()),

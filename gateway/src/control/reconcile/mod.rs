@@ -14,6 +14,7 @@ pub mod address;
 pub mod change;
 pub mod check;
 pub mod entity;
+pub mod record;
 pub mod state;
 
 #[cfg(test)]
@@ -23,4 +24,5 @@ pub use address::AddressPolicy;
 pub use change::{Change, What};
 pub use check::Checks;
 pub use entity::{ContainerEntity, Created, Flag, KeyEntity, RuleEntity, Run, Stamp, UserEntity};
+pub use record::Record;
 pub use state::{Announcement, Effects, Outcome, State};

@@ -1,6 +1,6 @@
 //! Everything that the events said so far, and how one more changes it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use edd_route::{ContainerId, ContainerSpec, KeySpec, RouteTable, UserId};
@@ -313,6 +313,38 @@ impl State {
         self.containers.insert(id, Arc::new(container));
     }
 
+    /// Takes a container out, as if it had never been; its rules.
+    pub(super) fn forget_container(
+        &mut self,
+        id: &ContainerId,
+    ) -> Option<BTreeMap<u16, RuleEntity>> {
+        let container = self.containers.remove(id)?;
+        if let Some(created) = &container.created {
+            remove_from(&mut self.containers_of, created.owner, id);
+        }
+        Some(container.rules.clone())
+    }
+
+    /// Takes a key out, as if it had never been; whose it was.
+    pub(super) fn forget_key(&mut self, id: i64) -> Option<UserId> {
+        let key = self.keys.remove(&id)?;
+        remove_from(&mut self.keys_of, key.user, &id);
+        Some(key.user)
+    }
+
+    /// Puts back a rule as it was stored, or takes it out.
+    pub(super) fn restore_rule(&mut self, id: &ContainerId, port: u16, rule: Option<RuleEntity>) {
+        // The last of a container that is gone comes after it.
+        if self.dead_containers.contains_key(id) {
+            return;
+        }
+        let container = Arc::make_mut(self.containers.entry(id.clone()).or_default());
+        match rule {
+            Some(rule) => container.rules.insert(port, rule),
+            None => container.rules.remove(&port),
+        };
+    }
+
     /// Puts back a key as it was stored.
     pub fn restore_key(&mut self, id: i64, key: KeyEntity) {
         self.keys_of.entry(key.user).or_default().insert(id);
@@ -336,6 +368,7 @@ impl State {
 
     /// Puts back the tombstone of a user.
     pub fn restore_dead_user(&mut self, id: UserId, at_ms: u64) {
+        self.users.remove(&id);
         self.dead_users.insert(id, at_ms);
     }
 

@@ -3,7 +3,7 @@
 //! Rows are kept one by one, from the effects alone, as the real store writes them: an
 //! effect that is missing is a row that is wrong after the next start.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,8 +11,11 @@ use edd_events::outbox::OutboxEntry;
 use edd_route::{ContainerId, StaticRouteSpec, UserId};
 
 use super::world::{Failure, World};
+use crate::config::History;
 use crate::control::reconcile::{ContainerEntity, KeyEntity, RuleEntity, State, UserEntity};
-use crate::control::store::{Commit, GatewayStore, StoreError, Stored};
+use crate::control::store::{
+    Ahead, Begun, Commit, Entry, GatewayStore, Past, StoreError, Stored, Then,
+};
 use crate::tls::TicketKey;
 
 /// What is in the database.
@@ -34,6 +37,8 @@ pub(super) struct Rows {
     born: bool,
     rebuilding: bool,
     pub(super) statics: Vec<StaticRouteSpec>,
+    /// Lines in the journal.
+    position: u64,
 }
 
 impl Rows {
@@ -116,8 +121,19 @@ impl Rows {
             );
             self.revision = revision;
         }
+        assert_eq!(commit.position, self.position, "written to another past");
+        self.position += commit.journal.len() as u64;
         self.born |= commit.birth;
         self.rebuilding = commit.rebuilding.unwrap_or(self.rebuilding);
+    }
+
+    /// There is one gateway: whoever has another position has another database.
+    fn ahead(&self, since: u64) -> Ahead {
+        Ahead {
+            position: self.position,
+            revision: self.revision,
+            entries: (since == self.position).then(Vec::new),
+        }
     }
 
     pub(super) fn load(&self) -> Stored {
@@ -148,6 +164,7 @@ impl Rows {
         Stored {
             state,
             born: self.born,
+            position: self.position,
             revision: self.revision,
             rebuilding: self.rebuilding,
             positions: self.positions.clone(),
@@ -196,18 +213,36 @@ impl GatewayStore for Opening {
         self.statement(|| self.world.lock().rows.load()).await
     }
 
-    async fn seen(&self, event_ids: &[&str]) -> Result<HashSet<String>, StoreError> {
-        let seen = || {
+    type Turn = ();
+
+    async fn begin(&self, since: u64, event_ids: &[&str]) -> Result<Begun<()>, StoreError> {
+        let begin = || {
             let inner = self.world.lock();
             let ids = event_ids
                 .iter()
                 .filter(|id| inner.rows.inbox.contains(**id));
-            ids.map(|id| (*id).to_owned()).collect()
+            Begun {
+                turn: (),
+                ahead: inner.rows.ahead(since),
+                seen: ids.map(|id| (*id).to_owned()).collect(),
+            }
         };
-        self.statement(seen).await
+        self.statement(begin).await
     }
 
-    async fn commit(&self, commit: &Commit<'_>) -> Result<(), StoreError> {
+    async fn ahead(&self, since: u64) -> Result<Ahead, StoreError> {
+        self.statement(|| self.world.lock().rows.ahead(since)).await
+    }
+
+    async fn at(&self, _past: Past) -> Result<Option<Then>, StoreError> {
+        Ok(None)
+    }
+
+    async fn log(&self, _name: &str, _limit: u16) -> Result<Vec<Entry>, StoreError> {
+        Ok(Vec::new())
+    }
+
+    async fn commit(&self, (): (), commit: &Commit<'_>) -> Result<u64, StoreError> {
         super::model::in_force_is_committed(&self.world);
         let write = || {
             let mut inner = self.world.lock();
@@ -223,8 +258,10 @@ impl GatewayStore for Opening {
                 )
             });
             inner.rows.write(commit);
+            let position = inner.rows.position;
             inner.counts.commits += 1;
             inner.counts.announcements += commit.outbox.len() as u64;
+            position
         };
         self.statement(write).await
     }
@@ -242,7 +279,7 @@ impl GatewayStore for Opening {
         Ok(offered.to_vec())
     }
 
-    async fn prune(&self, _now_ms: u64) -> Result<(), StoreError> {
+    async fn prune(&self, _now_ms: u64, _history: History) -> Result<(), StoreError> {
         // Nothing here is eight days old.
         self.statement(|| ()).await
     }

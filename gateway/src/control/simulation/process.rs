@@ -25,7 +25,7 @@ use super::world::{Message, STREAMS, World};
 use crate::config::{Config, ServeArgs};
 use crate::control::reconcile::{Change, Stamp, State};
 use crate::control::status::{DatabaseStatus, NatsStatus, StatusBoard};
-use crate::control::store::GatewayStore as _;
+use crate::control::store::{self, GatewayStore as _};
 use crate::control::writer::{Command, Incoming, Session, Writer};
 use crate::drain::Drain;
 use crate::listener::{Doors, Gate, RequestGate};
@@ -434,6 +434,7 @@ fn incoming(stream: usize, sequence: u64, message: &Message) -> Incoming {
         event_id: message.event_id.clone(),
         stream: STREAMS[stream].to_owned(),
         sequence,
+        told: store::Cause::default(),
         cause: Cause {
             causation_id: Some(message.event_id.clone()),
             ..Cause::default()

@@ -17,6 +17,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::tickets;
+use crate::config::History;
+use crate::control::last_good::now_ms;
 use crate::control::reconcile::State;
 use crate::control::store::{GatewayStore as _, SqlStore, StoreError, Stored};
 use crate::control::writer::{Command, Session};
@@ -25,6 +27,9 @@ use crate::shared::Shared;
 /// First and longest pause between attempts.
 const RETRY_FIRST: Duration = Duration::from_millis(200);
 const RETRY_MAX: Duration = Duration::from_secs(5);
+
+/// How often old rows are removed.
+const PRUNE_INTERVAL: Duration = Duration::from_secs(3600);
 
 /// Shows in `--state-dir` that there was a database once.
 const MARKER: &str = "database-was-here";
@@ -66,6 +71,8 @@ pub struct Database {
     pub writer: mpsc::Sender<Command<SqlStore>>,
     /// Who consumes for it.
     pub opened: watch::Sender<Option<Opened>>,
+    /// Who asks it about the past.
+    pub history: watch::Sender<Option<SqlStore>>,
 }
 
 impl Database {
@@ -167,8 +174,28 @@ impl Database {
             failed.cancelled().await;
         };
         let keys = self.shared.certs.tickets();
-        tokio::join!(relayed, tickets::share(&store, keys, &failed));
+        self.history.send_replace(Some(store.clone()));
+        tokio::join!(
+            relayed,
+            tickets::share(&store, keys, &failed),
+            prune(&store, self.shared.config.history, &failed),
+        );
+        self.history.send_replace(None);
     }
+}
+
+/// Forgets what is old, now and every hour until `over`.
+async fn prune(store: &SqlStore, history: History, over: &CancellationToken) {
+    let pruning = async {
+        loop {
+            // Whoever writes next finds out what it means; what is left waits an hour.
+            if let Err(error) = store.prune(now_ms(), history).await {
+                tracing::warn!(error = chain(&error), "old rows are not removed");
+            }
+            tokio::time::sleep(PRUNE_INTERVAL).await;
+        }
+    };
+    over.run_until_cancelled(pruning).await;
 }
 
 /// Opens and reads the file; also tells whether it stands for one that is lost.

@@ -17,6 +17,7 @@ use edd_events::envelope::Cause;
 use edd_events::event::Delivery;
 use edd_events::signature::Verifier;
 use edd_events::stream::{AUTH, COMPUTE, ensure};
+use edd_events::subject::subject;
 use rand::RngExt as _;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
@@ -25,7 +26,7 @@ use tokio_util::task::TaskTracker;
 use super::database::Opened;
 use crate::control::reconcile::Checks;
 use crate::control::status::StatusBoard;
-use crate::control::store::SqlStore;
+use crate::control::store::{self, SqlStore};
 use crate::control::writer::{Command, Incoming};
 
 /// The name of our durable consumers.
@@ -319,6 +320,13 @@ impl EventHandler {
             event_id: event.event_id.clone(),
             stream: delivery.position.stream.clone(),
             sequence: delivery.position.sequence,
+            told: store::Cause {
+                subject: subject(event.kind, &event.entity),
+                stream: delivery.position.stream.clone(),
+                sequence: delivery.position.sequence,
+                event_id: event.event_id.clone(),
+                source: event.source.clone(),
+            },
             cause: Cause::of(event),
             change: self.checks.check(delivery),
         }

@@ -3,6 +3,7 @@
 pub mod database;
 pub mod events;
 pub mod nats;
+pub mod replicas;
 pub mod routes_file;
 mod tickets;
 pub mod watch;

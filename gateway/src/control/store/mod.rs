@@ -4,6 +4,8 @@
 //! [`Commit`], written whole or not at all. Reading is whole or not at all too:
 //! a broken row is an error, never a table without it.
 
+mod cells;
+pub mod journal;
 mod load;
 mod routes;
 mod sql;
@@ -17,8 +19,10 @@ use edd_events::outbox::OutboxEntry;
 use edd_route::StaticRouteSpec;
 
 use super::reconcile::{Effects, State};
+use crate::config::History;
 use crate::tls::TicketKey;
 
+pub use journal::{Ahead, Cause, Entry, Line, Past, Then};
 pub use sql::{Identity, SqlStore};
 
 /// Tombstones and handled event ids are kept for so long, in milliseconds: a
@@ -63,6 +67,8 @@ pub struct Stored {
     /// Whether it has had its first commit: before that it is no database yet,
     /// whatever tables it has.
     pub born: bool,
+    /// The number of the journal's last line.
+    pub position: u64,
     /// The last revision that was given to a table.
     pub revision: u64,
     /// Whether a rebuild by replay has begun and not ended.
@@ -76,6 +82,12 @@ pub struct Stored {
 pub struct Commit<'a> {
     /// The state after it, and what changed in it.
     pub changes: Option<(&'a State, &'a Effects)>,
+    /// What changed, for the journal.
+    pub journal: Vec<Line>,
+    /// The journal's position before it.
+    pub position: u64,
+    /// The revision before it.
+    pub revision_before: u64,
     /// The events it handles.
     pub event_ids: Vec<&'a str>,
     /// What is to be published.
@@ -99,20 +111,56 @@ pub struct Commit<'a> {
     pub now_ms: u64,
 }
 
+/// A transaction in which nobody else writes, begun.
+#[derive(Debug)]
+pub struct Begun<T> {
+    /// To be committed. Dropped, nothing has happened.
+    pub turn: T,
+    /// What others committed since.
+    pub ahead: Ahead,
+    /// Which of the events were handled before.
+    pub seen: HashSet<String>,
+}
+
 /// What the writer task needs of a database.
+///
+/// Several gateways may share one. Each takes turns: it begins one, catches up
+/// with what others committed before it, and commits its own.
 pub trait GatewayStore: Send + Sync + 'static {
     /// Reads everything, or fails.
     fn load(&self) -> impl Future<Output = Result<Stored, StoreError>> + Send;
 
-    /// Which of these events were handled before.
-    fn seen(
-        &self,
-        event_ids: &[&str],
-    ) -> impl Future<Output = Result<HashSet<String>, StoreError>> + Send;
+    /// A transaction in which nobody else writes.
+    type Turn: Send;
 
-    /// Writes a transaction, whole or not at all. After an error it is not
-    /// known which: load again.
-    fn commit(&self, commit: &Commit<'_>) -> impl Future<Output = Result<(), StoreError>> + Send;
+    /// Begins one; also tells what was committed since the position `since`, and
+    /// which of these events were handled before.
+    fn begin(
+        &self,
+        since: u64,
+        event_ids: &[&str],
+    ) -> impl Future<Output = Result<Begun<Self::Turn>, StoreError>> + Send;
+
+    /// Writes it, whole or not at all; the position after it. After an error it
+    /// is not known which: load again.
+    fn commit(
+        &self,
+        turn: Self::Turn,
+        commit: &Commit<'_>,
+    ) -> impl Future<Output = Result<u64, StoreError>> + Send;
+
+    /// What was committed since the position `since`.
+    fn ahead(&self, since: u64) -> impl Future<Output = Result<Ahead, StoreError>> + Send;
+
+    /// What was in force in the past; none when that is not known, or not any more.
+    fn at(&self, past: Past) -> impl Future<Output = Result<Option<Then>, StoreError>> + Send;
+
+    /// The newest `limit` changes of a container or host, oldest first.
+    fn log(
+        &self,
+        name: &str,
+        limit: u16,
+    ) -> impl Future<Output = Result<Vec<Entry>, StoreError>> + Send;
 
     /// Finds out whether it can be written.
     fn probe(&self) -> impl Future<Output = Result<(), StoreError>> + Send;
@@ -125,8 +173,13 @@ pub trait GatewayStore: Send + Sync + 'static {
         oldest: u64,
     ) -> impl Future<Output = Result<Vec<TicketKey>, StoreError>> + Send;
 
-    /// Forgets handled event ids and tombstones older than [`KEPT_MS`].
-    fn prune(&self, now_ms: u64) -> impl Future<Output = Result<(), StoreError>> + Send;
+    /// Forgets handled event ids and tombstones older than [`KEPT_MS`], and what
+    /// `history` does not keep of the journal.
+    fn prune(
+        &self,
+        now_ms: u64,
+        history: History,
+    ) -> impl Future<Output = Result<(), StoreError>> + Send;
 }
 
 /// A rule's id for others: derived, so that a rebuild gives the same.

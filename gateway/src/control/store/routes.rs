@@ -12,8 +12,8 @@ use edd_route::StaticRouteSpec;
 use edd_store::{Rows, Transaction, query};
 use serde_json::json;
 
-use super::{StoreError, route_id};
-use crate::control::writer::SOURCE;
+use super::{Line, StoreError, route_id};
+use crate::control::writer::announce::SOURCE;
 
 /// What others are told of a route.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -25,23 +25,24 @@ struct Told {
 type Routes = BTreeMap<(String, String), Told>;
 
 /// Replaces all of them and writes an event for each that appeared, vanished or
-/// leads elsewhere. `revision` orders the events: that of the table.
+/// leads elsewhere. `revision` orders the events: that of the table. Returns what
+/// differs in any way, for the journal.
 pub(super) async fn replace(
     tx: &mut Transaction,
     routes: &[StaticRouteSpec],
     revision: i64,
-) -> Result<(), StoreError> {
-    // Replicas that read the same file at once: one after the other.
-    query("UPDATE meta SET value = value WHERE key = 'revision'")
-        .run(&mut *tx)
-        .await?;
-    let rows: Vec<(String, String, String, bool)> =
-        query("SELECT host, path_prefix, target, strip_prefix FROM static_routes")
+) -> Result<Vec<Line>, StoreError> {
+    let rows: Vec<(String, String, String, bool, String)> =
+        query("SELECT host, path_prefix, target, strip_prefix, spec FROM static_routes")
             .all(&mut *tx)
             .await?;
+    let lines = differences(&rows, routes);
+    if lines.is_empty() {
+        return Ok(lines);
+    }
     let before: Routes = rows
         .into_iter()
-        .map(|(host, path, target, strip_prefix)| {
+        .map(|(host, path, target, strip_prefix, _)| {
             let told = Told {
                 target,
                 strip_prefix,
@@ -61,7 +62,27 @@ pub(super) async fn replace(
         .collect();
     store(tx, routes).await?;
     outbox::insert_all(tx, &changes(&before, &after, revision)).await?;
-    Ok(())
+    Ok(lines)
+}
+
+fn differences(
+    stored: &[(String, String, String, bool, String)],
+    routes: &[StaticRouteSpec],
+) -> Vec<Line> {
+    let stored = stored.iter();
+    let stored = stored.map(|(host, path, .., spec)| ((host.as_str(), path.as_str()), &**spec));
+    let mut before: BTreeMap<(&str, &str), &str> = stored.collect();
+    let mut lines = Vec::new();
+    for route in routes {
+        let spec = serde_json::to_string(route).unwrap_or_default();
+        let (host, path) = (route.host.as_str(), route.path.as_str());
+        if before.remove(&(host, path)) != Some(spec.as_str()) {
+            lines.push(Line::of_route(host, path, Some(&spec)));
+        }
+    }
+    let gone = before.keys();
+    lines.extend(gone.map(|(host, path)| Line::of_route(host, path, None)));
+    lines
 }
 
 async fn store(tx: &mut Transaction, routes: &[StaticRouteSpec]) -> Result<(), StoreError> {

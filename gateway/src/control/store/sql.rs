@@ -6,20 +6,30 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use edd_store::{Database, DatabaseUrl, Rows, Schema, query};
+use edd_store::{Database, DatabaseUrl, Rows, Schema, Transaction, query};
 use serde_json::json;
 
-use super::{Commit, GatewayStore, KEPT_MS, StoreError, Stored, int};
-use super::{load, tickets, write};
+use super::{
+    Ahead, Begun, Commit, Entry, GatewayStore, KEPT_MS, Past, StoreError, Stored, Then, int,
+};
+use super::{journal, load, tickets, write};
+use crate::config::History;
 use crate::tls::TicketKey;
 
 /// The schema. Released steps never change.
 const SCHEMA: Schema = Schema {
-    postgres: &[(
-        1,
-        "gateway",
-        include_str!("../../../migrations/postgres/0001_gateway.sql"),
-    )],
+    postgres: &[
+        (
+            1,
+            "gateway",
+            include_str!("../../../migrations/postgres/0001_gateway.sql"),
+        ),
+        (
+            2,
+            "journal",
+            include_str!("../../../migrations/postgres/0002_journal.sql"),
+        ),
+    ],
     sqlite: &[
         (
             1,
@@ -30,6 +40,11 @@ const SCHEMA: Schema = Schema {
             2,
             "ticket_keys",
             include_str!("../../../migrations/sqlite/0002_ticket_keys.sql"),
+        ),
+        (
+            3,
+            "journal",
+            include_str!("../../../migrations/sqlite/0003_journal.sql"),
         ),
     ],
 };
@@ -103,20 +118,41 @@ impl GatewayStore for SqlStore {
         within(LOAD_TIMEOUT, load::load(&self.database)).await
     }
 
-    async fn seen(&self, event_ids: &[&str]) -> Result<HashSet<String>, StoreError> {
-        let ids: Rows = event_ids.iter().map(|id| json!([id])).collect();
-        let sql = "SELECT event_id FROM inbox WHERE event_id IN (SELECT value ->> 0 FROM {rows})";
-        let seen: Vec<String> = bounded(
-            TIMEOUT,
-            ids.query(self.database.engine(), sql)
-                .values(&self.database),
-        )
-        .await?;
-        Ok(seen.into_iter().collect())
+    type Turn = Transaction;
+
+    async fn begin(&self, since: u64, event_ids: &[&str]) -> Result<Begun<Self::Turn>, StoreError> {
+        within(TIMEOUT, async {
+            let mut turn = self.database.begin().await?;
+            let ahead = journal::ahead(&mut turn, since).await?;
+            let seen = seen(&mut turn, event_ids).await?;
+            Ok(Begun { turn, ahead, seen })
+        })
+        .await
     }
 
-    async fn commit(&self, commit: &Commit<'_>) -> Result<(), StoreError> {
-        within(TIMEOUT, write::commit(&self.database, commit)).await
+    async fn commit(&self, mut turn: Self::Turn, commit: &Commit<'_>) -> Result<u64, StoreError> {
+        within(TIMEOUT, async {
+            let position = write::write(&mut turn, commit).await?;
+            turn.commit().await?;
+            Ok(position)
+        })
+        .await
+    }
+
+    async fn ahead(&self, since: u64) -> Result<Ahead, StoreError> {
+        within(TIMEOUT, async {
+            let mut tx = self.database.begin_read().await?;
+            journal::ahead(&mut tx, since).await
+        })
+        .await
+    }
+
+    async fn at(&self, past: Past) -> Result<Option<Then>, StoreError> {
+        within(LOAD_TIMEOUT, journal::at(&self.database, past)).await
+    }
+
+    async fn log(&self, name: &str, limit: u16) -> Result<Vec<Entry>, StoreError> {
+        within(TIMEOUT, journal::of_name(&self.database, name, limit)).await
     }
 
     async fn probe(&self) -> Result<(), StoreError> {
@@ -135,7 +171,7 @@ impl GatewayStore for SqlStore {
         within(TIMEOUT, tickets::share(&self.database, offered, oldest)).await
     }
 
-    async fn prune(&self, now_ms: u64) -> Result<(), StoreError> {
+    async fn prune(&self, now_ms: u64, history: History) -> Result<(), StoreError> {
         let before = int(now_ms.saturating_sub(KEPT_MS));
         for delete in [
             "DELETE FROM inbox WHERE at < $1",
@@ -143,8 +179,21 @@ impl GatewayStore for SqlStore {
         ] {
             bounded(TIMEOUT, query(delete).bind(before).run(&self.database)).await?;
         }
-        Ok(())
+        let kept = u64::try_from(history.kept.as_millis()).unwrap_or(u64::MAX);
+        let before = now_ms.saturating_sub(kept);
+        let pruning = journal::prune(&self.database, before, history.rows_max);
+        within(LOAD_TIMEOUT, pruning).await
     }
+}
+
+async fn seen(turn: &mut Transaction, event_ids: &[&str]) -> Result<HashSet<String>, StoreError> {
+    let ids: Rows = event_ids.iter().map(|id| json!([id])).collect();
+    if ids.is_empty() {
+        return Ok(HashSet::new());
+    }
+    let sql = "SELECT event_id FROM inbox WHERE event_id IN (SELECT value ->> 0 FROM {rows})";
+    let seen: Vec<String> = ids.query(turn.engine(), sql).values(turn).await?;
+    Ok(seen.into_iter().collect())
 }
 
 async fn identity(database: &Database, path: Option<&Path>) -> Result<Identity, StoreError> {
@@ -189,4 +238,56 @@ async fn bounded<T>(
     operation: impl Future<Output = edd_store::Result<T>>,
 ) -> Result<T, StoreError> {
     within(limit, async { Ok(operation.await?) }).await
+}
+
+#[cfg(test)]
+mod tests {
+    use edd_store::testing::{Postgres, database_of};
+
+    use super::*;
+    use crate::control::store::Line;
+
+    async fn left(store: &SqlStore) -> i64 {
+        let count = query("SELECT COUNT(*) FROM journal").value(store.database());
+        count.await.unwrap()
+    }
+
+    /// Of each entity that exists the last line stays, and who is behind that reads everything.
+    #[tokio::test]
+    async fn the_journal_is_pruned_down_to_what_exists() {
+        let folder = tempfile::tempdir().unwrap();
+        let urls = [
+            database_of(folder.path()).await,
+            Postgres::shared().await.database().await,
+        ];
+        for url in urls {
+            let store = SqlStore::open(&url).await.unwrap();
+            let commit = Commit {
+                journal: vec![
+                    Line::of_route("a", "/", Some("{}")),
+                    Line::of_route("a", "/", None),
+                    Line::of_route("b", "/", Some("{}")),
+                    Line::of_route("b", "/", Some("{}")),
+                ],
+                revision: Some(5),
+                now_ms: 5,
+                ..Commit::default()
+            };
+            let begun = store.begin(0, &[]).await.unwrap();
+            let position = store.commit(begun.turn, &commit).await.unwrap();
+            assert_eq!(left(&store).await, 4);
+            let day = Duration::from_secs(24 * 60 * 60);
+            for (kept, rows_max, expected) in [(day, 100, 4), (day, 1, 2), (Duration::ZERO, 9, 1)] {
+                let history = History { kept, rows_max };
+                store.prune(10, history).await.unwrap();
+                assert_eq!(left(&store).await, expected, "{history:?}");
+            }
+            let ahead = store.ahead(position).await.unwrap();
+            assert_eq!((ahead.position, ahead.revision), (position, 5));
+            assert_eq!(ahead.entries.map(|entries| entries.len()), Some(0));
+            assert!(store.ahead(position - 1).await.unwrap().entries.is_none());
+            assert!(store.at(Past::Revision(4)).await.unwrap().is_none());
+            assert!(store.at(Past::Time(4)).await.unwrap().is_none());
+        }
+    }
 }

@@ -3,34 +3,39 @@
 use std::collections::BTreeMap;
 
 use edd_events::outbox;
-use edd_store::{Database, Rows, Transaction, query};
+use edd_store::{Rows, Transaction, query};
 use serde_json::json;
 
-use super::{Commit, StoreError, int, routes, rule_id};
+use super::{Commit, StoreError, cells, int, journal, routes, rule_id};
 use crate::control::reconcile::{Effects, State};
 
-/// Writes all of it or nothing.
-pub(super) async fn commit(database: &Database, commit: &Commit<'_>) -> Result<(), StoreError> {
-    let mut tx = database.begin().await?;
+/// Writes all of it; the position in the journal after it.
+pub(super) async fn write(tx: &mut Transaction, commit: &Commit<'_>) -> Result<u64, StoreError> {
     let now = int(commit.now_ms);
     let handled: Rows = commit.event_ids.iter().map(|id| json!([id, now])).collect();
     let sql = "INSERT INTO inbox (event_id, at) SELECT value ->> 0, CAST(value ->> 1 AS BIGINT) \
                FROM {rows} WHERE true ON CONFLICT DO NOTHING";
-    run(&mut tx, handled, sql).await?;
+    run(tx, handled, sql).await?;
     if let Some((state, effects)) = commit.changes {
-        containers(&mut tx, state, effects).await?;
-        rules(&mut tx, state, effects).await?;
-        keys(&mut tx, state, effects).await?;
-        users(&mut tx, state, effects).await?;
-        tombstones(&mut tx, state, effects).await?;
+        containers(tx, state, effects).await?;
+        rules(tx, state, effects).await?;
+        keys(tx, state, effects).await?;
+        users(tx, state, effects).await?;
+        tombstones(tx, state, effects).await?;
     }
+    let mut lines = Vec::new();
     if let Some(statics) = &commit.statics {
-        routes::replace(&mut tx, statics, int(commit.statics_revision)).await?;
+        lines = routes::replace(tx, statics, int(commit.statics_revision)).await?;
     }
-    outbox::insert_all(&mut tx, &commit.outbox).await?;
-    meta(&mut tx, commit).await?;
-    tx.commit().await?;
-    Ok(())
+    outbox::insert_all(tx, &commit.outbox).await?;
+    lines.extend_from_slice(&commit.journal);
+    let revision = commit.revision.unwrap_or(commit.revision_before);
+    journal::write(tx, &lines, revision, commit.now_ms).await?;
+    meta(tx, commit).await?;
+    match lines.is_empty() {
+        true => Ok(commit.position),
+        false => journal::position(tx).await,
+    }
 }
 
 async fn run(tx: &mut Transaction, rows: Rows, sql: &'static str) -> Result<(), StoreError> {
@@ -47,30 +52,10 @@ async fn containers(
 ) -> Result<(), StoreError> {
     let (mut rows, mut gone) = (Rows::default(), Rows::default());
     for id in &effects.containers {
-        let Some(c) = state.container(id) else {
-            gone.push(json!([id.as_str()]));
-            continue;
-        };
-        let created = c.created.as_ref();
-        let running = c.run.running.as_ref();
-        rows.push(json!([
-            id.as_str(),
-            created.map(|c| c.owner.0),
-            created.map(|c| c.name.as_str()),
-            created.map(|c| int(c.sequence)),
-            created.map(|c| text(&c.origin)),
-            c.run.stamp.version,
-            int(c.run.stamp.sequence),
-            running.map(|r| r.address.to_string()),
-            running.and_then(|r| r.ssh_host_key.as_deref()),
-            running.map(|r| text(&r.origin)),
-            c.ssh.stamp.version,
-            int(c.ssh.stamp.sequence),
-            c.ssh.on,
-            c.https.stamp.version,
-            int(c.https.stamp.sequence),
-            c.https.on,
-        ]));
+        match state.container(id) {
+            Some(container) => rows.push(cells::container(id, container)),
+            None => gone.push(json!([id.as_str()])),
+        }
     }
     let sql = "INSERT INTO containers (id, owner_id, name, created_sequence, created_origin, \
                run_version, run_sequence, address, ssh_host_key, run_origin, ssh_version, \
@@ -100,22 +85,20 @@ async fn rules(tx: &mut Transaction, state: &State, effects: &Effects) -> Result
     for (id, port) in &effects.rules {
         let rule = state.container(id).and_then(|c| c.rules.get(port));
         match rule {
-            Some(rule) => rows.push(json!([
-                rule_id(id.as_str(), *port),
-                id.as_str(),
-                port,
-                rule.target,
-                rule.stamp.version,
-                int(rule.stamp.sequence),
-                text(&rule.origin),
-            ])),
+            Some(rule) => {
+                let mut cells = cells::rule(id, *port, rule);
+                if let Some(cells) = cells.as_array_mut() {
+                    cells.push(json!(rule_id(id.as_str(), *port)));
+                }
+                rows.push(cells);
+            }
             None => gone.push(json!([id.as_str(), port])),
         }
     }
-    let sql = "INSERT INTO ingress_rules (id, container_id, port, target_port, version, sequence, \
-               origin) SELECT CAST(value ->> 0 AS BIGINT), value ->> 1, \
+    let sql = "INSERT INTO ingress_rules (container_id, port, target_port, version, sequence, \
+               origin, id) SELECT value ->> 0, CAST(value ->> 1 AS BIGINT), \
                CAST(value ->> 2 AS BIGINT), CAST(value ->> 3 AS BIGINT), \
-               CAST(value ->> 4 AS BIGINT), CAST(value ->> 5 AS BIGINT), value ->> 6 \
+               CAST(value ->> 4 AS BIGINT), value ->> 5, CAST(value ->> 6 AS BIGINT) \
                FROM {rows} WHERE true ON CONFLICT (container_id, port) DO UPDATE SET \
                id = excluded.id, target_port = excluded.target_port, \
                version = excluded.version, sequence = excluded.sequence, \
@@ -130,14 +113,7 @@ async fn keys(tx: &mut Transaction, state: &State, effects: &Effects) -> Result<
     let (mut rows, mut gone) = (Rows::default(), Rows::default());
     for id in &effects.keys {
         match state.key(*id) {
-            Some(key) => rows.push(json!([
-                id,
-                key.user.0,
-                key.fingerprint,
-                key.stamp.version,
-                int(key.stamp.sequence),
-                text(&key.origin),
-            ])),
+            Some(key) => rows.push(cells::key(*id, key)),
             None => gone.push(json!([id])),
         }
     }
@@ -157,13 +133,7 @@ async fn users(tx: &mut Transaction, state: &State, effects: &Effects) -> Result
     let (mut rows, mut gone) = (Rows::default(), Rows::default());
     for id in &effects.users {
         match state.user(*id) {
-            Some(user) => rows.push(json!([
-                id.0,
-                user.username,
-                user.display_name,
-                user.stamp.version,
-                int(user.stamp.sequence),
-            ])),
+            Some(user) => rows.push(cells::user(*id, user)),
             None => gone.push(json!([id.0])),
         }
     }
@@ -238,8 +208,4 @@ async fn meta(tx: &mut Transaction, commit: &Commit<'_>) -> Result<(), StoreErro
         .await?;
     }
     Ok(())
-}
-
-fn text(origin: &edd_route::Origin) -> String {
-    serde_json::to_string(origin).unwrap_or_default()
 }

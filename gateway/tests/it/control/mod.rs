@@ -3,7 +3,9 @@
 mod admin;
 mod dlq;
 mod events;
+mod history;
 mod last_good;
+mod replicas;
 mod route_events;
 mod routes_reload;
 mod signatures;

@@ -1,14 +1,18 @@
 //! Containers: creation, list, start, stop, switches, end.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use axum::{
-    extract::State,
+    extract::{Query, State},
     http::{StatusCode, header},
     response::{IntoResponse as _, Response},
 };
-use edd_daemon::api::{ApiError, Json, Path};
+use edd_daemon::{
+    api::{ApiError, Json, Path},
+    cli::parse_duration,
+};
 use serde::{Deserialize, Serialize};
+use tokio::time::{Instant, timeout_at};
 
 use super::{
     Api, Caller, Cause, container_id, ingress::RuleAnswer, invalid, no_container, owner_gone,
@@ -26,6 +30,9 @@ const DEFAULT_IMAGE: &str = "edd-guest";
 const DEFAULT_INSTANCE_TYPE: &str = "nano";
 const DEFAULT_MEMORY_MB: i64 = 512;
 const DEFAULT_STORAGE_GB: i64 = 5;
+/// How long a creation waits for the gateways, unless it says so.
+const WAIT_DEFAULT: Duration = Duration::from_secs(10);
+const WAIT_MAX: Duration = Duration::from_secs(60);
 /// Keys that can be named for one container.
 const KEYS_MAX: usize = 100;
 
@@ -80,6 +87,18 @@ pub(crate) struct ContainerAnswer {
     created_at: String,
     started_at: Option<String>,
     stopped_at: Option<String>,
+    /// Whether every gateway serves it; only said when that was waited for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    routable: Option<bool>,
+}
+
+/// What the answer to a creation waits for.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Wait {
+    /// `routable`: until every gateway serves it.
+    wait: Option<String>,
+    /// How long at most.
+    timeout: Option<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -147,7 +166,47 @@ fn check_rules(api: &Api, rules: &[RuleBody]) -> Result<Vec<PortPair>, InputErro
     Ok(checked)
 }
 
+impl Wait {
+    /// Until when to wait; none: not at all.
+    fn check(&self, api: &Api) -> Result<Option<Instant>, ApiError> {
+        let refused = |reason: String| ApiError::bad_request("invalid_value", reason);
+        match self.wait.as_deref() {
+            None => return Ok(None),
+            Some("routable") if api.gateways.is_empty() => {
+                let reason = "wait=routable: compute does not know the gateways (--gateways)";
+                return Err(refused(reason.to_owned()));
+            }
+            Some("routable") => {}
+            Some(other) => return Err(refused(format!("wait: {other:?} is not routable"))),
+        }
+        let timeout = match &self.timeout {
+            Some(text) => parse_duration(text).map_err(|e| refused(format!("timeout: {e}")))?,
+            None => WAIT_DEFAULT,
+        };
+        Ok(Some(Instant::now() + timeout.min(WAIT_MAX)))
+    }
+}
+
 impl Api {
+    /// Whether every gateway serves a container before `deadline`.
+    async fn is_routable(
+        &self,
+        owner: &User,
+        id: &str,
+        deadline: Instant,
+    ) -> Result<bool, ApiError> {
+        let Some(container) = self.store.container(owner.id, id).await? else {
+            return Ok(false);
+        };
+        let address = container.external_ip.and_then(|ip| ip.parse().ok());
+        let (Status::Running, Some(address)) = (container.status, address) else {
+            return Ok(false);
+        };
+        let rules = self.store.rules_of(id).await?;
+        let ports: Vec<u16> = rules.iter().map(|rule| rule.port).collect();
+        Ok(self.gateways.serve(id, address, &ports, deadline).await)
+    }
+
     async fn answer(&self, container: Container) -> Result<ContainerAnswer, ApiError> {
         let rules = self.store.rules_of(&container.id).await?;
         let ssh_key_ids = self.store.keys_of_container(&container.id).await?;
@@ -169,6 +228,7 @@ impl Api {
             created_at: rfc3339(container.created_at),
             started_at: container.started_at.map(rfc3339),
             stopped_at: container.stopped_at.map(rfc3339),
+            routable: None,
             id: container.id,
         })
     }
@@ -210,12 +270,18 @@ pub(crate) async fn list(
 }
 
 /// `POST /compute/containers`: 201 at once, `pending`; it runs a moment later.
+///
+/// With `?wait=routable` it is answered once every gateway serves the container, or after
+/// `timeout` (10 s, at most 60 s); `routable` says which. It exists in either case.
 pub(crate) async fn create(
     State(api): State<Arc<Api>>,
     Caller(user): Caller,
     Cause(cause): Cause,
+    Query(wait): Query<Wait>,
     Json(body): Json<CreateBody>,
 ) -> Result<Response, ApiError> {
+    let deadline = wait.check(&api)?;
+    let owner = user.clone();
     let new = body.check(&api, user).map_err(invalid)?;
     let created = api
         .store
@@ -233,9 +299,20 @@ pub(crate) async fn create(
         }
     };
     api.announced();
-    drop(api.lifecycle.settle(container.id.clone()));
+    let settling = api.lifecycle.settle(container.id.clone());
     let location = format!("/compute/containers/{}", container.id);
-    let answer = Json(api.answer(container).await?);
+    let answer = match deadline {
+        None => Json(api.answer(container).await?),
+        Some(deadline) => {
+            let id = container.id;
+            // It is settled in the background all the same.
+            let _ = timeout_at(deadline, settling).await;
+            let routable = api.is_routable(&owner, &id, deadline).await?;
+            let mut answer = api.answer_now(&owner, &id).await?;
+            answer.0.routable = Some(routable);
+            answer
+        }
+    };
     Ok((StatusCode::CREATED, [(header::LOCATION, location)], answer).into_response())
 }
 

@@ -22,6 +22,7 @@ use edd_service::api::{Cause, rfc3339};
 
 use crate::{
     auth::{Auth, User},
+    gateways::Gateways,
     input::{ContainerId, InputError},
     lifecycle::Lifecycle,
     store::Store,
@@ -32,6 +33,7 @@ use crate::{
 pub(crate) struct Api {
     pub(crate) auth: Auth,
     pub(crate) containers_per_user: u32,
+    pub(crate) gateways: Gateways,
     pub(crate) keys_per_user: u32,
     pub(crate) lifecycle: Lifecycle,
     pub(crate) platform_domain: String,

@@ -10,5 +10,6 @@ mod input;
 mod keys;
 mod nats;
 mod process;
+mod routable;
 mod support;
 mod users;

@@ -1,0 +1,389 @@
+//! The journal: what every commit changed, in order, and which event said so.
+//!
+//! Replicas follow each other by it, operators ask it about the past. One row
+//! per entity and event. What is old is pruned down to a baseline: of each
+//! entity that exists the last row stays, so that the past within the kept time
+//! can be put together from rows alone.
+
+use edd_route::{ContainerId, UserId};
+use edd_store::{Database, Rows, Transaction, query};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::cells::{self, ContainerRow, KeyRow, RuleRow, UserRow, container_id, corrupt, number};
+use super::{StoreError, int};
+use crate::control::reconcile::{Effects, Record, State};
+
+/// A replica that lacks more rows than this reads everything instead.
+const AHEAD_MAX: i64 = 20_000;
+
+/// Rows removed by one statement: others wait for it.
+const PRUNED_AT_ONCE: i64 = 2000;
+
+/// What made a change.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Cause {
+    /// The event's subject.
+    pub subject: String,
+    /// Its stream.
+    pub stream: String,
+    /// Its sequence there.
+    pub sequence: u64,
+    /// Its id.
+    pub event_id: String,
+    /// The service that published it.
+    pub source: String,
+}
+
+/// One change.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    /// The revision of the table in force after it.
+    pub revision: u64,
+    /// When, Unix milliseconds.
+    pub at_ms: u64,
+    /// The event; none: routes.yaml, or a database that was seeded.
+    pub cause: Option<Cause>,
+    /// What it led to.
+    pub record: Record,
+}
+
+/// What others committed.
+#[derive(Debug, Default)]
+pub struct Ahead {
+    /// The number of the last change.
+    pub position: u64,
+    /// The revision in force after it.
+    pub revision: u64,
+    /// What changed, in order; none: too much, or no longer known. Everything is to be read.
+    pub entries: Option<Vec<Entry>>,
+}
+
+/// Everything that was in force once.
+#[derive(Debug)]
+pub struct Then {
+    /// The revision of the table.
+    pub revision: u64,
+    /// The last change of each entity that existed.
+    pub entries: Vec<Entry>,
+}
+
+/// Which past is asked for.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Past {
+    /// After everything of this revision.
+    Revision(u64),
+    /// At this time, Unix milliseconds.
+    Time(u64),
+}
+
+/// A row to be written.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Line {
+    kind: &'static str,
+    name: String,
+    part: String,
+    cause: Option<String>,
+    after: Option<String>,
+}
+
+impl Line {
+    /// What one change touched, as `state` is right after it.
+    pub fn of(state: &State, touched: &Effects, cause: Option<&Cause>) -> Vec<Self> {
+        let cause = cause.and_then(|cause| serde_json::to_string(cause).ok());
+        let line = |kind, name: String, part: String, after: Option<Value>| Self {
+            kind,
+            name,
+            part,
+            cause: cause.clone(),
+            after: after.map(|cells| cells.to_string()),
+        };
+        // A rule is a row of its own: that of its container stays as it is.
+        let of_rule = |id: &ContainerId| {
+            let mut rules = touched.rules.iter();
+            state.container(id).is_some() && rules.any(|(container, _)| container == id)
+        };
+        let containers = touched.containers.iter().filter(|id| !of_rule(id));
+        let containers = containers.map(|id| {
+            let after = state.container(id).map(|c| cells::container(id, c));
+            line("container", id.as_str().into(), String::new(), after)
+        });
+        let rules = touched.rules.iter().map(|(id, port)| {
+            let rule = state.container(id).and_then(|c| c.rules.get(port));
+            let after = rule.map(|rule| cells::rule(id, *port, rule));
+            line("rule", id.as_str().into(), port.to_string(), after)
+        });
+        let keys = touched.keys.iter().map(|id| {
+            let after = state.key(*id).map(|key| cells::key(*id, key));
+            line("key", id.to_string(), String::new(), after)
+        });
+        let users = touched.users.iter().map(|id| {
+            let after = state.user(*id).map(|user| cells::user(*id, user));
+            line("user", id.0.to_string(), String::new(), after)
+        });
+        containers.chain(rules).chain(keys).chain(users).collect()
+    }
+
+    /// A static route that is new or different (`spec`), or gone.
+    pub(super) fn of_route(host: &str, path: &str, spec: Option<&str>) -> Self {
+        Self {
+            kind: "route",
+            name: host.to_owned(),
+            part: path.to_owned(),
+            cause: None,
+            after: spec.map(str::to_owned),
+        }
+    }
+}
+
+/// Writes lines.
+pub(super) async fn write(
+    tx: &mut Transaction,
+    lines: &[Line],
+    revision: u64,
+    now_ms: u64,
+) -> Result<(), StoreError> {
+    let rows: Rows = lines
+        .iter()
+        .map(|line| json!([line.kind, line.name, line.part, line.cause, line.after]))
+        .collect();
+    if rows.is_empty() {
+        return Ok(());
+    }
+    let sql = "INSERT INTO journal (revision, at, kind, name, part, cause, after) \
+               SELECT $2, $3, value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4 \
+               FROM {rows} WHERE true";
+    rows.query(tx.engine(), sql)
+        .bind(int(revision))
+        .bind(int(now_ms))
+        .run(tx)
+        .await?;
+    Ok(())
+}
+
+/// The number of the last line.
+pub(super) async fn position(tx: &mut Transaction) -> Result<u64, StoreError> {
+    let last: Option<i64> = query("SELECT MAX(number) FROM journal").value(tx).await?;
+    Ok(last.map_or(0, number))
+}
+
+#[derive(sqlx::FromRow)]
+struct Row {
+    revision: i64,
+    at: i64,
+    kind: String,
+    name: String,
+    part: String,
+    cause: Option<String>,
+    after: Option<String>,
+}
+
+/// What was committed after `since`.
+pub(super) async fn ahead(tx: &mut Transaction, since: u64) -> Result<Ahead, StoreError> {
+    let meta: Vec<(String, i64)> =
+        query("SELECT key, value FROM meta WHERE key IN ('revision', 'pruned')")
+            .all(&mut *tx)
+            .await?;
+    let value = |wanted: &str| {
+        let found = meta.iter().find(|(key, _)| key == wanted);
+        found.map_or(0, |(_, value)| number(*value))
+    };
+    let mut ahead = Ahead {
+        position: position(tx).await?.max(value("pruned")),
+        revision: value("revision"),
+        entries: Some(Vec::new()),
+    };
+    if ahead.position == since {
+        return Ok(ahead);
+    }
+    if ahead.position < since || since < value("pruned") {
+        ahead.entries = None;
+        return Ok(ahead);
+    }
+    let sql = "SELECT revision, at, kind, name, part, cause, after FROM journal \
+               WHERE number > $1 ORDER BY number LIMIT $2";
+    let rows: Vec<Row> = query(sql)
+        .bind(int(since))
+        .bind(AHEAD_MAX + 1)
+        .all(tx)
+        .await?;
+    let fits = i64::try_from(rows.len()).is_ok_and(|count| count <= AHEAD_MAX);
+    ahead.entries = match fits {
+        true => Some(rows.into_iter().map(Row::entry).collect::<Result<_, _>>()?),
+        false => None,
+    };
+    Ok(ahead)
+}
+
+/// Every entity that existed then, as it was; none when that is not known, or not any more.
+pub(super) async fn at(database: &Database, past: Past) -> Result<Option<Then>, StoreError> {
+    let mut tx = database.begin_read().await?;
+    let (pruned, up_to, wanted) = match past {
+        Past::Revision(revision) => (
+            "SELECT value FROM meta WHERE key = 'pruned_revision'",
+            "SELECT MAX(number) FROM journal WHERE revision <= $1",
+            revision,
+        ),
+        Past::Time(at) => (
+            "SELECT value FROM meta WHERE key = 'pruned_at'",
+            "SELECT MAX(number) FROM journal WHERE at <= $1",
+            at,
+        ),
+    };
+    let pruned: Option<i64> = query(pruned).optional_value(&mut tx).await?;
+    let up_to: Option<i64> = query(up_to).bind(int(wanted)).value(&mut tx).await?;
+    let last: Option<i64> = query("SELECT value FROM meta WHERE key = 'revision'")
+        .optional_value(&mut tx)
+        .await?;
+    let future = matches!(past, Past::Revision(revision) if revision > number(last.unwrap_or(0)));
+    let Some(up_to) = up_to.filter(|_| !future && wanted >= number(pruned.unwrap_or(0))) else {
+        return Ok(None);
+    };
+    let rows: Vec<Row> = query(
+        "SELECT revision, at, kind, name, part, cause, after FROM journal WHERE after IS NOT NULL \
+         AND number IN (SELECT MAX(number) FROM journal WHERE number <= $1 \
+         GROUP BY kind, name, part) ORDER BY number",
+    )
+    .bind(up_to)
+    .all(&mut tx)
+    .await?;
+    let revision: i64 = query("SELECT MAX(revision) FROM journal WHERE number <= $1")
+        .bind(up_to)
+        .value(&mut tx)
+        .await?;
+    let entries: Result<Vec<_>, _> = rows.into_iter().map(Row::entry).collect();
+    Ok(Some(Then {
+        revision: number(revision),
+        entries: entries?,
+    }))
+}
+
+/// The newest `limit` changes of a container or host, oldest first.
+pub(super) async fn of_name(
+    database: &Database,
+    name: &str,
+    limit: u16,
+) -> Result<Vec<Entry>, StoreError> {
+    let sql = "SELECT revision, at, kind, name, part, cause, after FROM journal \
+               WHERE name = $1 AND kind IN ('container', 'rule', 'route') \
+               ORDER BY number DESC LIMIT $2";
+    let rows: Vec<Row> = query(sql).bind(name).bind(limit).all(database).await?;
+    rows.into_iter().rev().map(Row::entry).collect()
+}
+
+/// Forgets what is older than `before_ms`, and what is more than `rows_max` rows,
+/// down to the baseline.
+pub(super) async fn prune(
+    database: &Database,
+    before_ms: u64,
+    rows_max: u64,
+) -> Result<(), StoreError> {
+    let horizon: Option<i64> = query(
+        "SELECT MAX(number) FROM journal WHERE at < $1 OR number <= \
+         (SELECT MAX(number) FROM journal) - $2",
+    )
+    .bind(int(before_ms))
+    .bind(int(rows_max))
+    .value(database)
+    .await?;
+    let Some(horizon) = horizon else {
+        return Ok(());
+    };
+    // First that it is so, then the rows: nobody relies on what is half gone.
+    let mut tx = database.begin().await?;
+    for (key, column) in [
+        ("pruned", "SELECT number FROM journal WHERE number = $1"),
+        (
+            "pruned_revision",
+            "SELECT revision FROM journal WHERE number = $1",
+        ),
+        ("pruned_at", "SELECT at FROM journal WHERE number = $1"),
+    ] {
+        let value: Option<i64> = query(column).bind(horizon).optional_value(&mut tx).await?;
+        query(
+            "INSERT INTO meta (key, value) VALUES ($1, $2) ON CONFLICT (key) DO UPDATE SET \
+             value = CASE WHEN meta.value > excluded.value THEN meta.value \
+             ELSE excluded.value END",
+        )
+        .bind(key)
+        .bind(value.unwrap_or(0))
+        .run(&mut tx)
+        .await?;
+    }
+    tx.commit().await?;
+    loop {
+        let removed = query(
+            "DELETE FROM journal WHERE number IN (SELECT old.number FROM journal AS old \
+             WHERE old.number <= $1 AND (old.after IS NULL OR EXISTS (SELECT 1 FROM journal AS new \
+             WHERE new.name = old.name AND new.kind = old.kind AND new.part = old.part \
+             AND new.number > old.number AND new.number <= $1)) LIMIT $2)",
+        )
+        .bind(horizon)
+        .bind(PRUNED_AT_ONCE)
+        .run(database)
+        .await?;
+        if removed == 0 {
+            return Ok(());
+        }
+    }
+}
+
+impl Row {
+    fn entry(self) -> Result<Entry, StoreError> {
+        let table = "journal";
+        let cause = match &self.cause {
+            Some(text) => Some(
+                serde_json::from_str(text)
+                    .map_err(|e| corrupt(table, &self.name, format!("cause: {e}")))?,
+            ),
+            None => None,
+        };
+        Ok(Entry {
+            revision: number(self.revision),
+            at_ms: number(self.at),
+            cause,
+            record: self.record()?,
+        })
+    }
+
+    fn record(self) -> Result<Record, StoreError> {
+        let table = "journal";
+        let bad = |what: &dyn std::fmt::Display| corrupt(table, &self.name, what.to_string());
+        let whole = |text: &str| text.parse::<i64>().map_err(|e| bad(&e));
+        Ok(match self.kind.as_str() {
+            "container" => {
+                let row: Option<ContainerRow> = self.cells()?;
+                let entity = row.map(ContainerRow::entity).transpose()?;
+                Record::Container(container_id(table, &self.name)?, entity)
+            }
+            "rule" => {
+                let row: Option<RuleRow> = self.cells()?;
+                let rule = row.map(RuleRow::entity).transpose()?;
+                let port = self.part.parse().map_err(|e| bad(&e))?;
+                let id = container_id(table, &self.name)?;
+                Record::Rule(id, port, rule.map(|(_, rule)| rule))
+            }
+            "key" => {
+                let row: Option<KeyRow> = self.cells()?;
+                Record::Key(whole(&self.name)?, row.map(KeyRow::entity).transpose()?)
+            }
+            "user" => {
+                let row: Option<UserRow> = self.cells()?;
+                Record::User(UserId(whole(&self.name)?), row.map(UserRow::entity))
+            }
+            "route" => {
+                let spec = self.cells()?;
+                Record::Route(self.name, self.part, spec)
+            }
+            kind => return Err(bad(&format!("kind {kind:?}"))),
+        })
+    }
+
+    fn cells<T: serde::de::DeserializeOwned>(&self) -> Result<Option<T>, StoreError> {
+        let parse = |text: &String| {
+            serde_json::from_str(text)
+                .map_err(|error| corrupt("journal", &self.name, format!("cells: {error}")))
+        };
+        self.after.as_ref().map(parse).transpose()
+    }
+}

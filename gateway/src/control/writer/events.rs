@@ -1,0 +1,62 @@
+//! A batch of events, in one turn.
+
+use std::collections::{BTreeMap, HashSet};
+
+use edd_events::consumer::Verdict;
+
+use super::{Incoming, WriteError, Writer, announce};
+use crate::control::last_good::now_ms;
+use crate::control::plan::Plan;
+use crate::control::reconcile::{Effects, Outcome};
+use crate::control::store::{Commit, GatewayStore, Line};
+
+impl<S: GatewayStore> Writer<S> {
+    /// Reduces a batch, stores it and puts it in force; one verdict per event.
+    pub(super) async fn events(&mut self, batch: &[Incoming]) -> Result<Vec<Verdict>, WriteError> {
+        let ids: Vec<&str> = batch.iter().map(|event| event.event_id.as_str()).collect();
+        let (turn, seen) = self.turn_for(&ids).await?;
+        let now_ms = now_ms();
+        let mut next = self.state.clone();
+        let mut effects = Effects::default();
+        let (mut outbox, mut journal) = (Vec::new(), Vec::new());
+        let mut handled = HashSet::new();
+        let mut verdicts = Vec::with_capacity(batch.len());
+        let mut positions = BTreeMap::new();
+        let mut plan = Plan::default();
+        for event in batch {
+            let position = positions.entry(event.stream.clone()).or_insert(0);
+            *position = event.sequence.max(*position);
+            verdicts.push(match &event.change {
+                Err(reason) => Verdict::Reject(reason.clone()),
+                Ok(_) if seen.contains(&event.event_id) => Verdict::Stale,
+                Ok(_) if !handled.insert(event.event_id.as_str()) => Verdict::Stale,
+                Ok(change) => {
+                    let mut touched = Effects::default();
+                    let outcome = next.apply(change, now_ms, &mut touched);
+                    let told = touched.announcements.drain(..);
+                    outbox.extend(told.filter_map(|told| announce::rule(&told, &event.cause)));
+                    if !self.withheld {
+                        plan.step(self.table.table(), &next, &touched);
+                    }
+                    journal.extend(Line::of(&next, &touched, Some(&event.told)));
+                    effects.add(touched);
+                    match outcome {
+                        Outcome::Applied => Verdict::Applied,
+                        Outcome::Stale => Verdict::Stale,
+                    }
+                }
+            });
+        }
+        let commit = Commit {
+            event_ids: handled.into_iter().collect(),
+            positions,
+            outbox,
+            journal,
+            now_ms,
+            ..Commit::default()
+        };
+        self.store_and_publish(turn, Some((next, effects)), plan, commit)
+            .await?;
+        Ok(verdicts)
+    }
+}

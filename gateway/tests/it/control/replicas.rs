@@ -1,0 +1,236 @@
+//! Several gateways on one PostgreSQL, with a real nats-server.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use edd_route::RouteTable;
+use edd_store::testing::Postgres;
+use rustix::process::Signal;
+use serde_json::Value;
+
+use super::{announced, get, runs_at};
+use crate::support::daemon::Daemon;
+use crate::support::{Bus, Gateway, Options, eventually, free_port};
+
+/// A gateway on this database.
+fn on(bus: &Bus, url: &str) -> Options {
+    Options::default()
+        .bus(bus)
+        .flag("--database-url", url.to_owned())
+}
+
+/// Containers and rules, for comparison.
+fn content(table: &RouteTable) -> Vec<String> {
+    let specs = table
+        .containers()
+        .map(|found| format!("{:?}", found.to_spec()));
+    let mut specs: Vec<_> = specs.collect();
+    specs.sort();
+    specs
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn gateways_on_one_database_follow_each_other() {
+    let bus = Bus::start().await;
+    let url = Postgres::shared().await.database().await.to_string();
+    let gateways = [
+        Gateway::start(on(&bus, &url)).await,
+        Gateway::start(on(&bus, &url)).await,
+        Gateway::start(on(&bus, &url)).await,
+    ];
+    for n in 0..60 {
+        let id = format!("c{n}");
+        bus.container(&id, 1, &format!("127.64.0.{n}"), &[(80, 8080)])
+            .await;
+    }
+    // A batch of one may overtake a batch of another: rules that are gone before they are there
+    // are never told.
+    for gateway in &gateways {
+        let has_rules = |table: &RouteTable| {
+            let rules = table.containers().filter(|c| c.rule(80).is_some());
+            rules.count() == 60
+        };
+        gateway.until("all rules", has_rules).await;
+    }
+    for n in 0..60 {
+        let id = format!("c{n}");
+        match n % 3 {
+            0 => bus.stopped(&id).await,
+            1 => bus.rule_deleted(&id, 80).await,
+            _ => bus.deleted(&id, 1).await,
+        }
+    }
+    bus.container("last", 1, "127.64.1.1", &[(443, 443)]).await;
+    for gateway in &gateways {
+        gateway
+            .until("the end", |table| {
+                let last = table.container("last");
+                last.is_some_and(|c| c.rule(443).is_some()) && table.containers().len() == 41
+            })
+            .await;
+    }
+    let expected = content(&gateways[0].table());
+    for gateway in &gateways {
+        gateway
+            .until("the same", |table| content(table) == expected)
+            .await;
+    }
+    let told = 61 + 40;
+    let began = Instant::now();
+    while announced(&bus).await.len() < told {
+        let all = announced(&bus).await;
+        assert!(
+            began.elapsed() < Duration::from_secs(20),
+            "{} {all:?}",
+            all.len()
+        );
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    for gateway in gateways {
+        gateway.stop().await;
+    }
+    let mut all = announced(&bus).await;
+    assert_eq!(all.len(), told);
+    all.sort();
+    all.dedup();
+    assert_eq!(all.len(), told, "each once");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_one_has_stored_can_be_waited_for_at_the_other() {
+    let bus = Bus::start().await;
+    let url = Postgres::shared().await.database().await.to_string();
+    let one = Gateway::start(on(&bus, &url)).await;
+    let other = Gateway::start(on(&bus, &url)).await;
+    bus.container("c1", 1, "127.64.0.1", &[(80, 8080)]).await;
+    let wait = "/api/v1/wait?container=c1&address=127.64.0.1&ports=80&timeout=10s";
+    let mut revision = 0;
+    for gateway in [&one, &other] {
+        let (code, answer) = get(gateway.admin, wait).await;
+        assert_eq!(code, 200, "{answer}");
+        assert!(runs_at(&gateway.table(), "c1", "127.64.0.1"));
+        revision = revision.max(answer["revision"].as_u64().expect("a number"));
+    }
+    for gateway in [&one, &other] {
+        let target = format!("/api/v1/wait?revision={revision}&timeout=10s");
+        assert_eq!(get(gateway.admin, &target).await.0, 200);
+        let late = "/api/v1/wait?container=c1&ports=80,443&timeout=50ms";
+        assert_eq!(get(gateway.admin, late).await.0, 504);
+    }
+    assert_eq!(get(one.admin, "/api/v1/wait").await.0, 400);
+    one.stop().await;
+    other.stop().await;
+}
+
+/// What was switched off and on again at one gateway within one batch has ended at all.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_ends_and_begins_again_at_one_has_ended_at_the_others() {
+    let bus = Bus::start().await;
+    let url = Postgres::shared().await.database().await.to_string();
+    // The second takes no events: it only follows.
+    let alone = Options::default().flag("--database-url", url.clone());
+    let gateways = [
+        Gateway::start(on(&bus, &url)).await,
+        Gateway::start(alone).await,
+    ];
+    bus.container("c1", 1, "127.64.0.1", &[]).await;
+    let mut before = Vec::new();
+    for gateway in &gateways {
+        gateway
+            .until("ssh on", |table| {
+                table.container("c1").is_some_and(|c| c.ssh.is_some())
+            })
+            .await;
+        let table = gateway.table();
+        before.push(table.container("c1").unwrap().ssh.clone().unwrap());
+    }
+    bus.ssh("c1", false).await;
+    bus.ssh("c1", true).await;
+    for (gateway, fact) in gateways.iter().zip(&before) {
+        eventually("revoked", || async { fact.is_revoked() }).await;
+        gateway
+            .until("on again", |table| {
+                table.container("c1").is_some_and(|c| c.ssh.is_some())
+            })
+            .await;
+    }
+    for gateway in gateways {
+        gateway.stop().await;
+    }
+}
+
+/// A gateway as a process; its admin address.
+async fn process(folder: &std::path::Path, bus: &Bus, url: &str) -> (Daemon, SocketAddr) {
+    std::fs::create_dir_all(folder).expect("a folder");
+    std::fs::write(folder.join("routes.yaml"), "routes: []\n").expect("a file");
+    let flags = [
+        format!("--database-url={url}"),
+        format!("--nats-url={}", bus.server.url()),
+        "--container-cidrs=127.64.0.0/16".to_owned(),
+        format!("--ports={}", free_port()),
+        "--admin-addr=127.0.0.1:0".to_owned(),
+        "--http-addr=127.0.0.1:0".to_owned(),
+        "--https-addr=127.0.0.1:0".to_owned(),
+        "--ssh-addr=127.0.0.1:0".to_owned(),
+    ];
+    let mut daemon = Daemon::start(Daemon::command(folder, "exec \"$@\"", &flags));
+    let admin = daemon.address("admin").await;
+    (daemon, admin)
+}
+
+async fn containers(admin: SocketAddr) -> Vec<Value> {
+    let (code, answer) = get(admin, "/api/v1/containers").await;
+    assert_eq!(code, 200, "{answer}");
+    answer["containers"].as_array().expect("a list").clone()
+}
+
+/// Killed, stopped in the middle of whatever it does, cut off: the others go on, and nothing is
+/// lost or told twice.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_may_die_or_stall_at_any_time() {
+    const COUNT: usize = 400;
+    let bus = Bus::start().await;
+    let url = Postgres::shared().await.database().await.to_string();
+    let folder = tempfile::tempdir().expect("a folder");
+    let (survivor, _) = process(&folder.path().join("a"), &bus, &url).await;
+    let (mut victim, _) = process(&folder.path().join("b"), &bus, &url).await;
+    let (stalled, admin) = process(&folder.path().join("c"), &bus, &url).await;
+    for n in 0..COUNT {
+        match n {
+            100 => {
+                victim.signal(Signal::KILL);
+                victim.ended().await;
+            }
+            150 => stalled.signal(Signal::STOP),
+            250 => (victim, _) = process(&folder.path().join("b"), &bus, &url).await,
+            300 => stalled.signal(Signal::CONT),
+            _ => {}
+        }
+        let id = format!("c{n}");
+        let address = format!("127.64.{}.{}", n / 200, n % 200);
+        bus.created(&id, 1).await;
+        bus.started(&id, &address, None).await;
+        bus.rule(&id, 80, 8080).await;
+    }
+    let began = Instant::now();
+    // What a killed process held comes again after the ack wait.
+    while containers(admin).await.len() < COUNT
+        || announced(&bus).await.len() < COUNT
+        || containers(admin)
+            .await
+            .iter()
+            .any(|c| c["address"].is_null() || c["rules"][0].is_null())
+    {
+        assert!(
+            began.elapsed() < Duration::from_secs(90),
+            "not all is there"
+        );
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    drop((survivor, victim, stalled));
+    let mut all = announced(&bus).await;
+    assert_eq!(all.len(), COUNT);
+    all.sort();
+    all.dedup();
+    assert_eq!(all.len(), COUNT, "each once");
+}
