@@ -30,6 +30,7 @@ impl Publisher {
             creds: None,
             ca: None,
             name: "edd-bench".to_owned(),
+            ..NatsOptions::default()
         };
         let nats = connect(&nats).await.context("cannot reach nats-server")?;
         let js = jetstream::new(nats);
