@@ -291,6 +291,8 @@ payloads! {
     SshKeyDeleted in compute: id [key_id] user [user_id];
     IngressRuleRequested in compute: id [container_id] user [];
     IngressRuleDeleteRequested in compute: id [container_id] user [];
+    UserCached in compute: id [user_id] user [user_id];
+    UserPurged in compute: id [user_id] user [user_id];
     IngressRuleCreated in gateway: id [container_id] user [];
     IngressRuleDeleted in gateway: id [container_id] user [];
     RouteRegistered in gateway: id [route_id] user [];

@@ -13,6 +13,7 @@
 //! - [`inbox`]: the ids of what was handled, so that it is handled once;
 //! - [`event_store`]: an archive that outlives the streams;
 //! - [`dead_letter`]: where it goes when nobody can use it;
+//! - [`saga`]: state machines that wait for what others announce;
 //! - [`request`]: the requests that are no events;
 //! - [`metrics`]: all of this in numbers.
 //!
@@ -35,6 +36,7 @@ pub mod inbox;
 pub mod metrics;
 pub mod outbox;
 pub mod request;
+pub mod saga;
 pub mod signature;
 pub mod stream;
 pub mod subject;

@@ -43,13 +43,14 @@ pub const AUTH: StreamSpec = StreamSpec {
     name: "AUTH",
     subjects: &["auth.user.>", "auth.session.>"],
 };
-/// Containers, ingress requests and SSH keys.
+/// Containers, ingress requests, SSH keys, and what compute knows of users.
 pub const COMPUTE: StreamSpec = StreamSpec {
     name: "COMPUTE",
     subjects: &[
         "compute.container.>",
         "compute.ingress.>",
         "compute.sshkey.>",
+        "compute.user.>",
     ],
 };
 /// What the gateway announces.
@@ -144,8 +145,14 @@ pub async fn ensure(
             wanted
                 .subjects
                 .extend(missing.iter().map(|subject| (*subject).to_owned()));
-            js.update_stream(&wanted).await.map_err(create)?;
-            info!(stream = spec.name, added = ?missing, "stream takes more subjects");
+            match js.update_stream(&wanted).await {
+                Ok(_) => info!(stream = spec.name, added = ?missing, "stream takes more subjects"),
+                // Permissions leave that to the service whose stream it is.
+                Err(error) => warn!(
+                    stream = spec.name, ?missing, %error,
+                    "stream lacks subjects until its own service adds them"
+                ),
+            }
         }
     } else {
         warn_of_differences(spec, found, &missing);

@@ -47,6 +47,15 @@ macro_rules! kinds {
                 }
             }
 
+            /// What it is about, and who says so: `compute.container`, the
+            /// subject's first words.
+            #[must_use]
+            pub fn aggregate(self) -> &'static str {
+                match self {
+                    $(Self::$kind => concat!($service, ".", $entity),)*
+                }
+            }
+
             fn parts(self) -> (&'static str, &'static str, &'static str) {
                 match self {
                     $(Self::$kind => ($service, $entity, $action),)*
@@ -94,6 +103,10 @@ kinds! {
     IngressRuleRequested = "compute" "ingress" "*." "requested";
     /// Compute wants it closed again.
     IngressRuleDeleteRequested = "compute" "ingress" "*." "delete_requested";
+    /// Compute knows a user's name.
+    UserCached = "compute" "user" "*." "cached";
+    /// Compute has nothing of a deleted user any more.
+    UserPurged = "compute" "user" "*." "purged";
     /// The gateway opened a port.
     IngressRuleCreated = "gateway" "ingress" "*." "created";
     /// The gateway closed a port.
@@ -126,12 +139,6 @@ impl Kind {
             "gateway" => "GATEWAY",
             _ => "SFS",
         }
-    }
-
-    /// What it is about: `container`, `user`; the subject's second word.
-    #[must_use]
-    pub fn entity(self) -> &'static str {
-        self.parts().1
     }
 
     /// Whether the subject names an entity (all but `gateway.router.refreshed`).
@@ -281,7 +288,7 @@ mod tests {
             assert_eq!(parse(kind.dlq()), Parsed::DeadLetter);
         }
         let labels: HashSet<_> = Kind::ALL.iter().map(|kind| kind.label()).collect();
-        assert_eq!(labels.len(), 25);
+        assert_eq!(labels.len(), 27);
     }
 
     #[test]

@@ -4,8 +4,9 @@
 //! Written in the transaction of the change, beside the outbox entry (`append`)
 //! or the inbox (`keep`); read in pages by aggregate, by type, since a time, by
 //! correlation; replayed to rebuild a projection ([`replay`]). The newest event of
-//! each living aggregate outlives the pruning, so that a rebuilt projection is
-//! whole. Beside it lies an archive of the dead letters that the service saw.
+//! each living user, container, key and namespace outlives the pruning, so that a
+//! rebuilt projection is whole. Beside it lies an archive of the dead letters that
+//! the service saw.
 
 mod letters;
 mod read;
@@ -90,14 +91,14 @@ pub async fn append(
             "SELECT version FROM event_store WHERE aggregate_type = $1 AND aggregate_id = $2 \
              ORDER BY id DESC LIMIT 1",
         )
-        .bind(event.kind.entity())
+        .bind(event.kind.aggregate())
         .bind(event.entity.as_str())
         .optional_value(&mut *tx)
         .await?;
         let found = found.unwrap_or(0);
         if found != expected {
             return Err(AppendError::Conflict {
-                aggregate: format!("{}.{}", event.kind.entity(), event.entity),
+                aggregate: format!("{}.{}", event.kind.aggregate(), event.entity),
                 expected,
                 found,
             });
@@ -132,7 +133,7 @@ async fn insert(tx: &mut Transaction, event: &Event, payload: &[u8]) -> edd_stor
          ON CONFLICT (event_id) DO NOTHING",
     )
     .bind(&event.event_id)
-    .bind(event.kind.entity())
+    .bind(event.kind.aggregate())
     .bind(event.entity.as_str())
     .bind(event.kind.name())
     .bind(payload)
@@ -149,8 +150,8 @@ async fn insert(tx: &mut Transaction, event: &Event, payload: &[u8]) -> edd_stor
 }
 
 /// Forgets events and letters older than `keep`, in small statements between
-/// which others can write; returns how many. The newest event of an aggregate
-/// stays unless it says that the aggregate is gone.
+/// which others can write; returns how many. The newest event of a user, container,
+/// key or namespace stays unless it says that this is gone.
 ///
 /// # Errors
 /// Those of the database; what was forgotten until then stays so.
@@ -160,7 +161,8 @@ pub async fn prune(database: &Database, keep: Duration) -> edd_store::Result<u64
     let mut forgotten = 0;
     for statement in [
         "DELETE FROM event_store WHERE id IN (SELECT id FROM event_store AS old \
-         WHERE occurred_at < $1 AND (event_type LIKE '%Deleted' OR EXISTS ( \
+         WHERE occurred_at < $1 AND (event_type LIKE '%Deleted' OR aggregate_type NOT IN \
+         ('auth.user', 'compute.container', 'compute.sshkey', 'sfs.namespace') OR EXISTS ( \
          SELECT 1 FROM event_store AS newer WHERE newer.aggregate_type = old.aggregate_type \
          AND newer.aggregate_id = old.aggregate_id AND newer.id > old.id)) \
          ORDER BY occurred_at LIMIT $2)",

@@ -16,7 +16,7 @@ pub struct Archived {
     pub id: i64,
     /// The event's own id.
     pub event_id: String,
-    /// What it is about: `container`, `user`.
+    /// What it is about: `compute.container`, `auth.user`.
     pub aggregate_type: String,
     /// Which one.
     pub aggregate_id: String,

@@ -115,7 +115,7 @@ async fn an_event_is_archived_whole_and_found_by_what_it_is() {
         .await
         .unwrap();
 
-    let a = by_aggregate(&database, ("container", "a"), 0, 0, 10)
+    let a = by_aggregate(&database, ("compute.container", "a"), 0, 0, 10)
         .await
         .unwrap();
     assert_eq!(
@@ -136,7 +136,7 @@ async fn an_event_is_archived_whole_and_found_by_what_it_is() {
     assert_eq!(event.traceparent.as_deref(), Some(TRACE));
     assert!(matches!(event.payload, Payload::ContainerCreated(m) if m.name == "box"));
 
-    let later = by_aggregate(&database, ("container", "a"), 2, 0, 10).await;
+    let later = by_aggregate(&database, ("compute.container", "a"), 2, 0, 10).await;
     assert_eq!(versions(&later.unwrap()), [("ContainerStarted", 2)]);
     let types = by_type(&database, "ContainerCreated", 0, 10).await.unwrap();
     assert_eq!(types.len(), 2);
@@ -164,7 +164,10 @@ async fn two_who_follow_the_same_version_conflict() {
     else {
         panic!("{again:?}");
     };
-    assert_eq!((aggregate.as_str(), expected, found), ("container.a", 0, 1));
+    assert_eq!(
+        (aggregate.as_str(), expected, found),
+        ("compute.container.a", 0, 1)
+    );
     put(&database, &started("a", 2), Expected::Version(1))
         .await
         .unwrap();
@@ -173,7 +176,7 @@ async fn two_who_follow_the_same_version_conflict() {
             .await
             .is_err()
     );
-    let all = by_aggregate(&database, ("container", "a"), 0, 0, 10).await;
+    let all = by_aggregate(&database, ("compute.container", "a"), 0, 0, 10).await;
     assert_eq!(all.unwrap().len(), 2, "a conflict leaves nothing");
 }
 
@@ -192,7 +195,7 @@ async fn pages_are_bounded_and_a_replay_sees_all_in_order() {
     assert_eq!(page.unwrap().len(), PAGE_MAX as usize);
     let mut tx = database.begin().await.unwrap();
     let mut seen = Vec::new();
-    let replayed = replay(&mut tx, "container", async |_tx, event| {
+    let replayed = replay(&mut tx, "compute.container", async |_tx, event| {
         seen.push(event.version);
         Ok(())
     })

@@ -116,6 +116,13 @@ const GATEWAY_OF_COMPUTE: ConsumerSpec = ConsumerSpec {
     batch_max: 16,
 };
 
+const COMPUTE_OF_AUTH: ConsumerSpec = ConsumerSpec {
+    stream: stream::COMPUTE,
+    durable: "auth-service",
+    filter: "compute.user.>",
+    batch_max: 16,
+};
+
 #[tokio::test(flavor = "multi_thread")]
 async fn services_can_do_all_that_they_need() {
     let cloud = Cloud::start().await;
@@ -155,7 +162,9 @@ async fn services_can_do_all_that_they_need() {
 
     // The other way, and users.
     publish(&of_gateway, "gateway.ingress.c1.created", vec![0xff]).await;
-    publish(&cloud.js("auth").await, "auth.user.1.deleted", vec![0xff]).await;
+    let of_auth = cloud.js("auth").await;
+    publish(&of_auth, "auth.user.1.deleted", vec![0xff]).await;
+    publish(&of_compute, "compute.user.1.purged", vec![0xff]).await;
     for (js, spec, dlq) in [
         (
             &of_compute,
@@ -163,6 +172,7 @@ async fn services_can_do_all_that_they_need() {
             "gateway.ingress.created.dlq",
         ),
         (&of_gateway, AUTH_OF_GATEWAY, "auth.user.deleted.dlq"),
+        (&of_auth, COMPUTE_OF_AUTH, "compute.user.purged.dlq"),
     ] {
         let consuming = Running::with_spec(js.clone(), spec, Recorder::new());
         eventually(dlq, || async {
@@ -233,6 +243,7 @@ async fn nobody_speaks_for_others() {
     }
     for (service, subject) in [
         ("auth", "compute.container.x.deleted"),
+        ("auth", "compute.user.1.purged"),
         ("auth", "gateway.ingress.x.created"),
         ("auth", "$JS.API.STREAM.DELETE.AUTH"),
         ("compute", "auth.user.1.deleted"),

@@ -41,7 +41,8 @@ async fn a_stream_of_this_project_gets_new_subjects_and_keeps_its_old() {
             "compute.container.>",
             "compute.old.>",
             "compute.ingress.>",
-            "compute.sshkey.>"
+            "compute.sshkey.>",
+            "compute.user.>"
         ]
     );
 }

@@ -34,6 +34,8 @@ fn decode_as_everything(bytes: &[u8]) {
     decode::<compute::SshKeyDeleted>(bytes);
     decode::<compute::IngressRuleRequested>(bytes);
     decode::<compute::IngressRuleDeleteRequested>(bytes);
+    decode::<compute::UserCached>(bytes);
+    decode::<compute::UserPurged>(bytes);
     decode::<gateway::IngressRuleCreated>(bytes);
     decode::<gateway::IngressRuleDeleted>(bytes);
     decode::<gateway::RouteRegistered>(bytes);

@@ -11,7 +11,7 @@ use edd_daemon::{
     api::{ApiLimits, ApiMetrics, serve_api},
     server::{self, Limits},
 };
-use edd_events::{Metrics, bus::AnyBus, stream};
+use edd_events::{Metrics, bus::AnyBus, consumer::Consumer, stream};
 pub use edd_service::run::Running;
 use edd_service::{
     bus,
@@ -27,6 +27,7 @@ use crate::{
     config::Config,
     limit::LoginLimiter,
     password::Passwords,
+    sagas::{self, Confirmations, Timer},
     store::Store,
     validate,
 };
@@ -34,8 +35,9 @@ use crate::{
 /// How often expired sessions are removed.
 const PURGE_INTERVAL: Duration = Duration::from_secs(600);
 
-/// How long background tasks may take to end after the API is drained.
-const BACKGROUND_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long background tasks may take to end after the API is drained: a batch
+/// of events in work has five seconds.
+const BACKGROUND_TIMEOUT: Duration = Duration::from_secs(8);
 
 /// The service.
 #[derive(Debug)]
@@ -63,9 +65,14 @@ impl App {
         shutdown: CancellationToken,
     ) -> anyhow::Result<Running> {
         let listeners = Listeners::bind(config.addr, config.admin_addr).await?;
+        // Without a bus nobody could confirm anything.
+        let saga_timeout = config
+            .saga_timeout
+            .filter(|_| bus.is_some() && config.events);
         let store = Store::open(&config.database, config.events)
             .await?
-            .with_archive(config.event_store_days > 0);
+            .with_archive(config.event_store_days > 0)
+            .with_saga_timeout(saga_timeout);
         let passwords = Passwords::new(hashing_threads()).await?;
 
         let mut registry = Registry::with_prefix("edd_auth");
@@ -82,6 +89,21 @@ impl App {
             &event_metrics,
             &background,
         );
+        if let Some(timeout) = saga_timeout {
+            let timer = Timer::new(store.clone(), waker.clone(), timeout, &mut registry);
+            background.spawn(timer.run());
+        }
+        if let Some(bus) = bus.as_ref().filter(|_| saga_timeout.is_some()) {
+            let metrics = event_metrics.clone();
+            let consumer = Consumer::new(bus.clone(), sagas::SPEC, config.nats_replicas, metrics)
+                .with_verifier(config.verifier.clone())
+                .with_archive(store.database().sql().clone());
+            let confirmations = Confirmations {
+                store: store.clone(),
+            };
+            let consuming = consumer.run(confirmations, background.end.clone());
+            background.tasks.spawn(consuming);
+        }
         if let Some(bus) = &bus {
             let validating = validate::run(bus.clone(), store.clone(), background.end.clone());
             background.tasks.spawn(validating);
@@ -97,7 +119,9 @@ impl App {
             bus,
             shutdown: shutdown.clone(),
         });
-        let admin_router = admin::router(Arc::new(registry)).merge(health::router(health));
+        let admin_router = admin::router(Arc::new(registry))
+            .merge(health::router(health))
+            .merge(sagas::router(store.clone()));
         let admin = admin::serve(listeners.admin, admin_router, background.end.clone());
         background.tasks.spawn(admin);
 

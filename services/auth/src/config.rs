@@ -7,7 +7,7 @@ use edd_daemon::{
     cli::{Invalid, Problems, parse_addr, parse_duration},
     telemetry::{LogFormat, parse_filter},
 };
-use edd_events::{connect::NatsOptions, signature::Signer};
+use edd_events::{connect::NatsOptions, signature::{Signer, Verifier}};
 use edd_service::bus::{BusArguments, EventBus};
 use edd_store::DatabaseUrl;
 use ipnet::IpNet;
@@ -57,6 +57,11 @@ pub struct Arguments {
     )]
     trusted_proxies: String,
 
+    /// How long to wait for compute to confirm a registration or deletion before it
+    /// is announced again; three times, then an alert is due. 0: never wait.
+    #[arg(long, env = "EDD_AUTH_SAGA_TIMEOUT", default_value = "1h")]
+    saga_timeout: String,
+
     /// How long requests under way may finish after SIGTERM.
     #[arg(long, env = "EDD_AUTH_DRAIN_TIMEOUT", default_value = "10s")]
     drain_timeout: String,
@@ -91,12 +96,16 @@ pub struct Config {
     pub events: bool,
     /// Signs this service's events.
     pub signer: Option<Arc<Signer>>,
+    /// Knows who signs events.
+    pub verifier: Option<Arc<Verifier>>,
     /// Who may change and delete other users.
     pub admins: BTreeSet<Username>,
     /// Whose `X-Forwarded-For` is believed.
     pub trusted_proxies: Vec<IpNet>,
     /// Attempts to log in; no flag.
     pub login_limits: LoginLimits,
+    /// How long to wait for compute's confirmations; none: never.
+    pub saga_timeout: Option<Duration>,
     /// How long requests may finish while draining.
     pub drain_timeout: Duration,
     /// The log filter.
@@ -119,6 +128,12 @@ impl Config {
         let admins = problems.check_list("--admin-users", &arguments.admin_users, Username::parse);
         let trusted_proxies =
             problems.check_list("--trusted-proxies", &arguments.trusted_proxies, parse_cidr);
+        let saga_timeout = match arguments.saga_timeout.trim() {
+            "0" => Some(None),
+            text => problems
+                .check("--saga-timeout", parse_duration(text))
+                .map(Some),
+        };
         let drain_timeout =
             problems.check("--drain-timeout", parse_duration(&arguments.drain_timeout));
         problems.check("--log", parse_filter(&arguments.log));
@@ -129,9 +144,18 @@ impl Config {
             Some(admin_addr),
             Some(database),
             Some(bus),
+            Some(saga_timeout),
             Some(drain_timeout),
             Some(log_format),
-        ) = (addr, admin_addr, database, bus, drain_timeout, log_format)
+        ) = (
+            addr,
+            admin_addr,
+            database,
+            bus,
+            saga_timeout,
+            drain_timeout,
+            log_format,
+        )
         else {
             return Err(problems.into_invalid());
         };
@@ -146,9 +170,11 @@ impl Config {
             event_store_days: bus.event_store_days,
             events: bus.events,
             signer: bus.signer,
+            verifier: bus.verifier,
             admins: admins.into_iter().collect(),
             trusted_proxies,
             login_limits: LoginLimits::default(),
+            saga_timeout,
             drain_timeout,
             log: arguments.log,
             log_format,

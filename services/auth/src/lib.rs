@@ -19,6 +19,7 @@ pub mod token;
 
 mod api;
 mod events;
+mod sagas;
 mod validate;
 
 use edd_daemon::cli::Exit;

@@ -3,11 +3,14 @@
 //! Every change writes its rows and its outbox entries in one transaction, so an
 //! event exists exactly when its change does. Nothing here knows HTTP or NATS.
 
+mod sagas;
 mod sessions;
 mod users;
 
 pub(crate) use edd_service::store::now_ms;
 use edd_service::store::{Database, StoreError};
+use std::time::Duration;
+
 use edd_store::{DatabaseUrl, Schema};
 
 pub use self::{
@@ -57,6 +60,8 @@ const SCHEMA: Schema = Schema {
 #[derive(Clone, Debug)]
 pub struct Store {
     database: Database,
+    /// How long sagas wait for a confirmation; none: there are none.
+    saga_timeout: Option<Duration>,
 }
 
 impl Store {
@@ -67,7 +72,10 @@ impl Store {
     /// The file cannot be opened or migrated.
     pub async fn open(url: &DatabaseUrl, events: bool) -> Result<Self, StoreError> {
         let database = Database::open(url, SCHEMA, events).await?;
-        Ok(Self { database })
+        Ok(Self {
+            database,
+            saga_timeout: None,
+        })
     }
 
     /// Whether events are archived as well.

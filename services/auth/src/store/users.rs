@@ -119,6 +119,7 @@ impl Store {
                 self.database
                     .announce(&mut write, &events::user_created(&created, cause))
                     .await?;
+                self.await_cached(&mut write, &created, cause).await?;
                 let session = self
                     .insert_session(&mut write, created.id, token, cause)
                     .await?;
@@ -218,6 +219,7 @@ impl Store {
         self.database
             .announce(&mut write, &events::user_deleted(&deleted, cause))
             .await?;
+        self.await_purged(&mut write, &deleted, cause).await?;
         write.commit().await?;
         Ok(Deletion::Deleted)
     }

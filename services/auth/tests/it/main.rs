@@ -3,6 +3,7 @@
 mod events;
 mod ops;
 mod process;
+mod sagas;
 mod sessions;
 mod support;
 mod users;

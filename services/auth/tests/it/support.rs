@@ -5,6 +5,7 @@ use edd_auth::{
     app::{App, Running},
     config::{Arguments, Config},
 };
+use edd_events::bus::{AnyBus, MemoryBus};
 pub(crate) use edd_service::testing::{Answer, Client, DEADLINE};
 use edd_store::{Database, DatabaseUrl, testing::database_of};
 use serde_json::json;
@@ -61,8 +62,27 @@ impl Service {
         let arguments = Arguments::try_parse_from(common.iter().chain(flags)).unwrap();
         let mut config = Config::check(arguments).unwrap();
         change(&mut config);
+        let bus = edd_service::bus::connect(config.event_bus, config.nats.as_ref());
+        Self::run(bus.await.unwrap(), folder, config).await
+    }
+
+    /// On a bus of this process.
+    pub(crate) async fn start_on(bus: MemoryBus, folder: TempDir, flags: &[&str]) -> Self {
+        let database_url = format!("--database-url={}", database(&folder).await);
+        let common = [
+            "edd-auth",
+            "--addr=127.0.0.1:0",
+            "--admin-addr=127.0.0.1:0",
+            &database_url,
+        ];
+        let arguments = Arguments::try_parse_from(common.iter().chain(flags)).unwrap();
+        let config = Config::check(arguments).unwrap();
+        Self::run(Some(bus.into()), folder, config).await
+    }
+
+    async fn run(bus: Option<AnyBus>, folder: TempDir, config: Config) -> Self {
         let shutdown = CancellationToken::new();
-        let running = App::start(config, shutdown.clone()).await.unwrap();
+        let running = App::start_on(bus, config, shutdown.clone()).await.unwrap();
         let (client, admin) = (Client(running.addr), Client(running.admin_addr));
         Self {
             client,

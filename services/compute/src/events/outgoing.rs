@@ -179,6 +179,24 @@ pub(crate) fn key_deleted(id: i64, user_id: i64, cause: &Cause) -> OutboxEntry {
     seal(SOURCE, &EntityId::from(id), KEY_DELETED, message, cause)
 }
 
+/// A user's name is known here; `version` is that of what was heard.
+pub(crate) fn user_cached(user_id: i64, version: i64, cause: &Cause) -> OutboxEntry {
+    let message = compute::UserCached {
+        metadata: None,
+        user_id,
+    };
+    seal(SOURCE, &EntityId::from(user_id), version, message, cause)
+}
+
+/// Nothing of a deleted user is left here, and all of it was announced.
+pub(crate) fn user_purged(user_id: i64, version: i64, cause: &Cause) -> OutboxEntry {
+    let message = compute::UserPurged {
+        metadata: None,
+        user_id,
+    };
+    seal(SOURCE, &EntityId::from(user_id), version, message, cause)
+}
+
 /// Container ids are made by this service; one that does not fit was damaged in
 /// the database.
 fn entity(id: &str) -> sqlx::Result<EntityId> {

@@ -52,13 +52,13 @@ impl Users {
             .apply_user(event, user_id, &change)
             .await
             .map_err(|error| unavailable(&error))?;
+        if let Some(waker) = &self.waker {
+            waker.wake();
+        }
         Ok(match news {
             UserNews::Stale => Verdict::Stale,
             UserNews::Applied(ended) => {
                 if matches!(change, UserChange::Deleted { .. }) {
-                    if let Some(waker) = &self.waker {
-                        waker.wake();
-                    }
                     tracing::info!(user_id, containers = ended.len(), "all of a user removed");
                 }
                 for id in ended {

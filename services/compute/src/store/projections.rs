@@ -21,11 +21,11 @@ impl Store {
         let mut tx = self.database.begin().await?;
         query(
             "DELETE FROM user_cache WHERE CAST(user_id AS TEXT) IN \
-             (SELECT aggregate_id FROM event_store WHERE aggregate_type = 'user')",
+             (SELECT aggregate_id FROM event_store WHERE aggregate_type = 'auth.user')",
         )
         .run(&mut tx)
         .await?;
-        let events = event_store::replay(&mut tx, "user", async |tx, event| {
+        let events = event_store::replay(&mut tx, "auth.user", async |tx, event| {
             match UserChange::of(&event) {
                 Some((
                     id,

@@ -84,16 +84,22 @@ impl Store {
         if self.database.archives() {
             event_store::keep(&mut tx, event).await?;
         }
-        let news = match change {
+        let (news, confirmation) = match change {
             UserChange::Upserted {
                 username,
                 display_name,
-            } => upsert(&mut tx, user_id, version, username, display_name).await?,
-            UserChange::Deleted { username } => {
+            } => (
+                upsert(&mut tx, user_id, version, username, display_name).await?,
+                outgoing::user_cached(user_id, version, cause),
+            ),
+            UserChange::Deleted { username } => (
                 self.delete_user(&mut tx, user_id, version, username, cause)
-                    .await?
-            }
+                    .await?,
+                outgoing::user_purged(user_id, version, cause),
+            ),
         };
+        // Also when it was known before: auth asks again if it did not hear of it.
+        self.database.announce(&mut tx, &confirmation).await?;
         // Also when stale: the same event need not be looked at again.
         tx.commit().await?;
         Ok(news)

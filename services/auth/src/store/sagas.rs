@@ -1,0 +1,275 @@
+//! The sagas in the transactions of what they are about.
+
+use std::time::{Duration, SystemTime};
+
+use edd_events::{
+    envelope::Cause,
+    inbox,
+    saga::{self, Transition},
+};
+use edd_store::Transaction;
+
+use super::{Store, User};
+use crate::{
+    events,
+    sagas::confirmed::{About, Command, Confirmed, Deletion, Input, Registration, Which, begun},
+};
+
+/// Overdue sagas driven at one look.
+const DUE_MAX: u32 = 100;
+
+impl Store {
+    /// In the transaction of the registration.
+    pub(super) async fn await_cached(
+        &self,
+        tx: &mut Transaction,
+        user: &User,
+        cause: &Cause,
+    ) -> sqlx::Result<()> {
+        self.begin_saga::<Registration>(tx, user, cause).await
+    }
+
+    /// In the transaction of the deletion.
+    pub(super) async fn await_purged(
+        &self,
+        tx: &mut Transaction,
+        user: &User,
+        cause: &Cause,
+    ) -> sqlx::Result<()> {
+        let (id, now) = (user.id, SystemTime::now());
+        saga::drive::<Confirmed<Registration>>(tx, id, &Input::Abandoned, now).await?;
+        self.begin_saga::<Deletion>(tx, user, cause).await
+    }
+
+    async fn begin_saga<W: Which>(
+        &self,
+        tx: &mut Transaction,
+        user: &User,
+        cause: &Cause,
+    ) -> sqlx::Result<()> {
+        let Some(timeout) = self.saga_timeout.filter(|_| self.database.events()) else {
+            return Ok(());
+        };
+        let about = About {
+            user_id: user.id,
+            username: user.username.clone(),
+            display_name: user.display_name.clone(),
+            public_id: user.public_id.clone(),
+            version: user.version,
+            correlation_id: cause.correlation_id.clone(),
+            traceparent: cause.traceparent.clone(),
+            timeout_ms: u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX),
+        };
+        let state = begun(about);
+        saga::start::<Confirmed<W>>(tx, user.id, &state, SystemTime::now()).await?;
+        Ok(())
+    }
+
+    /// Compute knows the user. False: nobody waited for that.
+    pub(crate) async fn user_known(&self, event_id: &str, user_id: i64) -> sqlx::Result<bool> {
+        self.confirmed::<Registration>(event_id, user_id).await
+    }
+
+    /// Compute has nothing of the user any more. False: nobody waited for that.
+    pub(crate) async fn user_purged(&self, event_id: &str, user_id: i64) -> sqlx::Result<bool> {
+        self.confirmed::<Deletion>(event_id, user_id).await
+    }
+
+    async fn confirmed<W: Which>(&self, event_id: &str, user_id: i64) -> sqlx::Result<bool> {
+        let mut tx = self.database.begin().await?;
+        if !inbox::first_time(&mut tx, event_id).await? {
+            return Ok(false);
+        }
+        let now = SystemTime::now();
+        let driven = saga::drive::<Confirmed<W>>(&mut tx, user_id, &Input::Confirmed, now).await?;
+        tx.commit().await?;
+        Ok(driven.is_some())
+    }
+
+    /// Drives the sagas whose deadline is over at `now`; returns how many events
+    /// there are to publish.
+    pub async fn drive_due(&self, now: SystemTime) -> sqlx::Result<u64> {
+        let deletions = self.drive_kind::<Deletion>(now).await?;
+        Ok(deletions + self.drive_kind::<Registration>(now).await?)
+    }
+
+    async fn drive_kind<W: Which>(&self, now: SystemTime) -> sqlx::Result<u64> {
+        let mut announced = 0;
+        for id in saga::due::<Confirmed<W>>(self.database.sql(), now, DUE_MAX).await? {
+            let mut tx = self.database.begin().await?;
+            if !saga::is_due::<Confirmed<W>>(&mut tx, &id, now).await? {
+                continue;
+            }
+            let driven = saga::drive::<Confirmed<W>>(&mut tx, &id, &Input::TimedOut, now).await?;
+            let Some(Transition { state, commands }) = driven else {
+                continue;
+            };
+            let mut given_up = false;
+            for command in commands {
+                match command {
+                    Command::AnnounceAgain => {
+                        self.announce_again::<W>(&mut tx, &state.data).await?;
+                        announced += 1;
+                    }
+                    Command::Report => given_up = true,
+                }
+            }
+            tx.commit().await?;
+            let (kind, user_id, attempts) = (W::KIND, state.data.user_id, state.attempts);
+            if given_up {
+                tracing::error!(
+                    kind,
+                    user_id,
+                    attempts,
+                    "not confirmed by compute; given up"
+                );
+            } else {
+                tracing::warn!(
+                    kind,
+                    user_id,
+                    attempts,
+                    "not confirmed by compute; told again"
+                );
+            }
+        }
+        Ok(announced)
+    }
+
+    /// The same fact at the same version as another event: whoever has had it
+    /// finds it stale, and confirms again.
+    async fn announce_again<W: Which>(
+        &self,
+        tx: &mut Transaction,
+        about: &About,
+    ) -> sqlx::Result<()> {
+        let cause = Cause {
+            correlation_id: about.correlation_id.clone(),
+            causation_id: None,
+            traceparent: about.traceparent.clone(),
+        };
+        let user = User {
+            id: about.user_id,
+            public_id: about.public_id.clone(),
+            username: about.username.clone(),
+            display_name: about.display_name.clone(),
+            version: about.version,
+        };
+        let entry = if W::KIND == Deletion::KIND {
+            events::user_deleted(&user, &cause)
+        } else {
+            events::user_created(&user, &cause)
+        };
+        self.database.announce(tx, &entry).await
+    }
+
+    /// With sagas that wait this long for confirmations; none: there are none.
+    #[must_use]
+    pub fn with_saga_timeout(mut self, timeout: Option<Duration>) -> Self {
+        self.saga_timeout = timeout;
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use edd_events::saga::{Row, list};
+    use edd_store::{query, testing::database_of};
+
+    use super::*;
+    use crate::{
+        identity::{DisplayName, Username},
+        store::{NewUser, Registration as Registered},
+        token::Token,
+    };
+
+    const TIMEOUT: Duration = Duration::from_secs(3600);
+
+    async fn store(folder: &std::path::Path) -> Store {
+        let url = database_of(folder).await;
+        let store = Store::open(&url, true).await.unwrap();
+        store.with_saga_timeout(Some(TIMEOUT))
+    }
+
+    async fn registered(store: &Store) -> i64 {
+        let username = Username::parse("alice").unwrap();
+        let new = NewUser {
+            display_name: DisplayName::from(username.clone()),
+            username,
+            password_hash: "x".into(),
+            never_used: false,
+        };
+        let token = Token::random();
+        let created = store.register(new, token.hash(), &Cause::default()).await;
+        match created.unwrap() {
+            Registered::Created(user, _) => user.id,
+            Registered::UsernameTaken => panic!("taken"),
+        }
+    }
+
+    async fn rows(store: &Store) -> Vec<Row> {
+        let mut rows = list(store.database.sql(), None, 10).await.unwrap();
+        rows.sort_by(|a, b| a.id.cmp(&b.id));
+        rows
+    }
+
+    async fn outbox(store: &Store) -> i64 {
+        let count = query("SELECT COUNT(*) FROM outbox");
+        count.value(store.database.sql()).await.unwrap()
+    }
+
+    /// Every step, first with an end of the process before its commit, then
+    /// twice: as if the process had ended after the commit, before anybody heard.
+    #[tokio::test]
+    async fn a_process_may_end_anywhere_between_and_within_the_steps() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = store(folder.path()).await;
+        let id = registered(&store).await;
+        assert_eq!(rows(&store).await[0].state, "running");
+        store.delete_user(id, &Cause::default()).await.unwrap();
+        assert_eq!(rows(&store).await.len(), 2);
+
+        // Time-outs: the first two announce again, the third gives up.
+        let mut now = SystemTime::now();
+        for (attempt, state) in [(1, "running"), (2, "running"), (3, "failed")] {
+            let (before, waiting) = (rows(&store).await, outbox(&store).await);
+            now += TIMEOUT + Duration::from_secs(1);
+            let mut tx = store.database.begin().await.unwrap();
+            saga::drive::<Confirmed<Deletion>>(&mut tx, id, &Input::TimedOut, now)
+                .await
+                .unwrap()
+                .expect("a transition");
+            drop(tx);
+            assert_eq!(rows(&store).await, before, "nothing happened");
+            store.drive_due(now).await.unwrap();
+            store.drive_due(now).await.unwrap();
+            let after = rows(&store).await;
+            let found = (after[1].state.as_str(), after[1].attempts);
+            assert_eq!(found, (state, attempt));
+            let told = i64::from(state == "running");
+            assert_eq!(outbox(&store).await, waiting + told, "once");
+        }
+        now += TIMEOUT * 2;
+        assert_eq!(store.drive_due(now).await.unwrap(), 0, "nothing is due");
+
+        // The confirmation, however often, and by another event of the kind.
+        let before = rows(&store).await;
+        let mut tx = store.database.begin().await.unwrap();
+        assert!(inbox::first_time(&mut tx, "e1").await.unwrap());
+        saga::drive::<Confirmed<Deletion>>(&mut tx, id, &Input::Confirmed, now)
+            .await
+            .unwrap()
+            .expect("a transition");
+        drop(tx);
+        assert_eq!(rows(&store).await, before, "nothing happened");
+        assert!(store.user_purged("e1", id).await.unwrap());
+        assert!(!store.user_purged("e1", id).await.unwrap());
+        assert!(!store.user_purged("e2", id).await.unwrap());
+        assert!(!store.user_known("e3", id).await.unwrap());
+        assert!(!store.user_purged("e4", 999).await.unwrap());
+        for (row, step) in rows(&store).await.iter().zip(["abandoned", "confirmed"]) {
+            assert_eq!((row.state.as_str(), row.step.as_str()), ("completed", step));
+        }
+        let kept = saga::prune(store.database.sql(), Duration::from_secs(60));
+        assert_eq!(kept.await.unwrap(), 0);
+    }
+}
