@@ -7,7 +7,10 @@ use edd_daemon::{
     cli::{Invalid, Problems, parse_addr, parse_duration},
     telemetry::{LogFormat, parse_filter},
 };
-use edd_events::{connect::NatsOptions, signature::{Signer, Verifier}};
+use edd_events::{
+    connect::NatsOptions,
+    signature::{Signer, Verifier},
+};
 use edd_service::bus::{BusArguments, EventBus};
 use edd_store::DatabaseUrl;
 use ipnet::IpNet;
