@@ -9,6 +9,7 @@ use clap::{Parser, Subcommand};
 
 mod client;
 mod compare;
+mod events;
 mod first_answer;
 mod guest;
 mod propagation;
@@ -30,6 +31,8 @@ enum Command {
     Certificate(compare::certificate::Args),
     /// Publish a running container whose web server is an origin
     Container(compare::container::Args),
+    /// Start gateways and measure catch-up, publish to effect and latency under many changes
+    Events(events::Args),
     /// Poll a host until it answers well, and print the time since the events that made it so
     FirstAnswer(first_answer::Args),
     /// Put a load on a proxy and print what it cost the proxy
@@ -57,6 +60,7 @@ fn main() -> ExitCode {
         .and_then(|runtime| match args.command {
             Command::Certificate(args) => compare::certificate::run(args),
             Command::Container(args) => runtime.block_on(compare::container::run(args)),
+            Command::Events(args) => runtime.block_on(events::run(args)),
             Command::FirstAnswer(args) => runtime.block_on(first_answer::run(args)),
             Command::Measure(args) => runtime.block_on(compare::measure::run(args)),
             Command::Origin(args) => runtime.block_on(compare::origin::run(args)),

@@ -1,6 +1,7 @@
 //! Publishes the events of containers straight to JetStream, as compute's relay would.
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Instant;
 
 use anyhow::{Context as _, Result};
@@ -20,6 +21,8 @@ use crate::stats::Samples;
 pub(crate) struct Publisher {
     js: jetstream::Context,
     guest: SocketAddr,
+    /// Greater than every version before.
+    version: AtomicI64,
 }
 
 impl Publisher {
@@ -27,8 +30,6 @@ impl Publisher {
     pub(crate) async fn connect(nats_url: &str, guest: SocketAddr) -> Result<Self> {
         let nats = NatsOptions {
             url: nats_url.to_owned(),
-            creds: None,
-            ca: None,
             name: "edd-bench".to_owned(),
             ..NatsOptions::default()
         };
@@ -37,7 +38,16 @@ impl Publisher {
         stream::ensure(&js, &COMPUTE, 1)
             .await
             .context("no stream COMPUTE")?;
-        Ok(Self { js, guest })
+        Ok(Self {
+            js,
+            guest,
+            version: AtomicI64::new(1),
+        })
+    }
+
+    /// A version for the next change.
+    pub(crate) fn next_version(&self) -> i64 {
+        self.version.fetch_add(1, Ordering::Relaxed) + 1
     }
 
     /// A container that runs, with a rule for each of `ports`.

@@ -46,6 +46,9 @@ Commands:
      --seconds N            the window of each (2)
      --quick                one round of 1.2 s
      --no-write, --note TEXT  no file in bench/results, a line in it
+  bench events [...]        catch-up, publish to effect and request latency under 500 changes a
+                            second; a result in bench/results (arguments: those of
+                            `edd-bench events`)
   bench faults [SECONDS]    take NATS, databases and disk away for so long (300) under a load and
                             compare the end state; a result in bench/results
   bench propagation [...]   start a gateway and measure publish to first request (arguments are

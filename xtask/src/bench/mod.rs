@@ -1,11 +1,12 @@
 //! `cargo xtask bench`: measurements on this machine, with everything they need started and ended.
 //!
-//! `faults`, `propagation` and `swaps` are of their own; without a subcommand the gateway is measured beside other
-//! proxies. The measuring itself is in the crate `edd-bench`.
+//! `events`, `faults`, `propagation` and `swaps` are of their own; without a subcommand the gateway
+//! is measured beside other proxies. The measuring itself is in the crate `edd-bench`.
 
 use anyhow::Result;
 
 mod compare;
+mod events;
 mod faults;
 mod options;
 mod peers;
@@ -19,6 +20,7 @@ pub(crate) use options::BadOption;
 /// Runs the benchmark that `args` name.
 pub(crate) fn run(args: &[&str]) -> Result<()> {
     match args {
+        ["events", rest @ ..] => events::run(rest),
         ["faults", rest @ ..] => faults::run(rest),
         ["propagation", rest @ ..] => propagation::run(rest),
         ["swaps", rest @ ..] => swaps::run(rest),
