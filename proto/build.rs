@@ -2,10 +2,11 @@
 
 use std::io;
 
-const FILES: [&str; 5] = [
+const FILES: [&str; 6] = [
     "common/types.proto",
     "auth/events.proto",
     "compute/events.proto",
+    "compute/snapshot.proto",
     "gateway/events.proto",
     "sfs/events.proto",
 ];

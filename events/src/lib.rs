@@ -15,6 +15,7 @@
 //! - [`dead_letter`]: where it goes when nobody can use it;
 //! - [`saga`]: state machines that wait for what others announce;
 //! - [`request`]: the requests that are no events;
+//! - [`snapshot`]: all that compute knows, for who cannot hear it any more;
 //! - [`metrics`]: all of this in numbers.
 //!
 //! Nothing here knows what an event means: whether a port or an address is
@@ -38,6 +39,7 @@ pub mod outbox;
 pub mod request;
 pub mod saga;
 pub mod signature;
+pub mod snapshot;
 pub mod stream;
 pub mod subject;
 #[cfg(feature = "testing")]

@@ -15,12 +15,16 @@ use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair as _};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use edd_events::{
     Metrics,
+    bus::{Bus as _, MemoryBus, Requests as _},
     consumer::{Consumer, Verdict},
     dead_letter::{Filter, Letters},
     outbox::OutboxEntry,
     signature::{Signer, Verifier},
+    snapshot::{Pages, SNAPSHOT_REQUEST, SnapshotError, fetch},
     stream,
 };
+use edd_proto::compute::SnapshotRequest;
+use prost::Message as _;
 use tempfile::TempDir;
 
 use crate::support::{Recorder, Running, SPEC, Service, created, eventually, server, stored};
@@ -196,4 +200,37 @@ async fn a_replayed_dead_letter_is_verified_by_the_signature_it_kept() {
     assert!(stored(&js, &stream::COMPUTE, dlq).await.is_empty());
     running.stop().await;
     service.stop().await;
+}
+
+/// Answers requests for snapshots with one of one container, signed or not.
+async fn snapshots(bus: &MemoryBus, signer: Option<Arc<Signer>>) -> tokio::task::JoinHandle<()> {
+    let mut requests = bus.answer(SNAPSHOT_REQUEST, "compute").await.unwrap();
+    let pages = Pages::new(7, vec![created(1)]);
+    tokio::spawn(async move {
+        while let Some(request) = requests.next().await {
+            let asked = SnapshotRequest::decode(request.payload.clone()).unwrap();
+            let answer = pages.answer(&asked, signer.as_deref());
+            request.respond(answer.into()).await.unwrap();
+        }
+    })
+}
+
+#[tokio::test]
+async fn snapshots_are_signed_as_events_are() {
+    let folder = tempfile::tempdir().unwrap();
+    let (signer, public) = make_key(folder.path(), "compute");
+    let (stranger, _) = make_key(folder.path(), "stranger");
+    let verifier = verifier(&folder, &public);
+    for (signer, is_good) in [(Some(signer), true), (Some(stranger), false), (None, false)] {
+        let bus = MemoryBus::new();
+        let answering = snapshots(&bus, signer).await;
+        let checked = fetch(&bus, verifier.as_deref()).await;
+        assert_eq!(checked.is_ok(), is_good, "{checked:?}");
+        if let Err(error) = checked {
+            assert!(matches!(error, SnapshotError::Signature(_)), "{error}");
+        }
+        let unchecked = fetch(&bus, None).await.unwrap();
+        assert_eq!((unchecked.sequence, unchecked.facts.len()), (7, 1));
+        answering.abort();
+    }
 }

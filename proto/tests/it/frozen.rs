@@ -11,10 +11,11 @@ use prost_types::{
     field_descriptor_proto::{Label, Type},
 };
 
-const FILES: [&str; 5] = [
+const FILES: [&str; 6] = [
     "common/types.proto",
     "auth/events.proto",
     "compute/events.proto",
+    "compute/snapshot.proto",
     "gateway/events.proto",
     "sfs/events.proto",
 ];
@@ -95,6 +96,20 @@ compute.UserCached.metadata = 1 common.EventMetadata
 compute.UserCached.user_id = 2 int64
 compute.UserPurged.metadata = 1 common.EventMetadata
 compute.UserPurged.user_id = 2 int64
+compute.SnapshotFact.subject = 1 string
+compute.SnapshotFact.payload = 2 bytes
+compute.SnapshotPage.snapshot_id = 1 string
+compute.SnapshotPage.page = 2 int32
+compute.SnapshotPage.pages = 3 int32
+compute.SnapshotPage.sequence = 4 uint64
+compute.SnapshotPage.nonce = 5 string
+compute.SnapshotPage.facts = 6 repeated compute.SnapshotFact
+compute.SnapshotRequest.snapshot_id = 1 string
+compute.SnapshotRequest.page = 2 int32
+compute.SnapshotRequest.nonce = 3 string
+compute.SnapshotResponse.page = 1 bytes
+compute.SnapshotResponse.signature = 2 string
+compute.SnapshotResponse.signature_key = 3 string
 gateway.IngressRuleCreated.metadata = 1 common.EventMetadata
 gateway.IngressRuleCreated.rule_id = 2 int64
 gateway.IngressRuleCreated.container_id = 3 string

@@ -36,6 +36,7 @@ use crate::{
         local::{LocalOptions, LocalRuntime},
         sshd::{self, Sshd},
     },
+    snapshot::Snapshots,
     store::Store,
 };
 
@@ -109,6 +110,12 @@ impl App {
                 store: store.clone(),
             };
             let end = &background.end;
+            let snapshots = Snapshots {
+                bus: bus.clone(),
+                store: store.clone(),
+                signer: config.signer.clone(),
+            };
+            background.tasks.spawn(snapshots.run(end.clone()));
             let consuming = consumer(crate::events::users::SPEC).run(users, end.clone());
             background.tasks.spawn(consuming);
             let consuming = consumer(crate::events::gateway::SPEC).run(confirmations, end.clone());

@@ -33,6 +33,7 @@ mod api;
 mod events;
 mod gateways;
 mod lifecycle;
+mod snapshot;
 
 use anyhow::Context as _;
 use edd_daemon::cli::{Exit, Problems};

@@ -10,6 +10,7 @@
 //! its container is kept. Any order and any duplication of the same events
 //! gives the same state; the property test in `tests` holds that.
 
+mod absent;
 pub mod address;
 pub mod change;
 pub mod check;
@@ -20,6 +21,7 @@ pub mod state;
 #[cfg(test)]
 mod tests;
 
+pub use absent::absent;
 pub use address::AddressPolicy;
 pub use change::{Change, What};
 pub use check::Checks;

@@ -196,6 +196,16 @@ impl State {
             .collect()
     }
 
+    /// All containers that are not deleted.
+    pub fn containers(&self) -> impl Iterator<Item = (&ContainerId, &ContainerEntity)> {
+        self.containers.iter().map(|(id, found)| (id, &**found))
+    }
+
+    /// All keys that are not deleted.
+    pub fn keys(&self) -> impl Iterator<Item = (i64, &KeyEntity)> {
+        self.keys.iter().map(|(id, found)| (*id, &**found))
+    }
+
     /// A container that is not deleted.
     pub fn container(&self, id: &ContainerId) -> Option<&ContainerEntity> {
         self.containers.get(id).map(|container| &**container)

@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::database::Opened;
+use super::snapshot::Snapshots;
 use crate::control::reconcile::Checks;
 use crate::control::status::StatusBoard;
 use crate::control::store::{self, SqlStore};
@@ -115,8 +116,14 @@ impl Events {
     async fn consume(&self, opened: &Opened, tasks: &TaskTracker, round: &CancellationToken) {
         for spec in SPECS {
             let position = opened.positions.get(spec.stream.name).copied();
-            self.prepare(spec, position.unwrap_or_default(), opened.lost)
+            let gap = self
+                .prepare(spec, position.unwrap_or_default(), opened.lost)
                 .await;
+            if let Some(first) = gap
+                && spec.stream == COMPUTE
+            {
+                self.restore(spec, first, tasks, round).await;
+            }
         }
         let consumers = SPECS.map(|spec| {
             Consumer::new(self.js.clone(), spec, self.replicas, self.metrics.clone())
@@ -177,12 +184,57 @@ impl Events {
         }
     }
 
-    async fn prepare(&self, spec: ConsumerSpec, position: u64, lost: bool) {
+    /// Makes up for events that the stream holds no more, now if compute
+    /// answers, else while the rest is consumed.
+    async fn restore(
+        &self,
+        spec: ConsumerSpec,
+        first: u64,
+        tasks: &TaskTracker,
+        round: &CancellationToken,
+    ) {
+        tracing::warn!(
+            stream = spec.stream.name,
+            first,
+            "the stream no longer holds all that the database lacks: asking compute"
+        );
+        let snapshots = Snapshots {
+            bus: self.js.clone().into(),
+            verifier: self.verifier.clone(),
+            checks: Arc::clone(&self.checks),
+            writer: self.writer.clone(),
+        };
+        let restored = async {
+            let sequence = snapshots.restore(first).await?;
+            // What it tells need not be heard once more.
+            self.consume_after(spec, sequence).await
+        };
+        if let Err(error) = restored.await {
+            tracing::error!(error = format!("{error:#}"), "going on with what is known");
+            tasks.spawn(snapshots.restore_in_time(first, round.clone()));
+        }
+    }
+
+    async fn consume_after(&self, spec: ConsumerSpec, sequence: u64) -> anyhow::Result<()> {
+        let stream = self.js.get_stream(spec.stream.name).await?;
+        let Some(found) = consumer_info(&stream).await? else {
+            // Made from the start: what comes twice is stale.
+            return Ok(());
+        };
+        if found.ack_floor.stream_sequence < sequence {
+            begin_at(&stream, found, sequence + 1).await?;
+        }
+        Ok(())
+    }
+
+    /// Ready when the stream can be consumed; its first sequence, if what the
+    /// database lacks is older.
+    async fn prepare(&self, spec: ConsumerSpec, position: u64, lost: bool) -> Option<u64> {
         let mut last_error = String::new();
         loop {
             let attempt = self.try_prepare(spec, position, lost);
             let error = match tokio::time::timeout(PREPARE_TIMEOUT, attempt).await {
-                Ok(Ok(())) => return,
+                Ok(Ok(gap)) => return gap,
                 Ok(Err(error)) => format!("{error:#}"),
                 Err(_) => "JetStream does not answer".to_owned(),
             };
@@ -200,20 +252,25 @@ impl Events {
         spec: ConsumerSpec,
         mut position: u64,
         lost: bool,
-    ) -> anyhow::Result<()> {
+    ) -> anyhow::Result<Option<u64>> {
         let name = spec.stream.name;
         let mut stream = ensure(&self.js, &spec.stream, self.replicas).await?;
-        let last = stream.info().await?.state.last_sequence;
+        let (first, last) = {
+            let state = &stream.info().await?.state;
+            (state.first_sequence, state.last_sequence)
+        };
         if last < position {
             self.writer.send(Command::StreamReset(name)).await?;
             position = 0;
         }
+        let known = if lost { 0 } else { position };
+        let gap = (known + 1 < first).then_some(first);
         let Some(found) = consumer_info(&stream).await? else {
-            return Ok(());
+            return Ok(gap);
         };
         let floor = found.ack_floor.stream_sequence;
         if !lost && floor <= position {
-            return Ok(());
+            return Ok(gap);
         }
         tracing::warn!(
             stream = name,
@@ -222,17 +279,26 @@ impl Events {
             acknowledged = floor,
             "the database is behind what was acknowledged for it: replaying"
         );
-        stream.delete_consumer(DURABLE).await?;
-        let start_sequence = if lost { 1 } else { position + 1 };
-        // Whoever made it may have made it otherwise than we would.
-        let found = pull::Config::try_from_consumer_config(found.config);
-        let config = pull::Config {
-            deliver_policy: DeliverPolicy::ByStartSequence { start_sequence },
-            ..found.map_err(anyhow::Error::from_boxed)?
-        };
-        stream.create_consumer(config).await?;
-        Ok(())
+        begin_at(&stream, found, if lost { 1 } else { position + 1 }).await?;
+        Ok(gap)
     }
+}
+
+/// Makes our durable consumer anew, as it was, from `start_sequence` on.
+async fn begin_at(
+    stream: &Stream,
+    found: consumer::Info,
+    start_sequence: u64,
+) -> anyhow::Result<()> {
+    stream.delete_consumer(DURABLE).await?;
+    // Whoever made it may have made it otherwise than we would.
+    let found = pull::Config::try_from_consumer_config(found.config);
+    let config = pull::Config {
+        deliver_policy: DeliverPolicy::ByStartSequence { start_sequence },
+        ..found.map_err(anyhow::Error::from_boxed)?
+    };
+    stream.create_consumer(config).await?;
+    Ok(())
 }
 
 /// Says while events wait for the world, until `round` is over.

@@ -5,5 +5,6 @@ pub mod events;
 pub mod nats;
 pub mod replicas;
 pub mod routes_file;
+pub mod snapshot;
 mod tickets;
 pub mod watch;

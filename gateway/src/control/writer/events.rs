@@ -13,7 +13,8 @@ use crate::control::store::{Commit, GatewayStore, Line};
 impl<S: GatewayStore> Writer<S> {
     /// Reduces a batch, stores it and puts it in force; one verdict per event.
     pub(super) async fn events(&mut self, batch: &[Incoming]) -> Result<Vec<Verdict>, WriteError> {
-        let ids: Vec<&str> = batch.iter().map(|event| event.event_id.as_str()).collect();
+        let ids = batch.iter().map(|event| event.event_id.as_str());
+        let ids: Vec<&str> = ids.filter(|id| !id.is_empty()).collect();
         let (turn, seen) = self.turn_for(&ids).await?;
         let now_ms = now_ms();
         let mut next = self.state.clone();
@@ -29,7 +30,9 @@ impl<S: GatewayStore> Writer<S> {
             verdicts.push(match &event.change {
                 Err(reason) => Verdict::Reject(reason.clone()),
                 Ok(_) if seen.contains(&event.event_id) => Verdict::Stale,
-                Ok(_) if !handled.insert(event.event_id.as_str()) => Verdict::Stale,
+                Ok(_) if !event.event_id.is_empty() && !handled.insert(event.event_id.as_str()) => {
+                    Verdict::Stale
+                }
                 Ok(change) => {
                     let mut touched = Effects::default();
                     let outcome = next.apply(change, now_ms, &mut touched);

@@ -11,6 +11,7 @@
 pub(super) mod announce;
 mod events;
 mod opened;
+mod snapshot;
 mod turn;
 
 use std::collections::BTreeMap;
@@ -41,7 +42,7 @@ const PRUNE_INTERVAL: Duration = Duration::from_secs(3600);
 /// An event on its way to the writer.
 #[derive(Debug)]
 pub struct Incoming {
-    /// Its id, for the inbox.
+    /// Its id, for the inbox; empty: no event, but a fact of a snapshot.
     pub event_id: String,
     /// Its stream.
     pub stream: String,
@@ -94,6 +95,15 @@ pub enum Command<S> {
     Follow,
     /// A database is there.
     Opened(Box<Session<S>>),
+    /// All that compute knows: what it does not tell is gone.
+    Snapshot {
+        /// Its facts, with empty event ids.
+        batch: Vec<Incoming>,
+        /// Of COMPUTE: what is newer is not in it.
+        sequence: u64,
+        /// One verdict per fact.
+        answer: oneshot::Sender<Result<Vec<Verdict>, Unavailable>>,
+    },
     /// A stream was made anew: its sequences start over.
     StreamReset(&'static str),
     /// The routes file says so.
@@ -209,6 +219,19 @@ impl<S: GatewayStore> Writer<S> {
             Command::Follow => self.follow().await,
             Command::Opened(session) => self.opened(*session).await,
             Command::Routes(specs) => self.routes(specs).await,
+            Command::Snapshot {
+                batch,
+                sequence,
+                answer,
+            } => {
+                let verdicts = self.snapshot(batch, sequence).await;
+                let verdicts = verdicts.map_err(|error| {
+                    self.fail(&error);
+                    Unavailable(error.to_string())
+                });
+                // Nobody waits any more: it is asked for again.
+                let _ = answer.send(verdicts);
+            }
             Command::Settled(done) => {
                 // Whoever asked may have lost patience.
                 let _ = done.send(());

@@ -9,6 +9,7 @@ mod replicas;
 mod route_events;
 mod routes_reload;
 mod signatures;
+mod snapshot;
 mod store;
 
 use std::net::SocketAddr;

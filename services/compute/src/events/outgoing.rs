@@ -5,7 +5,7 @@ use edd_events::{
     outbox::OutboxEntry,
     subject::EntityId,
 };
-use edd_proto::compute;
+use edd_proto::{auth, compute};
 
 use crate::store::{Container, IngressRule, SshKey, Start};
 
@@ -195,6 +195,34 @@ pub(crate) fn user_purged(user_id: i64, version: i64, cause: &Cause) -> OutboxEn
         user_id,
     };
     seal(SOURCE, &EntityId::from(user_id), version, message, cause)
+}
+
+/// What auth told about a user, for a snapshot.
+pub(crate) fn user_is_called(
+    id: i64,
+    version: i64,
+    username: &str,
+    display_name: &str,
+) -> OutboxEntry {
+    let message = auth::UserUpdated {
+        metadata: None,
+        user_id: id,
+        username: username.to_owned(),
+        display_name: display_name.to_owned(),
+    };
+    let cause = Cause::default();
+    seal(SOURCE, &EntityId::from(id), version, message, &cause)
+}
+
+/// That auth told of a user's end, for a snapshot.
+pub(crate) fn user_is_gone(id: i64, version: i64) -> OutboxEntry {
+    let message = auth::UserDeleted {
+        metadata: None,
+        user_id: id,
+        username: String::new(),
+    };
+    let cause = Cause::default();
+    seal(SOURCE, &EntityId::from(id), version, message, &cause)
 }
 
 /// Container ids are made by this service; one that does not fit was damaged in

@@ -11,6 +11,7 @@ mod ingress;
 mod keys;
 mod projections;
 mod runs;
+mod snapshot;
 mod users;
 
 pub(crate) use edd_service::store::now_ms;

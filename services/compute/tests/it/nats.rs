@@ -1,6 +1,6 @@
 //! NATS away and back, events switched off, and what the admin endpoint says.
 
-use edd_events::testing::NatsServer;
+use edd_events::{bus::AnyBus, snapshot::fetch, subject::subject, testing::NatsServer};
 use edd_proto::compute;
 use futures_util::StreamExt as _;
 use serde_json::json;
@@ -239,4 +239,60 @@ async fn no_secret_is_published() {
             assert!(!found, "{}: {:?}", message.subject, message.payload);
         }
     }
+}
+
+#[tokio::test]
+async fn the_whole_state_is_told_to_who_asks() {
+    let nats = NatsServer::start().await;
+    let _auth = auth_on(&nats).await;
+    let service = Service::start(&nats).await;
+    let line = make_key(&service.folder.path().join("ann"));
+    let body = json!({ "name": "laptop", "public_key": line });
+    let key = service
+        .api
+        .post("/compute/ssh-keys", ALICE, &body)
+        .await
+        .body;
+    let body = json!({ "name": "a", "ssh_enabled": true });
+    let running = service.create_running(&body).await;
+    let gone = service.create_running(&json!({ "name": "b" })).await;
+    let path = format!("/compute/containers/{}", id_of(&gone));
+    assert_eq!(service.api.delete(&path, ALICE).await.status, 204);
+    let user = edd_proto::auth::UserCreated {
+        user_id: 9,
+        username: "ann".to_owned(),
+        display_name: "Ann".to_owned(),
+        ..Default::default()
+    };
+    publish(&nats, "9", 3, user, 1).await;
+    let js = nats.jetstream().await;
+    let mut stream = js.get_stream("COMPUTE").await.unwrap();
+    let bus = AnyBus::from(nats.client().await);
+    eventually("a snapshot with all of it", async || {
+        let last = stream.info().await.unwrap().state.last_sequence;
+        let snapshot = fetch(&bus, None).await.ok()?;
+        assert!(snapshot.sequence >= last);
+        let id = id_of(&running);
+        let mut expected = vec![
+            "auth.user.9.updated".to_owned(),
+            format!("compute.container.{id}.created"),
+            format!("compute.container.{id}.started"),
+            format!("compute.container.{id}.ssh_toggled"),
+            format!("compute.container.{id}.https_toggled"),
+            format!("compute.ingress.{id}.requested"),
+            format!("compute.sshkey.{}.created", key["id"]),
+        ];
+        let mut told: Vec<String> = snapshot
+            .facts
+            .iter()
+            .map(|fact| subject(fact.event.kind, &fact.event.entity))
+            .collect();
+        let versions = snapshot.facts.iter().map(|fact| fact.event.version);
+        assert!(versions.min() > Some(0), "each fact has its version");
+        told.sort();
+        expected.sort();
+        (told == expected).then_some(())
+    })
+    .await;
+    service.stop().await;
 }

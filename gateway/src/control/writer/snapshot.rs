@@ -1,0 +1,49 @@
+//! All that compute knows, in one turn: what it does not tell is gone.
+
+use edd_events::consumer::Verdict;
+use edd_events::envelope::Cause;
+use edd_events::stream::COMPUTE;
+use edd_route::Origin;
+
+use super::{Incoming, WriteError, Writer};
+use crate::control::reconcile::{Change, absent};
+use crate::control::store::{self, GatewayStore};
+
+impl<S: GatewayStore> Writer<S> {
+    /// Reduces the facts and removes what they do not mention, as far as it is
+    /// not newer than COMPUTE's `sequence`; one verdict per fact.
+    pub(super) async fn snapshot(
+        &mut self,
+        mut batch: Vec<Incoming>,
+        sequence: u64,
+    ) -> Result<Vec<Verdict>, WriteError> {
+        let facts = batch.len();
+        let told = batch.iter().filter_map(|fact| fact.change.as_ref().ok());
+        let gone = absent(&self.state, told, sequence);
+        batch.extend(gone.into_iter().map(|change| removal(change, sequence)));
+        let mut verdicts = self.events(&batch).await?;
+        verdicts.truncate(facts);
+        Ok(verdicts)
+    }
+}
+
+fn removal(change: Change, sequence: u64) -> Incoming {
+    let subject = match &change.origin {
+        Origin::Event { subject, .. } => subject.clone(),
+        _ => String::new(),
+    };
+    Incoming {
+        event_id: String::new(),
+        stream: COMPUTE.name.to_owned(),
+        sequence,
+        told: store::Cause {
+            subject,
+            stream: COMPUTE.name.to_owned(),
+            sequence,
+            event_id: String::new(),
+            source: "edd-compute".to_owned(),
+        },
+        cause: Cause::default(),
+        change: Ok(change),
+    }
+}
