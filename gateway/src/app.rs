@@ -263,7 +263,7 @@ impl ControlPath {
             shared: Arc::clone(shared),
             face: face.clone(),
             boot,
-            ssh_public_key: self.ssh_public_key.clone(),
+            ssh_public_key: Some(self.ssh_public_key.clone()),
             events_metrics: self.events_metrics.clone(),
             followed: Arc::clone(&self.followed),
         };

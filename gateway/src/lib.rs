@@ -24,6 +24,7 @@ pub mod control;
 
 pub mod admin;
 pub mod drain;
+pub mod rebuild;
 pub mod shared;
 pub mod systemd;
 pub mod take_over;

@@ -4,6 +4,7 @@ mod check;
 mod client;
 mod dlq;
 mod explain;
+mod rebuild;
 mod serve;
 mod table;
 
@@ -39,6 +40,8 @@ enum Command {
     Log(table::LogArgs),
     /// List the static routes in force, or as they were
     Routes(table::TableArgs),
+    /// Replay the streams into an empty database
+    Rebuild(Box<rebuild::RebuildArgs>),
     /// Run the daemon (default)
     Serve(Box<ServeArgs>),
 }
@@ -53,6 +56,7 @@ impl Cli {
             Some(Command::Explain(args)) => explain::run(&args),
             Some(Command::Log(args)) => table::log(&args),
             Some(Command::Routes(args)) => table::routes(&args),
+            Some(Command::Rebuild(args)) => rebuild::run(*args),
             Some(Command::Serve(args)) => serve::run(*args),
             None => serve::run(self.serve),
         }

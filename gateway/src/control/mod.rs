@@ -124,8 +124,8 @@ pub struct Inputs {
     pub face: Face,
     /// What was read before.
     pub boot: Boot,
-    /// The line that answers `gateway.ssh.public_key.request`.
-    pub ssh_public_key: String,
+    /// The line that answers `gateway.ssh.public_key.request`; none: somebody else does.
+    pub ssh_public_key: Option<String>,
     /// Counts events.
     pub events_metrics: edd_events::Metrics,
     /// Whether a predecessor that drains follows the last good table.
@@ -249,11 +249,11 @@ pub async fn start(inputs: Inputs) -> anyhow::Result<Control> {
             board,
             shutdown(),
         ));
-        control.tasks.spawn(sources::nats::answer_public_key(
-            client,
-            ssh_public_key,
-            shutdown(),
-        ));
+        if let Some(line) = ssh_public_key {
+            control
+                .tasks
+                .spawn(sources::nats::answer_public_key(client, line, shutdown()));
+        }
     }
     Ok(control)
 }

@@ -31,7 +31,7 @@ use crate::control::store::{self, SqlStore};
 use crate::control::writer::{Command, Incoming};
 
 /// The name of our durable consumers.
-const DURABLE: &str = "gateway-service";
+pub const DURABLE: &str = "gateway-service";
 
 /// Most events of one transaction.
 const BATCH_MAX: usize = 256;

@@ -7,6 +7,7 @@ mod history;
 mod last_good;
 mod replicas;
 mod route_events;
+mod rebuild;
 mod routes_reload;
 mod signatures;
 mod snapshot;
