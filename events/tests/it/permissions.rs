@@ -10,6 +10,7 @@ use edd_events::{
     connect::{ConnectError, NatsOptions, connect, is_connected},
     consumer::{ConsumerSpec, Verdict},
     request::{VALIDATE_TOKEN, validate_token},
+    snapshot::SNAPSHOT_REQUEST,
     stream::{self, StreamSpec},
     testing::NatsServer,
 };
@@ -17,7 +18,7 @@ use edd_proto::auth::ValidateTokenResponse;
 use futures_util::StreamExt as _;
 use prost::Message as _;
 
-use crate::support::{Recorder, Running, Service, created, eventually, publish, stored};
+use crate::support::{DEADLINE, Recorder, Running, Service, created, eventually, publish, stored};
 
 const CONFIG: &str = include_str!("../../../deploy/nats/nats.conf");
 
@@ -181,6 +182,25 @@ async fn services_can_do_all_that_they_need() {
         .await;
         consuming.stop().await;
     }
+    // As replicas of the gateway follow each other.
+    let stream = of_gateway.get_stream("GATEWAY").await.unwrap();
+    let config = jetstream::consumer::pull::OrderedConfig::default();
+    let ordered = stream.create_consumer(config).await.unwrap();
+    let mut heard = ordered.messages().await.unwrap();
+    let first = tokio::time::timeout(DEADLINE, heard.next()).await;
+    assert!(first.unwrap().unwrap().is_ok());
+    drop(heard);
+    // Compute's whole state.
+    let compute = cloud.client("compute").await;
+    let mut asked = compute.subscribe(SNAPSHOT_REQUEST).await.unwrap();
+    compute.flush().await.unwrap();
+    let gateway = cloud.client("gateway").await;
+    let (answer, ()) = tokio::join!(gateway.request(SNAPSHOT_REQUEST, "".into()), async {
+        let request = asked.next().await.unwrap();
+        let reply = request.reply.unwrap();
+        compute.publish(reply, "page".into()).await.unwrap();
+    });
+    assert_eq!(answer.unwrap().payload, "page");
     // As a gateway does whose database is lost.
     let stream = of_gateway.get_stream("COMPUTE").await.unwrap();
     stream.consumer_info("gateway-service").await.unwrap();
