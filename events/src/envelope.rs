@@ -72,9 +72,9 @@ impl Cause {
     pub fn read(headers: Option<&HeaderMap>) -> Self {
         let value = |name: &str| {
             let value = headers?.get(name)?.as_str();
-            (1..=CAUSE_LEN_MAX)
-                .contains(&value.len())
-                .then(|| value.to_owned())
+            let fits = (1..=CAUSE_LEN_MAX).contains(&value.len());
+            // Not every database can keep a NUL.
+            (fits && !value.contains('\0')).then(|| value.to_owned())
         };
         Self {
             correlation_id: value(CORRELATION_ID),

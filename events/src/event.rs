@@ -91,6 +91,9 @@ pub enum BadEvent {
     /// Its source has not signed it, though it signs its events.
     #[error(transparent)]
     Signature(#[from] crate::signature::SignatureError),
+    /// A text with a NUL in it, which not every database can keep.
+    #[error("a text has a NUL in it")]
+    Nul,
     /// More than [`PAYLOAD_LEN_MAX`].
     #[error("payload of {0} bytes")]
     Size(usize),
@@ -149,8 +152,12 @@ fn decode_kind(
     } else {
         EntityId::router()
     };
+    let has_zero = payload.contains(&0);
     let payload =
         Payload::decode(kind, payload).map_err(|error| BadEvent::Decode(error.to_string()))?;
+    if has_zero && holds_nul(&payload) {
+        return Err(BadEvent::Nul);
+    }
     if let Some(named) = payload.entity()
         && named != entity.as_str()
     {
@@ -181,6 +188,19 @@ fn decode_kind(
     })
 }
 
+/// Whether one of its texts has a NUL in it: read off its printed form, in which a
+/// backslash only stands at the beginning of an escape.
+fn holds_nul(payload: &Payload) -> bool {
+    let printed = format!("{payload:?}");
+    let mut chars = printed.chars();
+    while let Some(c) = chars.next() {
+        if c == '\\' && chars.next() == Some('0') {
+            return true;
+        }
+    }
+    false
+}
+
 fn event_id(
     metadata: &common::EventMetadata,
     headers: Option<&HeaderMap>,
@@ -193,6 +213,7 @@ fn event_id(
         .find(|id| !id.is_empty());
     match id {
         Some(id) if id.len() > EVENT_ID_LEN_MAX => Err(BadEvent::EventId(id.len())),
+        Some(id) if id.contains('\0') => Err(BadEvent::Nul),
         Some(id) => Ok(id.to_owned()),
         None => Ok(format!("{}:{}", position.stream, position.sequence)),
     }

@@ -7,7 +7,10 @@ use edd_events::{
     event::{BadEvent, Decoded, PAYLOAD_LEN_MAX, Payload, Position, decode},
     subject::{EntityId, Kind, Parsed, parse, subject},
 };
-use edd_proto::{common::EventMetadata, compute::ContainerStopped};
+use edd_proto::{
+    common::{self, EventMetadata},
+    compute::{self, ContainerStopped},
+};
 use proptest::prelude::*;
 use prost::Message as _;
 
@@ -64,6 +67,41 @@ fn an_oversized_payload_is_bad_without_being_decoded() {
         event_id_of(&payload, None),
         Err(BadEvent::Size(PAYLOAD_LEN_MAX + 1))
     );
+}
+
+/// PostgreSQL cannot store one: it would look like a database that fails.
+#[test]
+fn a_text_with_a_nul_is_bad_and_one_with_a_backslash_is_not() {
+    let created = |name: &str, source: &str| {
+        compute::ContainerCreated {
+            metadata: Some(EventMetadata {
+                source: source.into(),
+                timestamp: Some(common::Timestamp::default()),
+                ..Default::default()
+            }),
+            container_id: "c1".into(),
+            user_id: 1,
+            name: name.into(),
+            ..Default::default()
+        }
+        .encode_to_vec()
+    };
+    for (payload, is_bad) in [
+        (created("a\0b", ""), true),
+        (created("", "\0"), true),
+        (created("\\\0", ""), true),
+        (created("a\\0b", "c\\\\0"), false),
+        (created("\u{1}\"0\n0", ""), false),
+    ] {
+        let position = position();
+        let decoded = decode("compute.container.c1.created", &payload, None, &position);
+        match decoded {
+            Decoded::Bad(_, bad) => assert!(is_bad && bad == BadEvent::Nul, "{bad:?}"),
+            Decoded::Event(_) => assert!(!is_bad, "{payload:?}"),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(event_id_of(&stopped("e\0"), None), Err(BadEvent::Nul));
 }
 
 #[test]

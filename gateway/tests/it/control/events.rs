@@ -437,3 +437,29 @@ async fn events_take_effect_within_milliseconds() {
     assert!(half < Duration::from_millis(200), "{half:?}");
     gateway.stop().await;
 }
+
+/// Some databases cannot keep it: it must not look like one that fails.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_text_with_a_nul_is_a_dead_letter_and_stops_nothing() {
+    let bus = Bus::start().await;
+    let gateway = Gateway::start(Options::default().bus(&bus)).await;
+    let poison = compute::ContainerCreated {
+        container_id: "c1".into(),
+        user_id: 1,
+        name: "a\0b".into(),
+        ..Default::default()
+    };
+    bus.publish("c1", 0, poison).await;
+    bus.container("c2", 1, "127.64.0.2", &[(80, 8080)]).await;
+    gateway
+        .until("c2", |table| runs_at(table, "c2", "127.64.0.2"))
+        .await;
+    assert!(gateway.table().container("c1").is_none());
+    eventually("the dead letter", || async {
+        let all = messages(&bus, "COMPUTE").await;
+        all.iter()
+            .any(|(subject, _)| subject == "compute.container.created.dlq")
+    })
+    .await;
+    gateway.stop().await;
+}
