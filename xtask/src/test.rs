@@ -62,7 +62,25 @@ pub(crate) fn run() -> Result<()> {
         test.args(ON_POSTGRES.iter().flat_map(|name| ["--package", name]));
         test.env("EDD_TEST_ENGINE", "postgres");
         tools.set_environment(&mut test)?;
-        child::run(&mut test, "cargo test with EDD_TEST_ENGINE=postgres")
+        child::run(&mut test, "cargo test with EDD_TEST_ENGINE=postgres")?;
+        // Of the gateway's, those of the control path that are not about SQLite's file.
+        let mut test = cargo();
+        test.args([
+            "test",
+            "--locked",
+            "--package",
+            "edd-gateway",
+            "--test",
+            "it",
+        ]);
+        test.args(["--", "control::", "--skip", "control::store::"]);
+        test.args(["--skip", "control::last_good::"]);
+        test.env("EDD_TEST_ENGINE", "postgres");
+        tools.set_environment(&mut test)?;
+        child::run(
+            &mut test,
+            "cargo test of the gateway with EDD_TEST_ENGINE=postgres",
+        )
     })?;
     parts.run("cargo doc", || {
         let mut doc = cargo();

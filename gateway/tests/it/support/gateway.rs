@@ -13,6 +13,7 @@ use edd_gateway::config::{Config, ServeArgs};
 use edd_gateway::listener::Inherited;
 use edd_gateway::shared::Shared;
 use edd_route::RouteTable;
+use edd_store::DatabaseUrl;
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -115,7 +116,7 @@ impl Gateway {
             ("--routes", path("routes.yaml")),
             ("--certs-dir", path("certs")),
             ("--state-dir", path("state")),
-            ("--database-url", format!("sqlite://{}", path("gateway.db"))),
+            ("--database-url", database_url(&folder).await),
             ("--http-addr", any.into()),
             ("--https-addr", any.into()),
             ("--ssh-addr", any.into()),
@@ -194,6 +195,17 @@ impl Gateway {
     /// Waits until the table in force is so.
     pub(crate) async fn until(&self, what: &str, is_so: impl Fn(&RouteTable) -> bool) {
         eventually(what, || async { is_so(&self.table()) }).await;
+    }
+}
+
+/// A file in the folder, or with EDD_TEST_ENGINE=postgres a database of that server that is named
+/// after the folder.
+async fn database_url(folder: &TempDir) -> String {
+    match edd_store::testing::database_of(folder.path()).await {
+        DatabaseUrl::Sqlite(_) => {
+            format!("sqlite://{}", folder.path().join("gateway.db").display())
+        }
+        url => url.to_string(),
     }
 }
 
