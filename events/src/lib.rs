@@ -16,6 +16,7 @@
 //! - [`saga`]: state machines that wait for what others announce;
 //! - [`request`]: the requests that are no events;
 //! - [`snapshot`]: all that compute knows, for who cannot hear it any more;
+//! - [`digest`]: what a state comes to, for who wants to know whether his is the same;
 //! - [`metrics`]: all of this in numbers.
 //!
 //! Nothing here knows what an event means: whether a port or an address is
@@ -30,6 +31,7 @@ pub mod bus;
 pub mod connect;
 pub mod consumer;
 pub mod dead_letter;
+pub mod digest;
 pub mod envelope;
 pub mod event;
 pub mod event_store;
@@ -47,5 +49,6 @@ pub mod testing;
 
 mod backoff;
 mod secret_file;
+mod words;
 
 pub use metrics::Metrics;

@@ -9,7 +9,6 @@
 
 use std::time::{Duration, SystemTime};
 
-use async_nats::HeaderMap;
 use bytes::Bytes;
 use edd_proto::compute::{SnapshotFact, SnapshotPage, SnapshotRequest, SnapshotResponse};
 use prost::Message as _;
@@ -20,8 +19,9 @@ use crate::{
     event::{Decoded, Delivery, Position, decode},
     outbox::OutboxEntry,
     request::RequestError,
-    signature::{SIGNATURE, SIGNATURE_KEY, SignatureError, Signer, Verifier},
+    signature::{SignatureError, Signer, Verifier},
     stream::{AUTH, COMPUTE},
+    words::Words,
 };
 
 /// Where compute answers.
@@ -115,17 +115,11 @@ async fn page(
     let bad = |error: prost::DecodeError| inconsistent(error.to_string());
     let answer = SnapshotResponse::decode(reply).map_err(bad)?;
     if let Some(verifier) = verifier {
-        let mut headers = HeaderMap::new();
-        for (name, value) in [
-            (SIGNATURE, &answer.signature),
-            (SIGNATURE_KEY, &answer.signature_key),
-        ] {
-            if let Ok(value) = value.parse::<async_nats::HeaderValue>()
-                && !value.as_str().is_empty()
-            {
-                headers.insert(name, value);
-            }
+        let headers = Words {
+            signature: answer.signature,
+            key: answer.signature_key,
         }
+        .headers();
         verifier.check(SNAPSHOT_REQUEST, &nonce, &answer.page, Some(&headers))?;
     }
     let found = SnapshotPage::decode(answer.page.as_slice()).map_err(bad)?;
@@ -249,17 +243,10 @@ pub fn no_such_snapshot(request: &SnapshotRequest, signer: Option<&Signer>) -> V
 fn seal_page(page: SnapshotPage, signer: Option<&Signer>) -> Vec<u8> {
     let nonce = page.nonce.clone();
     let page = page.encode_to_vec();
-    let mut headers = HeaderMap::new();
-    if let Some(signer) = signer {
-        signer.write(&mut headers, SNAPSHOT_REQUEST, &nonce, &page);
-    }
-    let header = |name: &str| {
-        let value = headers.get(name).map(|value| value.as_str().to_owned());
-        value.unwrap_or_default()
-    };
+    let words = Words::sign(signer, SNAPSHOT_REQUEST, &nonce, &page);
     SnapshotResponse {
-        signature: header(SIGNATURE),
-        signature_key: header(SIGNATURE_KEY),
+        signature: words.signature,
+        signature_key: words.key,
         page,
     }
     .encode_to_vec()

@@ -59,6 +59,14 @@ pub struct ServeArgs {
     /// Public keys that events must be signed with: a folder with SOURCE.pem files, or one file
     #[arg(long, env = "EDD_GATEWAY_EVENT_KEYS", value_name = "PATH")]
     pub event_keys: Option<PathBuf>,
+    /// How often the state is compared with compute's, and repaired; 0: never
+    #[arg(
+        long,
+        env = "EDD_GATEWAY_DIGEST_INTERVAL",
+        default_value = "10m",
+        value_name = "TIME"
+    )]
+    pub digest_interval: String,
     /// Days that changes are kept for `log` and `--at`; 0: only what is in force
     #[arg(
         long,

@@ -48,6 +48,10 @@ impl ServeArgs {
         let public_https_port = p.check("--public-https-port", parse_port(&self.public_https_port));
         let public_ssh_port = p.check("--public-ssh-port", parse_port(&self.public_ssh_port));
         let database_url = p.check("--database-url", self.database_url.parse::<DatabaseUrl>());
+        let digest_interval = match self.digest_interval.as_str() {
+            "0" => Some(None),
+            text => p.check("--digest-interval", parse_duration(text)).map(Some),
+        };
         let days = parse_number(&self.history_days, 0, HISTORY_DAYS_MAX);
         let history_days = p.check("--history-days", days);
         let rows = parse_number(&self.history_rows, 0, HISTORY_ROWS_MAX);
@@ -146,6 +150,7 @@ impl ServeArgs {
             Some(public_https_port),
             Some(public_ssh_port),
             Some(database_url),
+            Some(digest_interval),
             Some(history_days),
             Some(history_rows),
             Some(replicas),
@@ -169,6 +174,7 @@ impl ServeArgs {
             public_https_port,
             public_ssh_port,
             database_url,
+            digest_interval,
             history_days,
             history_rows,
             replicas,
@@ -206,6 +212,7 @@ impl ServeArgs {
             routes: self.routes,
             certs_dir: self.certs_dir,
             database_url,
+            digest_interval,
             history: History {
                 kept: DAY * u32::try_from(history_days).unwrap_or(u32::MAX),
                 rows_max: u64::try_from(history_rows).unwrap_or(u64::MAX),

@@ -31,6 +31,8 @@ pub struct Config {
     pub certs_dir: PathBuf,
     /// The gateway's own database.
     pub database_url: DatabaseUrl,
+    /// How often the state is compared with compute's; none: never.
+    pub digest_interval: Option<Duration>,
     /// How much of the past is kept in it.
     pub history: History,
     /// The event bus, if any.

@@ -238,6 +238,8 @@ pub async fn start(inputs: Inputs) -> anyhow::Result<Control> {
             replicas: nats.replicas,
             verifier: nats.verifier.clone(),
             metrics: events_metrics,
+            gateway_metrics: shared.metrics.clone(),
+            digest_interval: config.digest_interval,
             checks: Arc::new(checks(&shared)),
             board: board.clone(),
             writer: commands,

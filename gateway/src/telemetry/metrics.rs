@@ -69,6 +69,8 @@ pub struct Metrics {
     entries: Family<KindLabels, Level>,
     reload_failures: Family<KindLabels, Counter>,
     stale_since: Gauge<u64, AtomicU64>,
+    digest_drift: Counter,
+    digest_equal: Gauge<u64, AtomicU64>,
     panics: Counter,
     h2_ended: Family<ReasonLabels, Counter>,
 }
@@ -149,6 +151,8 @@ impl Metrics {
             entries: Family::default(),
             reload_failures: Family::default(),
             stale_since: Gauge::default(),
+            digest_drift: Counter::default(),
+            digest_equal: Gauge::default(),
             panics: Counter::default(),
             h2_ended: Family::default(),
         };
@@ -211,6 +215,16 @@ impl Metrics {
             "stale_since_timestamp_seconds",
             "Since when the table may be behind the events, Unix time; 0: it is not",
             m.stale_since,
+        );
+        registry.register(
+            "digest_drift",
+            "Comparisons that found the state to differ from compute's",
+            m.digest_drift,
+        );
+        registry.register(
+            "digest_equal_timestamp_seconds",
+            "When the state was last found equal to compute's, Unix time; 0: never",
+            m.digest_equal,
         );
         registry.register("panics", "Connections lost to a bug", m.panics);
         registry.register(
@@ -336,6 +350,17 @@ impl Metrics {
         let since = since.and_then(|since| since.duration_since(UNIX_EPOCH).ok());
         self.stale_since
             .set(since.map_or(0, |since| since.as_secs()));
+    }
+
+    /// Counts a comparison that found the state to differ from compute's.
+    pub fn digest_drifted(&self) {
+        self.digest_drift.inc();
+    }
+
+    /// The state was found equal to compute's at this time.
+    pub fn digest_equal(&self, at: SystemTime) {
+        let since = at.duration_since(UNIX_EPOCH).unwrap_or_default();
+        self.digest_equal.set(since.as_secs());
     }
 
     /// Counts an HTTP/2 connection ended with a GOAWAY for what its client sent: `rapid_reset`,

@@ -28,6 +28,7 @@ use crate::{
     api::{self, Api},
     auth::Auth,
     config::Config,
+    digest::Digests,
     events::{gateway::Confirmations, users::Users},
     gateways::Gateways,
     lifecycle::Lifecycle,
@@ -116,6 +117,12 @@ impl App {
                 signer: config.signer.clone(),
             };
             background.tasks.spawn(snapshots.run(end.clone()));
+            let digests = Digests {
+                bus: bus.clone(),
+                store: store.clone(),
+                signer: config.signer.clone(),
+            };
+            background.tasks.spawn(digests.run(end.clone()));
             let consuming = consumer(crate::events::users::SPEC).run(users, end.clone());
             background.tasks.spawn(consuming);
             let consuming = consumer(crate::events::gateway::SPEC).run(confirmations, end.clone());

@@ -30,6 +30,7 @@ pub mod runtime;
 pub mod store;
 
 mod api;
+mod digest;
 mod events;
 mod gateways;
 mod lifecycle;

@@ -14,6 +14,7 @@ mod absent;
 pub mod address;
 pub mod change;
 pub mod check;
+mod digest;
 pub mod entity;
 pub mod record;
 pub mod state;

@@ -23,6 +23,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::comparison::Comparison;
 use super::database::Opened;
 use super::snapshot::Snapshots;
 use crate::control::reconcile::Checks;
@@ -71,6 +72,10 @@ pub struct Events {
     pub verifier: Option<Arc<Verifier>>,
     /// Counts what comes in.
     pub metrics: edd_events::Metrics,
+    /// Counts what is found to differ.
+    pub gateway_metrics: crate::telemetry::Metrics,
+    /// How often the state is compared with compute's; none: never.
+    pub digest_interval: Option<Duration>,
     /// What an event must be like.
     pub checks: Arc<Checks>,
     /// Where it says how far it is.
@@ -139,6 +144,16 @@ impl Events {
             };
             tasks.spawn(consumer.run(handler, round.clone()));
         }
+        if let Some(interval) = self.digest_interval {
+            let comparison = Comparison {
+                js: self.js.clone(),
+                snapshots: self.snapshots(),
+                metrics: self.gateway_metrics.clone(),
+                board: self.board.clone(),
+                interval,
+            };
+            tasks.spawn(comparison.run(round.clone()));
+        }
         self.board.update(|status| status.consuming = true);
         let [mut auth, mut compute] = caught_up;
         while all_true(&mut auth, &mut compute).await {
@@ -198,20 +213,24 @@ impl Events {
             first,
             "the stream no longer holds all that the database lacks: asking compute"
         );
-        let snapshots = Snapshots {
-            bus: self.js.clone().into(),
-            verifier: self.verifier.clone(),
-            checks: Arc::clone(&self.checks),
-            writer: self.writer.clone(),
-        };
+        let snapshots = self.snapshots();
         let restored = async {
-            let sequence = snapshots.restore(first).await?;
+            let sequence = snapshots.restore(first, Vec::new()).await?;
             // What it tells need not be heard once more.
             self.consume_after(spec, sequence).await
         };
         if let Err(error) = restored.await {
             tracing::error!(error = format!("{error:#}"), "going on with what is known");
             tasks.spawn(snapshots.restore_in_time(first, round.clone()));
+        }
+    }
+
+    fn snapshots(&self) -> Snapshots {
+        Snapshots {
+            bus: self.js.clone().into(),
+            verifier: self.verifier.clone(),
+            checks: Arc::clone(&self.checks),
+            writer: self.writer.clone(),
         }
     }
 
@@ -339,7 +358,7 @@ async fn all_true(one: &mut watch::Receiver<bool>, other: &mut watch::Receiver<b
 }
 
 /// How our durable consumer is; none: there is none.
-async fn consumer_info(stream: &Stream) -> anyhow::Result<Option<consumer::Info>> {
+pub(super) async fn consumer_info(stream: &Stream) -> anyhow::Result<Option<consumer::Info>> {
     use jetstream::context::ConsumerInfoErrorKind as Kind;
     match stream.consumer_info(DURABLE).await {
         Ok(info) => Ok(Some(info)),

@@ -1,5 +1,6 @@
 //! Where changes come from: the routes file, the database, the events.
 
+mod comparison;
 pub mod database;
 pub mod events;
 pub mod nats;

@@ -57,11 +57,12 @@ pub struct Snapshots {
 
 impl Snapshots {
     /// Asks once and stores what comes; up to which sequence of COMPUTE it goes.
-    /// `first` is the oldest that the stream has.
+    /// `first` is the oldest that the stream has. In the buckets of `doubted` it
+    /// is believed whatever is known.
     ///
     /// # Errors
     /// Nothing has changed then.
-    pub async fn restore(&self, first: u64) -> Result<u64, RestoreError> {
+    pub async fn restore(&self, first: u64, doubted: Vec<u8>) -> Result<u64, RestoreError> {
         let snapshot = snapshot::fetch(&self.bus, self.verifier.as_deref()).await?;
         let sequence = snapshot.sequence;
         if sequence.saturating_add(1) < first {
@@ -86,6 +87,7 @@ impl Snapshots {
         let command = Command::Snapshot {
             batch: facts.collect(),
             sequence,
+            doubted,
             answer,
         };
         let ended = || RestoreError::Database("the control path has ended".into());
@@ -116,7 +118,10 @@ impl Snapshots {
             {
                 return;
             }
-            match round.run_until_cancelled(self.restore(first)).await {
+            match round
+                .run_until_cancelled(self.restore(first, Vec::new()))
+                .await
+            {
                 None | Some(Ok(_)) => return,
                 Some(Err(error)) => {
                     tracing::warn!(%error, retry_ms = pause.as_millis(), "state not restored yet");

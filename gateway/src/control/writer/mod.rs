@@ -19,6 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use edd_events::consumer::{Unavailable, Verdict};
+use edd_events::digest::Digest;
 use edd_events::envelope::Cause;
 use edd_events::outbox::Waker;
 use edd_route::{StaticRouteSpec, TableWriter};
@@ -84,6 +85,8 @@ pub enum Command<S> {
     /// Everything that was in the streams has been handled since the opening of
     /// this number.
     CaughtUp(u64),
+    /// To be told what the state comes to.
+    Digest(oneshot::Sender<Digest>),
     /// A batch of events.
     Events {
         /// In the order of their stream.
@@ -101,6 +104,8 @@ pub enum Command<S> {
         batch: Vec<Incoming>,
         /// Of COMPUTE: what is newer is not in it.
         sequence: u64,
+        /// In these buckets of a digest it is believed whatever is known.
+        doubted: Vec<u8>,
         /// One verdict per fact.
         answer: oneshot::Sender<Result<Vec<Verdict>, Unavailable>>,
     },
@@ -207,6 +212,12 @@ impl<S: GatewayStore> Writer<S> {
             }
             Command::CaughtUp(opening) if opening >= self.round => self.caught_up().await,
             Command::Acknowledged(..) | Command::CaughtUp(_) => {}
+            Command::Digest(answer) => {
+                // Others may have handled what was acknowledged.
+                self.follow().await;
+                // Nobody waits any more: it is asked for again.
+                let _ = answer.send(self.state.digest());
+            }
             Command::Events { batch, answer } => {
                 let verdicts = self.events(&batch).await;
                 let verdicts = verdicts.map_err(|error| {
@@ -222,9 +233,10 @@ impl<S: GatewayStore> Writer<S> {
             Command::Snapshot {
                 batch,
                 sequence,
+                doubted,
                 answer,
             } => {
-                let verdicts = self.snapshot(batch, sequence).await;
+                let verdicts = self.snapshot(batch, sequence, &doubted).await;
                 let verdicts = verdicts.map_err(|error| {
                     self.fail(&error);
                     Unavailable(error.to_string())

@@ -16,7 +16,13 @@ impl<S: GatewayStore> Writer<S> {
         &mut self,
         mut batch: Vec<Incoming>,
         sequence: u64,
+        doubted: &[u8],
     ) -> Result<Vec<Verdict>, WriteError> {
+        if !doubted.is_empty() {
+            // Not stored by itself: what is doubted and not told anew is gone, what is told is
+            // stored with its own stamp.
+            self.state.doubt(doubted);
+        }
         let facts = batch.len();
         let told = batch.iter().filter_map(|fact| fact.change.as_ref().ok());
         let gone = absent(&self.state, told, sequence);

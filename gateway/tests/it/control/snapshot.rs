@@ -3,10 +3,12 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
+use edd_events::digest::{DIGEST_REQUEST, Digest, Fact};
 use edd_events::envelope::{Cause, EventMessage, seal};
+use edd_events::event::Payload;
 use edd_events::outbox::OutboxEntry;
 use edd_events::snapshot::{Pages, SNAPSHOT_REQUEST, no_such_snapshot};
-use edd_events::subject::EntityId;
+use edd_events::subject::{EntityId, Parsed, parse};
 use edd_proto::compute;
 use edd_route::UserId;
 use futures_util::StreamExt as _;
@@ -19,23 +21,35 @@ use crate::support::{Bus, Gateway, Options, eventually};
 const FINGERPRINT: &str = "SHA256:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
 
 /// Answers as compute does, with what it is told to.
-struct Compute {
-    facts: Arc<Mutex<Vec<OutboxEntry>>>,
+pub(super) struct Compute {
+    pub(super) facts: Arc<Mutex<Vec<OutboxEntry>>>,
     /// The sequence that it says; none: the stream's last.
     sequence: Arc<Mutex<Option<u64>>>,
     asked: Arc<AtomicBool>,
-    task: JoinHandle<()>,
+    tasks: [JoinHandle<()>; 2],
 }
 
 impl Compute {
-    async fn start(bus: &Bus, facts: Vec<OutboxEntry>, sequence: Option<u64>) -> Self {
+    pub(super) async fn start(bus: &Bus, facts: Vec<OutboxEntry>, sequence: Option<u64>) -> Self {
         let facts = Arc::new(Mutex::new(facts));
         let sequence = Arc::new(Mutex::new(sequence));
         let asked = Arc::new(AtomicBool::new(false));
         let client = bus.server.client().await;
         let js = bus.js.clone();
         let mut requests = client.subscribe(SNAPSHOT_REQUEST).await.expect("answers");
+        let mut comparisons = client.subscribe(DIGEST_REQUEST).await.expect("answers");
         client.flush().await.expect("subscribed");
+        let (digested, asker, log) = (Arc::clone(&facts), client.clone(), js.clone());
+        let digests = tokio::spawn(async move {
+            while let Some(request) = comparisons.next().await {
+                let wanted = compute::DigestRequest::decode(request.payload).expect("a request");
+                let mut stream = log.get_stream("COMPUTE").await.expect("a stream");
+                let last = stream.info().await.expect("info").state.last_sequence;
+                let answer = digest_of(&digested.lock().unwrap()).answer(&wanted, last, None);
+                let reply = request.reply.expect("a reply");
+                asker.publish(reply, answer.into()).await.expect("sent");
+            }
+        });
         let shared = (
             Arc::clone(&facts),
             Arc::clone(&sequence),
@@ -65,15 +79,29 @@ impl Compute {
             facts,
             sequence,
             asked,
-            task,
+            tasks: [task, digests],
         }
     }
 }
 
 impl Drop for Compute {
     fn drop(&mut self) {
-        self.task.abort();
+        self.tasks.iter().for_each(JoinHandle::abort);
     }
+}
+
+fn digest_of(facts: &[OutboxEntry]) -> Digest {
+    let mut digest = Digest::default();
+    for fact in facts {
+        let Parsed::Event(kind, _) = parse(&fact.subject) else {
+            panic!("{}", fact.subject);
+        };
+        let payload = Payload::decode(kind, &fact.payload).expect("a message");
+        if let Some(fact) = Fact::of(&payload) {
+            digest.add(&fact);
+        }
+    }
+    digest
 }
 
 fn fact<M: EventMessage>(id: &str, version: i64, message: M) -> OutboxEntry {
@@ -82,7 +110,12 @@ fn fact<M: EventMessage>(id: &str, version: i64, message: M) -> OutboxEntry {
 }
 
 /// A container of user 7 that runs, as compute tells it.
-fn container(id: &str, version: i64, address: &str, rules: &[(i32, i32)]) -> Vec<OutboxEntry> {
+pub(super) fn container(
+    id: &str,
+    version: i64,
+    address: &str,
+    rules: &[(i32, i32)],
+) -> Vec<OutboxEntry> {
     let created = compute::ContainerCreated {
         container_id: id.into(),
         user_id: 7,
