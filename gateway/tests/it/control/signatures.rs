@@ -121,6 +121,10 @@ async fn forged_events_are_dead_letters_and_make_no_route() {
     let table = gateway.table();
     assert!(runs_at(&table, "good", "127.64.0.1"));
     assert!(table.container("evil").is_none());
+    eventually("a word of the gateway", || async {
+        !messages(&bus, "GATEWAY").await.is_empty()
+    })
+    .await;
     let said = bus.js.get_stream("GATEWAY").await.expect("a stream");
     let message = said.get_raw_message(1).await.expect("a message");
     assert!(message.headers.get(SIGNATURE).is_some(), "{message:?}");
