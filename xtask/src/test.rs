@@ -74,7 +74,12 @@ pub(crate) fn run() -> Result<()> {
             "it",
         ]);
         test.args(["--", "control::", "--skip", "control::store::"]);
-        test.args(["--skip", "control::last_good::"]);
+        test.args([
+            "--skip",
+            "control::last_good::",
+            "--skip",
+            "control::rebuild::",
+        ]);
         test.env("EDD_TEST_ENGINE", "postgres");
         tools.set_environment(&mut test)?;
         child::run(
