@@ -88,8 +88,10 @@ pub struct Line {
 }
 
 impl Line {
-    /// What one change touched, as `state` is right after it.
+    /// What one event touched, as `state` is right after it; without a `cause` all that is
+    /// touched, row by row.
     pub fn of(state: &State, touched: &Effects, cause: Option<&Cause>) -> Vec<Self> {
+        let is_event = cause.is_some();
         let cause = cause.and_then(|cause| serde_json::to_string(cause).ok());
         let line = |kind, name: String, part: String, after: Option<Value>| Self {
             kind,
@@ -98,10 +100,12 @@ impl Line {
             cause: cause.clone(),
             after: after.map(|cells| cells.to_string()),
         };
-        // A rule is a row of its own: that of its container stays as it is.
+        // An event on a rule touches its container too, whose own row stays as it is.
         let of_rule = |id: &ContainerId| {
-            let mut rules = touched.rules.iter();
-            state.container(id).is_some() && rules.any(|(container, _)| container == id)
+            let mut rules = touched
+                .rules
+                .range((id.clone(), 0)..=(id.clone(), u16::MAX));
+            is_event && state.container(id).is_some() && rules.next().is_some()
         };
         let containers = touched.containers.iter().filter(|id| !of_rule(id));
         let containers = containers.map(|id| {
@@ -385,5 +389,52 @@ impl Row {
                 .map_err(|error| corrupt("journal", &self.name, format!("cells: {error}")))
         };
         self.after.as_ref().map(parse).transpose()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use edd_route::Origin;
+
+    use super::*;
+    use crate::control::reconcile::{Change, Stamp, What};
+
+    /// A database that is seeded has no earlier row of a container: none may be left out.
+    #[test]
+    fn a_seed_tells_containers_and_rules_and_an_event_on_a_rule_the_rule() {
+        let id = ContainerId::new("a").unwrap();
+        let whats = [
+            What::ContainerCreated {
+                id: id.clone(),
+                owner: UserId(1),
+                name: "a".into(),
+            },
+            What::RuleRequested {
+                id: id.clone(),
+                port: 80,
+                target: 8080,
+            },
+        ];
+        let mut state = State::default();
+        let mut last = Effects::default();
+        for (sequence, what) in (1..).zip(whats) {
+            let change = Change {
+                stamp: Stamp::unversioned(sequence),
+                origin: Origin::Event {
+                    subject: "test".into(),
+                    sequence,
+                    event_id: String::new(),
+                    at_ms: 0,
+                },
+                what,
+            };
+            last = Effects::default();
+            state.apply(&change, 0, &mut last);
+        }
+        let kinds = |lines: Vec<Line>| lines.iter().map(|line| line.kind).collect::<Vec<_>>();
+        let event = Line::of(&state, &last, Some(&Cause::default()));
+        assert_eq!(kinds(event), ["rule"]);
+        let seed = Line::of(&state, &state.all(), None);
+        assert_eq!(kinds(seed), ["container", "rule"]);
     }
 }
