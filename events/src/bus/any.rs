@@ -211,6 +211,10 @@ impl Subscription for AnySubscription {
         either!(self, from => from.try_next())
     }
 
+    async fn end(&mut self) -> Vec<Message> {
+        either!(self, from => from.end().await)
+    }
+
     async fn state(&mut self) -> Result<ConsumerState, StateError> {
         either!(self, from => from.state().await)
     }

@@ -207,6 +207,10 @@ pub trait Subscription: Send {
     /// As [`Subscription::next`].
     fn try_next(&mut self) -> Result<Option<Message>, Lost>;
 
+    /// Wants nothing more; what was on its way. Bounded in time. Whatever is
+    /// given back after this goes to others.
+    fn end(&mut self) -> impl Future<Output = Vec<Message>> + Send;
+
     /// How far the consumer is.
     ///
     /// # Errors

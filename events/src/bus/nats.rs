@@ -329,6 +329,10 @@ impl Subscription for NatsSubscription {
         Ok(self.puller.try_next()?.map(wrap))
     }
 
+    async fn end(&mut self) -> Vec<Message> {
+        self.puller.end().await.into_iter().map(wrap).collect()
+    }
+
     async fn state(&mut self) -> Result<ConsumerState, StateError> {
         let info = self.consumer.info().await.map_err(state_error)?;
         Ok(consumer_state(info))

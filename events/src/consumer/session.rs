@@ -167,6 +167,10 @@ impl<'a, H: Handler> Session<'a, H> {
         };
         // What has arrived is handled after the next binding, or handed back.
         hold(&mut self.held, &mut from);
+        if matches!(end, End::Shutdown) {
+            // What is handed back must not come to us once more.
+            self.held.extend(from.end().await);
+        }
         if matches!(end, End::Lost(_)) && self.consumer.caught_up.send_replace(false) {
             self.catch_up_to = None;
         }

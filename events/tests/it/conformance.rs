@@ -542,6 +542,29 @@ async fn a_consumer_made_anew_begins_where_told<W: World>(world: W) {
     assert_eq!(sequence(&take::<W::Bus>(&mut from).await), 1);
 }
 
+/// A pull request waits at the server: what is given back must not answer it.
+async fn what_the_leaving_give_back_goes_to_others<W: World>(world: W) {
+    let bus = world.bus();
+    create(bus, 100).await;
+    put_many(bus, 8).await;
+    let mut leaving = bound(bus, &SPEC).await;
+    let mut staying = bound(bus, &SPEC).await;
+    let mut back = vec![take::<W::Bus>(&mut leaving).await];
+    back.extend(leaving.end().await);
+    for message in &back {
+        message.ack_with(AckKind::Nak(None)).await.unwrap();
+    }
+    let begun = Instant::now();
+    let mut sequences = Vec::new();
+    for _ in 0..8 {
+        sequences.push(sequence(&take::<W::Bus>(&mut staying).await));
+    }
+    sequences.sort_unstable();
+    assert_eq!(sequences, (1..=8).collect::<Vec<_>>());
+    assert!(begun.elapsed() < ACK_WAIT * 2 / 3, "{:?}", begun.elapsed());
+    assert!(!matches!(leaving.try_next(), Ok(Some(_))));
+}
+
 async fn try_next_takes_what_is_here<W: World>(world: W) {
     let bus = world.bus();
     bus.ensure(&STREAM, 1).await.unwrap();
@@ -813,5 +836,6 @@ both! {
     what_comes_again_goes_before_new_ones,
     what_is_not_acknowledged_comes_again,
     what_is_too_large_is_refused,
+    what_the_leaving_give_back_goes_to_others,
     without_a_stream_nothing_is_stored,
 }

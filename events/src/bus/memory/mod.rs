@@ -752,6 +752,15 @@ impl Subscription for MemorySubscription {
         self.take(false)
     }
 
+    async fn end(&mut self) -> Vec<Message> {
+        let mut rest = Vec::new();
+        while let Ok(Some(message)) = self.take(false) {
+            rest.push(message);
+        }
+        self.leave();
+        rest
+    }
+
     async fn state(&mut self) -> Result<ConsumerState, StateError> {
         let state = self.bus.consumer_state(self.stream, &self.durable).await?;
         state.ok_or_else(|| StateError("consumer not found".into()))
@@ -760,6 +769,13 @@ impl Subscription for MemorySubscription {
 
 impl Drop for MemorySubscription {
     fn drop(&mut self) {
+        self.leave();
+    }
+}
+
+impl MemorySubscription {
+    /// Nothing is delivered here any more.
+    fn leave(&self) {
         let mut state = self.bus.state();
         state.subscriptions.remove(&self.id);
         if let Some(durable) = state

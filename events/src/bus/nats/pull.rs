@@ -33,6 +33,8 @@ const SILENCE_MAX: Duration = Duration::from_secs(12);
 /// How often to look for a reconnect and for silence.
 const WATCH_INTERVAL: Duration = Duration::from_millis(100);
 const SEND_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long what is on its way may take at the end.
+const END_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A subscription with credit at the server.
 pub(super) struct Puller {
@@ -100,6 +102,25 @@ impl Puller {
             }
         }
         Ok(None)
+    }
+
+    /// Unsubscribes, in the order of what else is sent; what arrived before the
+    /// server knew.
+    pub(super) async fn end(&mut self) -> Vec<jetstream::Message> {
+        let mut rest = Vec::new();
+        let ending = async {
+            if !is_connected(&self.client) || self.subscriber.drain().await.is_err() {
+                return;
+            }
+            while let Some(received) = self.subscriber.next().await {
+                if let Ok(Some(message)) = self.accept(Some(received)) {
+                    rest.push(message);
+                }
+            }
+        };
+        // Without an answer what is still on its way waits for the ack wait.
+        let _ = timeout(END_TIMEOUT, ending).await;
+        rest
     }
 
     async fn top_up(&mut self) -> Result<(), Lost> {
