@@ -240,6 +240,7 @@ pub async fn start(inputs: Inputs) -> anyhow::Result<Control> {
             metrics: events_metrics,
             gateway_metrics: shared.metrics.clone(),
             digest_interval: config.digest_interval,
+            shared_database: config.database_url.path().is_none(),
             checks: Arc::new(checks(&shared)),
             board: board.clone(),
             writer: commands,

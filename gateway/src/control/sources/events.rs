@@ -27,7 +27,7 @@ use super::comparison::Comparison;
 use super::database::Opened;
 use super::snapshot::Snapshots;
 use crate::control::reconcile::Checks;
-use crate::control::status::StatusBoard;
+use crate::control::status::{DatabaseStatus, Status, StatusBoard};
 use crate::control::store::{self, SqlStore};
 use crate::control::writer::{Command, Incoming};
 
@@ -42,6 +42,9 @@ const RETRY: Duration = Duration::from_millis(500);
 
 /// One look at JetStream.
 const PREPARE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A shared database may be away for so long before others get the events.
+const HAND_BACK_AFTER: Duration = Duration::from_secs(2);
 
 /// One look at how far both consumers are.
 const FLOORS_TIMEOUT: Duration = Duration::from_secs(2);
@@ -74,6 +77,8 @@ pub struct Events {
     pub metrics: edd_events::Metrics,
     /// Counts what is found to differ.
     pub gateway_metrics: crate::telemetry::Metrics,
+    /// Whether other gateways may have the same database.
+    pub shared_database: bool,
     /// How often the state is compared with compute's; none: never.
     pub digest_interval: Option<Duration>,
     /// What an event must be like.
@@ -88,15 +93,21 @@ pub struct Events {
 
 impl Events {
     /// Consumes from the first opening of the database until `shutdown`; starts
-    /// over when the database was lost or replaced meanwhile.
+    /// over when the database was lost or replaced meanwhile, and pauses while
+    /// one that others share is away from here.
     pub async fn run(mut self, shutdown: CancellationToken) {
-        while let Some(opened) = self.next_opened(&shutdown).await {
+        let mut after = 0;
+        while let Some(opened) = self.next_opened(after, &shutdown).await {
             let round = shutdown.child_token();
             let tasks = TaskTracker::new();
             let mut later = self.opened.clone();
             tokio::select! {
                 () = self.consume(&opened, &tasks, &round) => {}
                 () = lost_again(&mut later, opened.number) => {}
+                () = self.away() => {
+                    tracing::warn!("the database is away: events are left to other gateways");
+                    after = opened.number;
+                }
                 () = shutdown.cancelled() => {}
             }
             round.cancel();
@@ -108,11 +119,35 @@ impl Events {
         }
     }
 
-    async fn next_opened(&mut self, shutdown: &CancellationToken) -> Option<Opened> {
-        let there = self.opened.wait_for(Option::is_some);
+    /// The opening in force, a later one than the `after`th.
+    async fn next_opened(&mut self, after: u64, shutdown: &CancellationToken) -> Option<Opened> {
+        let is_later = |opened: &Option<Opened>| {
+            let opened = opened.as_ref();
+            opened.is_some_and(|opened| opened.number > after)
+        };
+        let there = self.opened.wait_for(is_later);
         match shutdown.run_until_cancelled(there).await {
             Some(Ok(opened)) if !shutdown.is_cancelled() => opened.clone(),
             _ => None,
+        }
+    }
+
+    /// Ends when a database that others share was there and is away from here for
+    /// longer than a moment: what is delivered to us is theirs to handle.
+    async fn away(&self) {
+        if !self.shared_database {
+            std::future::pending::<()>().await;
+        }
+        let is_away = |status: &Status| status.database == DatabaseStatus::Unavailable;
+        let mut status = self.board.watch();
+        loop {
+            // The board ends with the process.
+            let _ = status.wait_for(|status| !is_away(status)).await;
+            let _ = status.wait_for(is_away).await;
+            let back = status.wait_for(|status| !is_away(status));
+            if tokio::time::timeout(HAND_BACK_AFTER, back).await.is_err() {
+                return;
+            }
         }
     }
 

@@ -3,10 +3,13 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use edd_events::consumer::ACK_WAIT;
 use edd_route::RouteTable;
 use edd_store::testing::Postgres;
 use rustix::process::Signal;
 use serde_json::Value;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::{JoinHandle, JoinSet};
 
 use super::{announced, get, runs_at};
 use crate::support::daemon::Daemon;
@@ -157,6 +160,92 @@ async fn what_ends_and_begins_again_at_one_has_ended_at_the_others() {
     for gateway in gateways {
         gateway.stop().await;
     }
+}
+
+/// The way to a database, which can be cut.
+struct Way {
+    to: SocketAddr,
+    at: SocketAddr,
+    relay: JoinHandle<()>,
+}
+
+impl Way {
+    async fn new(to: SocketAddr) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let at = listener.local_addr().expect("its number");
+        let relay = tokio::spawn(relay(listener, to));
+        Self { to, at, relay }
+    }
+
+    /// What runs over it breaks off, and nothing new is taken.
+    async fn cut(&mut self) {
+        self.relay.abort();
+        let _ = (&mut self.relay).await;
+    }
+
+    async fn mend(&mut self) {
+        let listener = TcpListener::bind(self.at).await.expect("the same port");
+        self.relay = tokio::spawn(relay(listener, self.to));
+    }
+}
+
+async fn relay(listener: TcpListener, to: SocketAddr) {
+    let mut connections = JoinSet::new();
+    while let Ok((mut client, _)) = listener.accept().await {
+        connections.spawn(async move {
+            let Ok(mut server) = TcpStream::connect(to).await else {
+                return;
+            };
+            let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
+        });
+    }
+}
+
+/// One that has NATS and no database leaves the events to the others, and none is a dead letter.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_that_is_cut_off_from_the_database_holds_nothing_up() {
+    const COUNT: usize = 300;
+    let bus = Bus::start().await;
+    let url = Postgres::shared().await.database().await.to_string();
+    let (server, name) = url
+        .strip_prefix("postgres://edd@")
+        .and_then(|rest| rest.split_once('/'))
+        .expect("a URL");
+    let mut way = Way::new(server.parse().expect("an address")).await;
+    let over_it = format!("postgres://edd@{}/{name}", way.at);
+    let whole = Gateway::start(on(&bus, &url)).await;
+    let cut_off = Gateway::start(on(&bus, &over_it)).await;
+    // Both take events: half of the next ones are on their way to the one that cannot store them.
+    for gateway in [&whole, &cut_off] {
+        eventually("ready", || async {
+            super::ready(gateway.admin).await.1 == "ready"
+        })
+        .await;
+    }
+    way.cut().await;
+    let began = Instant::now();
+    for n in 0..COUNT {
+        let id = format!("c{n}");
+        bus.created(&id, 1).await;
+        bus.started(&id, &format!("127.64.{}.{}", n / 200, n % 200), None)
+            .await;
+    }
+    let all_run = |table: &RouteTable| {
+        let running = table.containers().filter(|c| c.running.is_some());
+        running.count() == COUNT
+    };
+    whole.until("all of them", all_run).await;
+    assert!(began.elapsed() < ACK_WAIT, "{:?}", began.elapsed());
+    way.mend().await;
+    cut_off.until("all of them, later", all_run).await;
+    whole.stop().await;
+    cut_off.stop().await;
+    let letters = super::messages(&bus, "COMPUTE").await;
+    assert!(
+        letters
+            .iter()
+            .all(|(subject, _)| !subject.ends_with(".dlq"))
+    );
 }
 
 /// A gateway as a process; its admin address.
