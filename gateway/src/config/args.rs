@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use clap::Args;
 use clap::builder::BoolishValueParser;
 
+use super::ssh::SshArgs;
+
 /// Flags and variables of `serve`, as text; [`ServeArgs::check`] reports every mistake at once.
 #[derive(Args, Clone, Debug)]
 pub struct ServeArgs {
@@ -195,6 +197,9 @@ pub struct ServeArgs {
         value_name = "PORT"
     )]
     pub container_ssh_port: String,
+    /// The SSH server.
+    #[command(flatten)]
+    pub ssh: SshArgs,
     /// Peers whose X-Forwarded-*, Forwarded and PROXY protocol are believed
     #[arg(
         long,

@@ -100,6 +100,7 @@ impl ServeArgs {
         );
         let container_ssh_port =
             p.check("--container-ssh-port", parse_port(&self.container_ssh_port));
+        let ssh = self.ssh.check(p, database_url.as_ref());
         let mut time = |flag, text: &str| {
             let checked = parse_duration(text)
                 .map_err(|error| error.to_string())
@@ -156,6 +157,7 @@ impl ServeArgs {
             Some(replicas),
             Some(platform_domain),
             Some(container_ssh_port),
+            Some(ssh),
             Some(proxy_protocol),
             Some(max_connections),
             Some(per_ip),
@@ -180,6 +182,7 @@ impl ServeArgs {
             replicas,
             platform_domain,
             container_ssh_port,
+            ssh,
             proxy_protocol,
             max_connections,
             per_ip,
@@ -237,6 +240,7 @@ impl ServeArgs {
             container_cidrs,
             container_tls_ports,
             container_ssh_port,
+            ssh,
             trusted_proxies,
             proxy_protocol,
             resolvers,

@@ -5,6 +5,7 @@ mod check;
 mod files;
 mod parse;
 mod ports;
+mod ssh;
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -21,6 +22,7 @@ use crate::listener::RequestRate;
 
 pub use args::ServeArgs;
 pub use ports::Ports;
+pub use ssh::{Recordings, SshArgs, SshConfig};
 
 /// The checked command line.
 #[derive(Clone, Debug)]
@@ -65,6 +67,8 @@ pub struct Config {
     pub container_tls_ports: Vec<u16>,
     /// Where containers listen for SSH.
     pub container_ssh_port: u16,
+    /// The SSH server.
+    pub ssh: SshConfig,
     /// Peers whose forwarding headers and announcements are believed.
     pub trusted_proxies: Vec<IpNet>,
     /// Whether they announce their clients by the PROXY protocol.

@@ -20,7 +20,7 @@ use tracing::{debug, error, info};
 use super::Inner;
 use super::flow::Flow;
 use super::handler::{CHANNELS_MAX, ClientHandler, Login, Refused};
-use super::lobby::Ticket;
+use super::lobby::{Stage, Ticket};
 use super::warm::Warm;
 use super::wire::Wire;
 use crate::telemetry::access::SshRecord;
@@ -97,8 +97,10 @@ pub(crate) async fn run(
     });
     let _gone_guard = connection.gone.clone().drop_guard();
 
+    let leave = ticket.leave();
+    let ticket = Arc::new(ticket);
     let (logged_in, login) = oneshot::channel();
-    let handler = ClientHandler::new(Arc::clone(&connection), ticket, logged_in);
+    let handler = ClientHandler::new(Arc::clone(&connection), Arc::clone(&ticket), logged_in);
     let wire = Wire::downstream(stream, &prefix, flow, cut.clone());
     let deadline = begin + connection.inner.limits.login;
     // Nothing is under way before the login, so the drain waits for it no longer than for the
@@ -108,10 +110,13 @@ pub(crate) async fn run(
     let session = tokio::select! {
         session = identify(&connection, wire, handler) => session,
         () = &mut draining => return,
+        () = leave.cancelled() => return,
     };
     let Some(session) = session else {
         return;
     };
+    ticket.advance(Stage::Identified);
+    drop(ticket);
     let mut session = pin!(session);
     let login = tokio::select! {
         // A login that is complete counts.
@@ -123,6 +128,10 @@ pub(crate) async fn run(
             return;
         }
         () = draining => return,
+        () = leave.cancelled() => {
+            log_refused(&connection);
+            return;
+        }
     };
     let login = match login {
         Ok(Ok(login)) => login,

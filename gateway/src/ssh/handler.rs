@@ -21,7 +21,8 @@ use tracing::debug;
 use super::bridge;
 use super::connection::Connection;
 use super::flow::Uplink;
-use super::lobby::Ticket;
+use super::lobby::{Stage, Ticket};
+use super::patience::REFUSAL;
 use super::upstream::Purpose;
 
 /// Channels of one client connection at once.
@@ -53,7 +54,7 @@ pub(crate) struct Refused {
 pub(crate) struct ClientHandler {
     connection: Arc<Connection>,
     /// The place at the door, until the login.
-    ticket: Option<Ticket>,
+    ticket: Option<Arc<Ticket>>,
     /// Tells the connection's task of the login.
     logged_in: Option<oneshot::Sender<Login>>,
     login: Option<Login>,
@@ -65,7 +66,7 @@ impl ClientHandler {
     /// A handler for a client that has not logged in.
     pub(crate) fn new(
         connection: Arc<Connection>,
-        ticket: Ticket,
+        ticket: Arc<Ticket>,
         logged_in: oneshot::Sender<Login>,
     ) -> Self {
         Self {
@@ -101,11 +102,19 @@ impl ClientHandler {
         }
     }
 
-    fn refuse(&self, refused: Refused) -> Auth {
-        self.connection.inner.shared.metrics.ssh_auth("refused");
+    /// The more of them come from one address, the longer each takes.
+    async fn refuse(&self, refused: Refused) -> Auth {
+        let inner = &self.connection.inner;
+        inner.shared.metrics.ssh_auth("refused");
         debug!(peer = %self.connection.peer, user = ?refused.name, reason = refused.reason,
             "ssh key refused");
         self.connection.refused(refused);
+        let time = inner.refusals.refused(self.connection.peer.ip());
+        if time > REFUSAL {
+            inner.shared.metrics.ssh_auth_delayed();
+            let gone = self.connection.gone.cancelled();
+            let _ = tokio::time::timeout(time, gone).await;
+        }
         Auth::reject()
     }
 
@@ -154,6 +163,14 @@ impl ClientHandler {
 impl Handler for ClientHandler {
     type Error = russh::Error;
 
+    /// There is none: this is where a client is known to have exchanged keys.
+    async fn authentication_banner(&mut self) -> Result<Option<String>, russh::Error> {
+        if let Some(ticket) = &self.ticket {
+            ticket.advance(Stage::Keyed);
+        }
+        Ok(None)
+    }
+
     async fn auth_publickey_offered(
         &mut self,
         user: &str,
@@ -161,7 +178,7 @@ impl Handler for ClientHandler {
     ) -> Result<Auth, russh::Error> {
         Ok(match self.decide(user, offer.public_key, offer.algorithm) {
             Ok(_) => Auth::Accept,
-            Err(refused) => self.refuse(refused),
+            Err(refused) => self.refuse(refused).await,
         })
     }
 
@@ -175,7 +192,7 @@ impl Handler for ClientHandler {
                 self.login = Some(login);
                 Auth::Accept
             }
-            Err(refused) => self.refuse(refused),
+            Err(refused) => self.refuse(refused).await,
         })
     }
 
@@ -186,6 +203,7 @@ impl Handler for ClientHandler {
         };
         self.ticket = None;
         let connection = &self.connection;
+        connection.inner.refusals.welcomed(connection.peer.ip());
         connection.inner.shared.metrics.ssh_auth("accepted");
         connection.warm.begin(&connection.inner, &login.target);
         connection.set_handle(session.handle());

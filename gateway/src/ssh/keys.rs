@@ -11,14 +11,21 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use russh::keys::ssh_key::LineEnding;
+use russh::keys::ssh_key::private::RsaKeypair;
 use russh::keys::{Algorithm, PrivateKey};
 use tracing::{info, warn};
 
 /// What clients see.
 const HOST_KEY: &str = "ssh_host_ed25519";
 
+/// What clients see that know no ed25519, if it is asked for.
+const HOST_RSA_KEY: &str = "ssh_host_rsa";
+
 /// What containers trust.
 const CLIENT_KEY: &str = "ssh_client_ed25519";
+
+/// Bits of an RSA key: what 128-bit security asks for.
+const RSA_BITS: usize = 3072;
 
 /// Why the keys are not there.
 #[derive(Debug, thiserror::Error)]
@@ -44,10 +51,10 @@ pub enum KeyError {
     Make(#[source] russh::keys::ssh_key::Error),
 }
 
-/// Both keys, ready for use.
+/// The keys, ready for use.
 pub(crate) struct Keys {
-    /// Proves the gateway to clients.
-    pub(crate) host: PrivateKey,
+    /// Proves the gateway to clients: ed25519, and RSA if that is asked for.
+    pub(crate) host: Vec<PrivateKey>,
     /// Logs the gateway in to containers.
     pub(crate) client: PrivateKey,
     /// The public line of `client`, without a line end.
@@ -56,10 +63,17 @@ pub(crate) struct Keys {
 
 impl Keys {
     /// Reads the keys, making those that are missing. Blocks on the disk.
-    pub(crate) fn load(state_dir: &Path) -> Result<Self, KeyError> {
+    pub(crate) fn load(state_dir: &Path, host_rsa: bool) -> Result<Self, KeyError> {
         fs::create_dir_all(state_dir).map_err(|source| io_error(state_dir, source))?;
-        let host = load_or_make(&state_dir.join(HOST_KEY))?;
-        let client = load_or_make(&state_dir.join(CLIENT_KEY))?;
+        let mut host = vec![load_or_make(
+            &state_dir.join(HOST_KEY),
+            &Algorithm::Ed25519,
+        )?];
+        if host_rsa {
+            let rsa = Algorithm::Rsa { hash: None };
+            host.push(load_or_make(&state_dir.join(HOST_RSA_KEY), &rsa)?);
+        }
+        let client = load_or_make(&state_dir.join(CLIENT_KEY), &Algorithm::Ed25519)?;
         let mut public = client.public_key().clone();
         public.set_comment("edd-gateway");
         let client_line = public.to_openssh().map_err(KeyError::Make)?;
@@ -75,13 +89,13 @@ impl Keys {
     }
 }
 
-fn load_or_make(path: &Path) -> Result<PrivateKey, KeyError> {
+fn load_or_make(path: &Path, algorithm: &Algorithm) -> Result<PrivateKey, KeyError> {
     match fs::read(path) {
         Ok(text) => {
             tighten(path);
             parse(path, &text)
         }
-        Err(error) if error.kind() == ErrorKind::NotFound => make(path),
+        Err(error) if error.kind() == ErrorKind::NotFound => make(path, algorithm),
         Err(source) => Err(io_error(path, source)),
     }
 }
@@ -112,8 +126,14 @@ fn tighten(path: &Path) {
     }
 }
 
-fn make(path: &Path) -> Result<PrivateKey, KeyError> {
-    let key = PrivateKey::random(&mut rand::rng(), Algorithm::Ed25519).map_err(KeyError::Make)?;
+fn make(path: &Path, algorithm: &Algorithm) -> Result<PrivateKey, KeyError> {
+    let key = match algorithm {
+        // Seconds to make, once.
+        Algorithm::Rsa { .. } => RsaKeypair::random(&mut rand::rng(), RSA_BITS)
+            .and_then(|pair| PrivateKey::new(pair.into(), "")),
+        _ => PrivateKey::random(&mut rand::rng(), algorithm.clone()),
+    };
+    let key = key.map_err(KeyError::Make)?;
     let text = key.to_openssh(LineEnding::LF).map_err(KeyError::Make)?;
     let temporary = write_temporary(path, text.as_bytes(), 0o600)?;
     // A link, not a rename: of two gateways that start at once the first wins
@@ -190,12 +210,12 @@ mod tests {
     fn keys_are_made_once_and_kept() {
         let dir = tempfile::tempdir().unwrap();
         let state = dir.path().join("deep/state");
-        let first = Keys::load(&state).unwrap();
-        let second = Keys::load(&state).unwrap();
-        assert_eq!(first.host.public_key(), second.host.public_key());
+        let first = Keys::load(&state, false).unwrap();
+        let second = Keys::load(&state, false).unwrap();
+        assert_eq!(first.host[0].public_key(), second.host[0].public_key());
         assert_eq!(first.client_line, second.client_line);
         assert_ne!(
-            first.host.public_key().key_data(),
+            first.host[0].public_key().key_data(),
             first.client.public_key().key_data()
         );
         assert!(first.client_line.starts_with("ssh-ed25519 "));
@@ -213,7 +233,10 @@ mod tests {
     fn a_broken_key_is_an_error_and_stays() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join(HOST_KEY), "not a key").unwrap();
-        assert!(matches!(Keys::load(dir.path()), Err(KeyError::Bad { .. })));
+        assert!(matches!(
+            Keys::load(dir.path(), false),
+            Err(KeyError::Bad { .. })
+        ));
         assert_eq!(
             fs::read_to_string(dir.path().join(HOST_KEY)).unwrap(),
             "not a key"
@@ -223,10 +246,10 @@ mod tests {
     #[test]
     fn a_key_open_to_others_is_closed() {
         let dir = tempfile::tempdir().unwrap();
-        Keys::load(dir.path()).unwrap();
+        Keys::load(dir.path(), false).unwrap();
         let path = dir.path().join(CLIENT_KEY);
         fs::set_permissions(&path, Permissions::from_mode(0o644)).unwrap();
-        Keys::load(dir.path()).unwrap();
+        Keys::load(dir.path(), false).unwrap();
         let mode = fs::metadata(&path).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
     }

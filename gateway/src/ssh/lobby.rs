@@ -2,29 +2,85 @@
 //!
 //! They cost memory and key exchanges and nobody vouches for them, so they are
 //! counted in all and per address. Who has logged in is not counted here.
+//!
+//! Where sshd's `MaxStartups` drops the newcomer, somebody else has to go here:
+//! of the address that has the most, the one that has got the least far, and of
+//! these the one that waits the longest. A newcomer that goes on speaking is
+//! thereby let in whatever stands at the door, also from the same address: to
+//! push it out, somebody has to open as many connections as there are places
+//! within the round trip that it needs for its next step.
 
-use std::collections::HashMap;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio_util::sync::CancellationToken;
 
 use crate::listener::subscriber;
+
+/// How many may wait, and from when on some of them go.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Startups {
+    /// From so many on, one of them goes at random when another comes.
+    pub start: usize,
+    /// How likely that is then, in percent; it grows evenly up to `full`.
+    pub rate: u8,
+    /// From so many on, one goes for each that comes.
+    pub full: usize,
+}
+
+impl Startups {
+    /// Whether one has to go when there are `waiting` and another comes; `dice` is in 0..100.
+    fn is_over(self, waiting: usize, dice: u8) -> bool {
+        if waiting >= self.full {
+            return true;
+        }
+        let Some(above) = waiting.checked_sub(self.start) else {
+            return false;
+        };
+        let steps = self.full.saturating_sub(self.start).max(1);
+        let growth = 100_usize.saturating_sub(usize::from(self.rate)) * above / steps;
+        usize::from(dice) < usize::from(self.rate) + growth
+    }
+}
 
 /// Counts the connections that have not logged in.
 #[derive(Debug)]
 pub(crate) struct Lobby {
-    max: usize,
+    startups: Startups,
     per_address_max: usize,
-    /// Locked for a map operation at a time, by connects and logins only.
+    /// Locked for a walk over at most `full` entries, by connects and logins only.
     waiting: Mutex<Waiting>,
 }
 
 #[derive(Debug, Default)]
 struct Waiting {
-    all: usize,
+    /// In the order in which they came.
+    guests: BTreeMap<u64, Guest>,
     by_address: HashMap<IpAddr, usize>,
+    next: u64,
 }
 
-/// Why there is no place.
+#[derive(Debug)]
+struct Guest {
+    address: IpAddr,
+    stage: Stage,
+    leave: CancellationToken,
+}
+
+/// How far it has got.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(crate) enum Stage {
+    /// It has connected.
+    Connected,
+    /// It has said what it is.
+    Identified,
+    /// It has exchanged keys.
+    Keyed,
+}
+
+/// Why somebody had to go.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Full {
     /// Too many in all.
@@ -47,50 +103,105 @@ impl Full {
 #[derive(Debug)]
 pub(crate) struct Ticket {
     lobby: Arc<Lobby>,
-    address: IpAddr,
+    number: u64,
+    leave: CancellationToken,
 }
 
 impl Lobby {
-    /// Room for `max` in all and `per_address_max` of one address.
-    pub(crate) fn new(max: usize, per_address_max: usize) -> Arc<Self> {
+    /// Room as `startups` says in all, and for `per_address_max` of one address.
+    pub(crate) fn new(startups: Startups, per_address_max: usize) -> Arc<Self> {
         Arc::new(Self {
-            max,
-            per_address_max,
+            startups,
+            per_address_max: per_address_max.max(1),
             waiting: Mutex::default(),
         })
     }
 
-    /// Takes a place, if there is one.
-    pub(crate) fn enter(self: &Arc<Self>, peer: IpAddr) -> Result<Ticket, Full> {
+    /// Takes a place. There always is one; who had to go for it, if anybody.
+    pub(crate) fn enter(self: &Arc<Self>, peer: IpAddr) -> (Ticket, Option<Full>) {
+        self.enter_by(peer, rand::random_range(0..100))
+    }
+
+    fn enter_by(self: &Arc<Self>, peer: IpAddr, dice: u8) -> (Ticket, Option<Full>) {
         let address = subscriber(peer);
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        if waiting.all >= self.max {
-            return Err(Full::All);
-        }
-        let of_address = waiting.by_address.entry(address).or_default();
-        if *of_address >= self.per_address_max {
-            return Err(Full::Address);
-        }
-        *of_address += 1;
-        waiting.all += 1;
-        Ok(Ticket {
-            lobby: Arc::clone(self),
+        let mut waiting = self.lock();
+        let of_address = waiting.by_address.get(&address).copied().unwrap_or(0);
+        let full = if of_address >= self.per_address_max {
+            waiting.send_away(Some(address));
+            Some(Full::Address)
+        } else if self.startups.is_over(waiting.guests.len(), dice) {
+            waiting.send_away(None);
+            Some(Full::All)
+        } else {
+            None
+        };
+        let number = waiting.next;
+        waiting.next += 1;
+        *waiting.by_address.entry(address).or_default() += 1;
+        let leave = CancellationToken::new();
+        let guest = Guest {
             address,
-        })
+            stage: Stage::Connected,
+            leave: leave.clone(),
+        };
+        waiting.guests.insert(number, guest);
+        let ticket = Ticket {
+            lobby: Arc::clone(self),
+            number,
+            leave,
+        };
+        (ticket, full)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Waiting {
+    /// Sends one away: of `address`, or of the address with the most.
+    fn send_away(&mut self, address: Option<IpAddr>) {
+        let of = |guest: &Guest| self.by_address.get(&guest.address).copied();
+        let found = self
+            .guests
+            .iter()
+            .filter(|(_, guest)| address.is_none_or(|address| guest.address == address))
+            .min_by_key(|(number, guest)| (Reverse(of(guest)), guest.stage, **number))
+            .map(|(number, _)| *number);
+        if let Some(guest) = found.and_then(|number| self.remove(number)) {
+            guest.leave.cancel();
+        }
+    }
+
+    fn remove(&mut self, number: u64) -> Option<Guest> {
+        let guest = self.guests.remove(&number)?;
+        if let Some(count) = self.by_address.get_mut(&guest.address) {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                self.by_address.remove(&guest.address);
+            }
+        }
+        Some(guest)
+    }
+}
+
+impl Ticket {
+    /// Cancelled when its holder has to go.
+    pub(crate) fn leave(&self) -> CancellationToken {
+        self.leave.clone()
+    }
+
+    /// Its holder has got so far.
+    pub(crate) fn advance(&self, stage: Stage) {
+        if let Some(guest) = self.lobby.lock().guests.get_mut(&self.number) {
+            guest.stage = guest.stage.max(stage);
+        }
     }
 }
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        let waiting = &self.lobby.waiting;
-        let mut waiting = waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        waiting.all = waiting.all.saturating_sub(1);
-        if let Some(count) = waiting.by_address.get_mut(&self.address) {
-            *count = count.saturating_sub(1);
-            if *count == 0 {
-                waiting.by_address.remove(&self.address);
-            }
-        }
+        self.lobby.lock().remove(self.number);
     }
 }
 
@@ -98,31 +209,92 @@ impl Drop for Ticket {
 mod tests {
     use super::*;
 
+    /// Never at random.
+    fn hard(full: usize) -> Startups {
+        Startups {
+            start: full,
+            rate: 100,
+            full,
+        }
+    }
+
     fn ip(text: &str) -> IpAddr {
         text.parse().unwrap()
     }
 
+    fn gone(ticket: &Ticket) -> bool {
+        ticket.leave.is_cancelled()
+    }
+
     #[test]
     fn places_are_counted_in_all_and_per_address_and_given_back() {
-        let lobby = Lobby::new(3, 2);
-        let first = lobby.enter(ip("192.0.2.1")).unwrap();
-        let _second = lobby.enter(ip("::ffff:192.0.2.1")).unwrap();
-        assert_eq!(
-            lobby.enter(ip("192.0.2.1")).err(),
-            Some(Full::Address),
-            "the mapped form is the same address"
-        );
-        let _third = lobby.enter(ip("192.0.2.2")).unwrap();
-        assert_eq!(lobby.enter(ip("192.0.2.3")).err(), Some(Full::All));
+        let lobby = Lobby::new(hard(3), 2);
+        let (first, none) = lobby.enter(ip("192.0.2.1"));
+        assert_eq!(none, None);
+        let (_second, _) = lobby.enter(ip("::ffff:192.0.2.1"));
+        let (third, full) = lobby.enter(ip("192.0.2.1"));
+        assert_eq!(full, Some(Full::Address), "the mapped form is the same");
+        assert!(gone(&first));
         drop(first);
-        let _again = lobby.enter(ip("192.0.2.1")).unwrap();
+        let (_other, none) = lobby.enter(ip("192.0.2.2"));
+        assert_eq!(none, None);
+        assert_eq!(lobby.enter(ip("192.0.2.3")).1, Some(Full::All));
+        drop(third);
+        assert_eq!(lobby.enter(ip("192.0.2.4")).1, None);
     }
 
     #[test]
     fn a_64_network_is_one_address() {
-        let lobby = Lobby::new(10, 1);
-        let _one = lobby.enter(ip("2001:db8::1")).unwrap();
-        assert!(lobby.enter(ip("2001:db8::2")).is_err());
-        assert!(lobby.enter(ip("2001:db8:0:1::1")).is_ok());
+        let lobby = Lobby::new(hard(10), 1);
+        let _one = lobby.enter(ip("2001:db8::1"));
+        assert!(lobby.enter(ip("2001:db8::2")).1.is_some());
+        assert!(lobby.enter(ip("2001:db8:0:1::1")).1.is_none());
+    }
+
+    #[test]
+    fn who_has_got_least_far_goes_first_and_then_who_waits_longest() {
+        let lobby = Lobby::new(hard(100), 3);
+        let enter = || lobby.enter(ip("192.0.2.1")).0;
+        let (keyed, silent, speaking) = (enter(), enter(), enter());
+        keyed.advance(Stage::Keyed);
+        speaking.advance(Stage::Identified);
+        let newer = enter();
+        assert!(gone(&silent) && !gone(&keyed) && !gone(&speaking));
+        let newest = enter();
+        assert!(gone(&newer));
+        newest.advance(Stage::Keyed);
+        let _another = enter();
+        assert!(gone(&speaking) && !gone(&keyed) && !gone(&newest));
+    }
+
+    #[test]
+    fn who_has_the_most_pays_for_all() {
+        let lobby = Lobby::new(hard(6), 5);
+        let single = lobby.enter(ip("192.0.2.1")).0;
+        let crowd: Vec<_> = (0..5).map(|_| lobby.enter(ip("192.0.2.2")).0).collect();
+        crowd[0].advance(Stage::Identified);
+        let (_new, full) = lobby.enter(ip("192.0.2.3"));
+        assert_eq!(full, Some(Full::All));
+        assert!(gone(&crowd[1]) && !gone(&crowd[0]) && !gone(&single));
+    }
+
+    #[test]
+    fn dropping_begins_early_and_grows() {
+        let startups = Startups {
+            start: 10,
+            rate: 30,
+            full: 110,
+        };
+        let least = |waiting| (0..=100).find(|dice| !startups.is_over(waiting, *dice));
+        assert_eq!(least(9), Some(0));
+        assert_eq!(least(10), Some(30));
+        assert_eq!(least(60), Some(65));
+        assert_eq!(least(109), Some(99));
+        assert_eq!(least(110), None);
+        let lobby = Lobby::new(startups, 100);
+        let held: Vec<_> = (0..10).map(|_| lobby.enter(ip("192.0.2.1")).0).collect();
+        assert_eq!(lobby.enter_by(ip("192.0.2.2"), 30).1, None);
+        assert_eq!(lobby.enter_by(ip("192.0.2.2"), 29).1, Some(Full::All));
+        assert!(gone(&held[0]));
     }
 }

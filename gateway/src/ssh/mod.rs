@@ -6,7 +6,7 @@
 //! not on the data threads: a session is several tasks and its ciphers cost.
 //!
 //! In the order a connection meets them: [`lobby`] (who may wait for a login),
-//! [`wire`] (the socket under russh), [`connection`] (its life), [`handler`]
+//! [`patience`] (what refusals cost), [`wire`] (the socket under russh), [`connection`] (its life), [`handler`]
 //! (what russh asks), [`upstream`] with [`hostkeys`] and [`warm`] (the way to
 //! the container), [`bridge`] (a channel) and [`flow`] (what waits in it).
 //!
@@ -25,6 +25,7 @@ mod handler;
 mod hostkeys;
 mod keys;
 mod lobby;
+mod patience;
 mod settings;
 mod upstream;
 mod warm;
@@ -47,11 +48,13 @@ use tracing::{debug, error, warn};
 
 pub use self::hostkeys::HostKeyError;
 pub use self::keys::KeyError;
+pub use self::lobby::Startups;
 pub use self::settings::Limits;
 pub use self::upstream::DialError;
 
 use self::keys::Keys;
 use self::lobby::Lobby;
+use self::patience::Patience as Refusals;
 use self::upstream::Dialer;
 use crate::listener::{Identified, Patience, Permit, Role, Who, accept_now, identify};
 use crate::shared::Shared;
@@ -66,6 +69,7 @@ struct Inner {
     limits: Limits,
     config: Arc<russh::server::Config>,
     lobby: Arc<Lobby>,
+    refusals: Refusals,
     dialer: Dialer,
     public_key_line: String,
     runtime: Handle,
@@ -78,7 +82,8 @@ impl SshServer {
         shared: Arc<Shared>,
         listener: std::net::TcpListener,
     ) -> anyhow::Result<Self> {
-        Self::start_with(shared, listener, Limits::default()).await
+        let limits = Limits::of(&shared.config.ssh);
+        Self::start_with(shared, listener, limits).await
     }
 
     /// [`Self::start`] with other limits at the door.
@@ -88,7 +93,8 @@ impl SshServer {
         limits: Limits,
     ) -> anyhow::Result<Self> {
         let state_dir = shared.config.state_dir.clone();
-        let keys = tokio::task::spawn_blocking(move || Keys::load(&state_dir))
+        let host_rsa = shared.config.ssh.host_rsa;
+        let keys = tokio::task::spawn_blocking(move || Keys::load(&state_dir, host_rsa))
             .await
             .context("loading the SSH keys")?
             .context("the SSH keys cannot be used")?;
@@ -99,8 +105,9 @@ impl SshServer {
             TcpListener::from_std(listener).context("the SSH listener cannot be used")?;
         let server = Self(Arc::new(Inner {
             limits,
-            config: settings::downstream(keys.host),
-            lobby: Lobby::new(limits.waiting_max, limits.waiting_per_address_max),
+            config: settings::downstream(keys.host, shared.config.ssh.post_quantum_only),
+            lobby: Lobby::new(limits.startups, limits.waiting_per_address_max),
+            refusals: Refusals::new(),
             dialer: Dialer::new(Arc::clone(&shared), keys.client),
             public_key_line: keys.client_line,
             runtime: Handle::current(),
@@ -240,14 +247,11 @@ fn is_of_the_connection(error: &io::Error) -> bool {
 
 /// One connection from here to its end. A panic costs this one and is counted.
 async fn serve(inner: Arc<Inner>, stream: TcpStream, prefix: Bytes, peer: SocketAddr) {
-    let ticket = match inner.lobby.enter(peer.ip()) {
-        Ok(ticket) => ticket,
-        Err(full) => {
-            inner.shared.metrics.connection_refused(full.label());
-            debug!(%peer, "too many SSH connections wait for a login");
-            return;
-        }
-    };
+    let (ticket, full) = inner.lobby.enter(peer.ip());
+    if let Some(full) = full {
+        inner.shared.metrics.connection_refused(full.label());
+        debug!(%peer, "too many SSH connections wait for a login, one of them goes");
+    }
     let shared = Arc::clone(&inner.shared);
     let life = connection::run(inner, stream, prefix, peer, ticket);
     counting_panics(&shared, life).await;

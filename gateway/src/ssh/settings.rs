@@ -5,17 +5,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use russh::keys::{Algorithm, EcdsaCurve, HashAlg, PrivateKey};
-use russh::{MethodKind, MethodSet, Preferred, SshId, cipher, client, compression, server};
+use russh::{
+    MethodKind, MethodSet, Preferred, SshId, cipher, client, compression, kex, mac, server,
+};
 
 use super::flow::WINDOW;
+use super::lobby::Startups;
+use super::patience::REFUSAL;
+use crate::config::SshConfig;
 
-/// Times and numbers of the door; the defaults are what `serve` uses.
+/// Times and numbers of the door; the defaults are those of `serve`.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// From the connection to a finished login.
     pub login: Duration,
     /// Connections that have not logged in, in all.
-    pub waiting_max: usize,
+    pub startups: Startups,
     /// Connections that have not logged in, of one address (a /64 for IPv6).
     pub waiting_per_address_max: usize,
 }
@@ -24,18 +29,29 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             login: Duration::from_secs(30),
-            waiting_max: 1024,
+            startups: Startups {
+                start: 100,
+                rate: 30,
+                full: 1024,
+            },
             waiting_per_address_max: 64,
+        }
+    }
+}
+
+impl Limits {
+    /// As the command line has it.
+    pub fn of(config: &SshConfig) -> Self {
+        Self {
+            startups: config.startups,
+            waiting_per_address_max: config.startups_per_address,
+            ..Self::default()
         }
     }
 }
 
 /// Identification string: no version, nothing to look up.
 const SERVER_ID: &str = "SSH-2.0-EddGateway";
-
-/// Every refused key costs this, whatever the reason. It pads a lookup of microseconds; more
-/// would only tax clients with several keys in their agent.
-const REJECTION_TIME: Duration = Duration::from_millis(250);
 
 /// Six keys, as in OpenSSH's `MaxAuthTries`, and the "none" that clients begin with.
 const ATTEMPTS_MAX: usize = 7;
@@ -46,7 +62,7 @@ const KEEPALIVE: Duration = Duration::from_secs(30);
 /// …and given up after so many questions without an answer.
 const KEEPALIVE_MAX: usize = 3;
 
-/// Host and public keys; RSA with SHA-1 is not among them.
+/// Keys of containers; RSA with SHA-1 is not among them.
 const KEY_ALGORITHMS: &[Algorithm] = &[
     Algorithm::Ed25519,
     Algorithm::Ecdsa {
@@ -66,6 +82,58 @@ const KEY_ALGORITHMS: &[Algorithm] = &[
     },
 ];
 
+/// What users may log in with. Of our own host keys only those are offered that there are.
+const USER_KEY_ALGORITHMS: &[Algorithm] = &[
+    Algorithm::Ed25519,
+    Algorithm::SkEd25519,
+    Algorithm::Ecdsa {
+        curve: EcdsaCurve::NistP256,
+    },
+    Algorithm::Ecdsa {
+        curve: EcdsaCurve::NistP384,
+    },
+    Algorithm::Ecdsa {
+        curve: EcdsaCurve::NistP521,
+    },
+    Algorithm::SkEcdsaSha2NistP256,
+    Algorithm::Rsa {
+        hash: Some(HashAlg::Sha512),
+    },
+    Algorithm::Rsa {
+        hash: Some(HashAlg::Sha256),
+    },
+];
+
+/// Key exchanges for clients. No group of integers, which cost a server much and a client
+/// nothing, and no curve of NIST's. Strict key exchange is announced here, too.
+const KEX: &[kex::Name] = &[
+    kex::MLKEM768X25519_SHA256,
+    kex::CURVE25519,
+    kex::CURVE25519_PRE_RFC_8731,
+    kex::EXTENSION_SUPPORT_AS_SERVER,
+    kex::EXTENSION_OPENSSH_STRICT_KEX_AS_SERVER,
+];
+
+/// The same without what a quantum computer would break.
+const KEX_POST_QUANTUM: &[kex::Name] = &[
+    kex::MLKEM768X25519_SHA256,
+    kex::EXTENSION_SUPPORT_AS_SERVER,
+    kex::EXTENSION_OPENSSH_STRICT_KEX_AS_SERVER,
+];
+
+/// The client's order decides; this is ours.
+const DOWNSTREAM_CIPHERS: &[cipher::Name] = &[
+    cipher::AES_256_GCM,
+    cipher::AES_128_GCM,
+    cipher::CHACHA20_POLY1305,
+    cipher::AES_256_CTR,
+    cipher::AES_192_CTR,
+    cipher::AES_128_CTR,
+];
+
+/// For the last three: of what was encrypted, never of the text.
+const DOWNSTREAM_MACS: &[mac::Name] = &[mac::HMAC_SHA512_ETM, mac::HMAC_SHA256_ETM];
+
 /// AES in hardware is the fastest on the short way to a container.
 const UPSTREAM_CIPHERS: &[cipher::Name] = &[
     cipher::AES_128_GCM,
@@ -76,22 +144,35 @@ const UPSTREAM_CIPHERS: &[cipher::Name] = &[
 ];
 
 /// What clients are offered.
-pub(crate) fn downstream(host_key: PrivateKey) -> Arc<server::Config> {
+pub(crate) fn downstream(
+    host_keys: Vec<PrivateKey>,
+    post_quantum_only: bool,
+) -> Arc<server::Config> {
+    let kex = if post_quantum_only {
+        KEX_POST_QUANTUM
+    } else {
+        KEX
+    };
     let mut methods = MethodSet::empty();
     methods.push(MethodKind::PublicKey);
     Arc::new(server::Config {
         server_id: SshId::Standard(Cow::Borrowed(SERVER_ID)),
         methods,
-        auth_rejection_time: REJECTION_TIME,
+        auth_rejection_time: REFUSAL,
         auth_rejection_time_initial: Some(Duration::ZERO),
-        keys: vec![host_key],
+        keys: host_keys,
         // Twice what is granted later: with a key exchange begun by us a client may have twice
         // this under way before its answer, over all channels, and russh ends it beyond.
         window_size: 2 * WINDOW,
         // The readers never wait, so this is only for the moments before they run.
         channel_buffer_size: 1024,
         event_buffer_size: 64,
-        preferred: preferred(Cow::Borrowed(KEY_ALGORITHMS)),
+        preferred: Preferred {
+            kex: Cow::Borrowed(kex),
+            cipher: Cow::Borrowed(DOWNSTREAM_CIPHERS),
+            mac: Cow::Borrowed(DOWNSTREAM_MACS),
+            ..preferred(Cow::Borrowed(USER_KEY_ALGORITHMS))
+        },
         max_auth_attempts: ATTEMPTS_MAX,
         inactivity_timeout: None,
         keepalive_interval: Some(KEEPALIVE),

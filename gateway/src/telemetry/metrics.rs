@@ -65,6 +65,7 @@ pub struct Metrics {
     upstream_trips: Family<ReasonLabels, Counter>,
     ssh_sessions: Level,
     ssh_auth: Family<ResultLabels, Counter>,
+    ssh_auth_delayed: Counter,
     revision: Gauge<u64, AtomicU64>,
     entries: Family<KindLabels, Level>,
     reload_failures: Family<KindLabels, Counter>,
@@ -147,6 +148,7 @@ impl Metrics {
             upstream_trips: Family::default(),
             ssh_sessions: Level::default(),
             ssh_auth: Family::default(),
+            ssh_auth_delayed: Counter::default(),
             revision: Gauge::default(),
             entries: Family::default(),
             reload_failures: Family::default(),
@@ -196,6 +198,11 @@ impl Metrics {
             m.ssh_sessions,
         );
         registry.register("ssh_auth", "SSH authentication attempts", m.ssh_auth);
+        registry.register(
+            "ssh_auth_delayed",
+            "SSH keys refused with a delay, for there were many of that address",
+            m.ssh_auth_delayed,
+        );
         registry.register(
             "route_table_revision",
             "Revision of the table in force",
@@ -322,6 +329,11 @@ impl Metrics {
     /// Counts an SSH authentication: `accepted`, `refused`, `timeout`, ….
     pub fn ssh_auth(&self, result: &'static str) {
         self.ssh_auth.get_or_create(&ResultLabels { result }).inc();
+    }
+
+    /// Counts a refused SSH key that was answered late.
+    pub fn ssh_auth_delayed(&self) {
+        self.ssh_auth_delayed.inc();
     }
 
     /// Records the table that is now in force.

@@ -14,12 +14,13 @@ use super::apt;
 use crate::child;
 
 /// What the tests import, and what that needs, at versions that are known to work.
-const PACKAGES: [&str; 8] = [
+const PACKAGES: [&str; 9] = [
     "grpcio==1.85.1",
     "h11==0.16.0",
     "h2==4.4.1",
     "hpack==4.2.0",
     "hyperframe==6.1.0",
+    "ssh-audit==3.9.0",
     "typing-extensions==4.15.0",
     "websockets==17.4",
     "wsproto==1.3.2",

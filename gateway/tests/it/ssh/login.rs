@@ -203,35 +203,6 @@ async fn who_does_not_log_in_in_time_is_cut() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn only_so_many_wait_for_a_login_and_sessions_do_not_count() {
-    let limits = Limits {
-        waiting_per_address_max: 3,
-        ..Limits::default()
-    };
-    let rig = Rig::start_with(limits, &[]).await;
-    let _c = rig.container("c1").await;
-    let _master = rig.master("c1").await;
-    let mut waiting = Vec::new();
-    for _ in 0..3 {
-        let mut socket = TcpStream::connect(rig.address).await.unwrap();
-        socket.read_u8().await.unwrap();
-        waiting.push(socket);
-    }
-    let mut refused = TcpStream::connect(rig.address).await.unwrap();
-    assert!(until_closed(&mut refused).await.is_empty());
-    assert_eq!(stdout(rig.ssh_over("c1").arg("echo in")).await, "in\n");
-    drop(waiting);
-    eventually("a place", || async {
-        output(rig.ssh("c1").arg("true")).await.status.success()
-    })
-    .await;
-    assert!(
-        rig.metrics()
-            .contains("reason=\"ssh_login_address_limit\"} 1")
-    );
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_connection_found_elsewhere_is_taken_over_with_its_first_bytes() {
     let rig = Rig::start().await;
     let _c = rig.container("c1").await;
