@@ -17,6 +17,7 @@ mod http;
 mod report;
 mod site;
 mod test;
+mod test_programs;
 mod tools;
 mod tour;
 mod up;

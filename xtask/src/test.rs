@@ -12,6 +12,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::child;
 use crate::fuzz;
 use crate::report::Parts;
+use crate::test_programs::TestPrograms;
 use crate::tools::Tools;
 use crate::workspace::cargo;
 
@@ -19,8 +20,16 @@ use crate::workspace::cargo;
 /// `deny.toml` says the same to cargo-deny; this holds where cargo-deny is not installed.
 const BANNED: [&str; 4] = ["native-tls", "openssl", "openssl-sys", "ring"];
 
-/// Crates whose tests run a second time with their databases on PostgreSQL.
-const ON_POSTGRES: [&str; 3] = ["edd-auth", "edd-compute", "edd-events"];
+/// Folders of crates whose tests run a second time with their databases on PostgreSQL. Of the
+/// gateway's, those of the control path do.
+const ON_POSTGRES: [&str; 3] = ["services/auth", "services/compute", "events"];
+
+/// The gateway's tests of the control path that are about SQLite's file.
+const ABOUT_SQLITE: [&str; 3] = [
+    "control::store::",
+    "control::last_good::",
+    "control::rebuild::",
+];
 
 /// Links that lead nowhere are errors. Angle brackets are not: clap shows the same comments as
 /// help. Links to private items are not: the readers of these pages read the code too.
@@ -57,35 +66,19 @@ pub(crate) fn run() -> Result<()> {
         child::run(&mut test, "cargo test")
     })?;
     parts.run("cargo test on PostgreSQL", || {
-        let mut test = cargo();
-        test.args(["test", "--locked", "--tests"]);
-        test.args(ON_POSTGRES.iter().flat_map(|name| ["--package", name]));
-        test.env("EDD_TEST_ENGINE", "postgres");
-        tools.set_environment(&mut test)?;
-        child::run(&mut test, "cargo test with EDD_TEST_ENGINE=postgres")?;
-        // Of the gateway's, those of the control path that are not about SQLite's file.
-        let mut test = cargo();
-        test.args([
-            "test",
-            "--locked",
-            "--package",
-            "edd-gateway",
-            "--test",
-            "it",
-        ]);
-        test.args(["--", "control::", "--skip", "control::store::"]);
-        test.args([
-            "--skip",
-            "control::last_good::",
-            "--skip",
-            "control::rebuild::",
-        ]);
-        test.env("EDD_TEST_ENGINE", "postgres");
-        tools.set_environment(&mut test)?;
-        child::run(
-            &mut test,
-            "cargo test of the gateway with EDD_TEST_ENGINE=postgres",
-        )
+        let programs = TestPrograms::of_workspace()?;
+        let on_postgres = |test: &mut Command| {
+            test.env("EDD_TEST_ENGINE", "postgres");
+            tools.set_environment(test)
+        };
+        for folder in ON_POSTGRES {
+            programs.run(folder, None, on_postgres)?;
+        }
+        programs.run("gateway", Some("it"), |test| {
+            test.arg("control::");
+            test.args(ABOUT_SQLITE.iter().flat_map(|name| ["--skip", name]));
+            on_postgres(test)
+        })
     })?;
     parts.run("cargo doc", || {
         let mut doc = cargo();
