@@ -13,6 +13,7 @@
     reason = "a fixture fails its test by panicking"
 )]
 
+mod cloud;
 mod cluster;
 
 use std::{
@@ -25,6 +26,7 @@ use std::{
 use async_nats::jetstream;
 use tempfile::TempDir;
 
+pub use cloud::Cloud;
 pub use cluster::NatsCluster;
 
 use crate::connect::{NatsOptions, connect};

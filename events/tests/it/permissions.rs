@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use async_nats::{Client, jetstream};
+use async_nats::jetstream;
 use edd_events::{
     Metrics,
     bus::AnyBus,
@@ -12,7 +12,7 @@ use edd_events::{
     request::{VALIDATE_TOKEN, validate_token},
     snapshot::SNAPSHOT_REQUEST,
     stream::{self, StreamSpec},
-    testing::NatsServer,
+    testing::Cloud,
 };
 use edd_proto::auth::ValidateTokenResponse;
 use futures_util::StreamExt as _;
@@ -20,87 +20,8 @@ use prost::Message as _;
 
 use crate::support::{DEADLINE, Recorder, Running, Service, created, eventually, publish, stored};
 
-const CONFIG: &str = include_str!("../../../deploy/nats/nats.conf");
-
-const SERVICES: [&str; 5] = ["auth", "compute", "sfs", "gateway", "operator"];
-
-/// The server of the committed configuration, with keys of its own.
-struct Cloud {
-    server: NatsServer,
-    /// CA, certificate, keys.
-    files: tempfile::TempDir,
-}
-
-impl Cloud {
-    async fn start() -> Self {
-        let files = tempfile::tempdir().unwrap();
-        let path = |name: &str| files.path().join(name).display().to_string();
-        let ca_key = rcgen::KeyPair::generate().unwrap();
-        let mut params = rcgen::CertificateParams::default();
-        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-        let ca = params.self_signed(&ca_key).unwrap();
-        let issuer = rcgen::Issuer::new(params, ca_key);
-        let key = rcgen::KeyPair::generate().unwrap();
-        let leaf = rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()])
-            .unwrap()
-            .signed_by(&key, &issuer)
-            .unwrap();
-        std::fs::write(path("ca.pem"), ca.pem()).unwrap();
-        std::fs::write(path("tls.crt"), leaf.pem()).unwrap();
-        std::fs::write(path("tls.key"), key.serialize_pem()).unwrap();
-        let mut env = vec![
-            ("EDD_NATS_TLS_CERT".to_owned(), path("tls.crt")),
-            ("EDD_NATS_TLS_KEY".to_owned(), path("tls.key")),
-            (
-                "EDD_NATS_STORE_KEY".to_owned(),
-                "secret-of-the-store".to_owned(),
-            ),
-        ];
-        for service in SERVICES {
-            let user = nkeys::KeyPair::new_user();
-            let variable = format!("EDD_NATS_{}_NKEY", service.to_uppercase());
-            env.push((variable, user.public_key()));
-            std::fs::write(path(service), user.seed().unwrap()).unwrap();
-        }
-        let server = NatsServer::start_with(CONFIG, env).await;
-        Self { server, files }
-    }
-
-    fn options(&self, service: &str) -> NatsOptions {
-        NatsOptions {
-            url: format!("tls://127.0.0.1:{}", self.server.port()),
-            nkey: Some(self.files.path().join(service)),
-            ca: Some(self.files.path().join("ca.pem")),
-            name: format!("edd-{service}"),
-            ..NatsOptions::default()
-        }
-    }
-
-    async fn client(&self, service: &str) -> Client {
-        let client = connect(&self.options(service)).await.unwrap();
-        eventually("a connection", || async { is_connected(&client) }).await;
-        client
-    }
-
-    async fn js(&self, service: &str) -> jetstream::Context {
-        jetstream::new(self.client(service).await)
-    }
-
-    /// The server refuses it and says so.
-    async fn refuses(&self, service: &str, subject: &str) {
-        let client = self.client(service).await;
-        client
-            .publish(subject.to_owned(), "forged".into())
-            .await
-            .unwrap();
-        client.flush().await.unwrap();
-        eventually(&format!("{service} may not say {subject}"), || async {
-            let log = self.server.log();
-            log.lines()
-                .any(|l| l.contains("Publish Violation") && l.contains(&format!("\"{subject}\"")))
-        })
-        .await;
-    }
+async fn js(cloud: &Cloud, service: &str) -> jetstream::Context {
+    jetstream::new(cloud.client(service).await)
 }
 
 const AUTH_OF_GATEWAY: ConsumerSpec = ConsumerSpec {
@@ -127,15 +48,15 @@ const COMPUTE_OF_AUTH: ConsumerSpec = ConsumerSpec {
 #[tokio::test(flavor = "multi_thread")]
 async fn services_can_do_all_that_they_need() {
     let cloud = Cloud::start().await;
-    let of_gateway = cloud.js("gateway").await;
-    let of_compute = cloud.js("compute").await;
+    let of_gateway = js(&cloud, "gateway").await;
+    let of_compute = js(&cloud, "compute").await;
     // Streams of others are made when they are missing, and then found.
     for js in [&of_gateway, &of_compute] {
         for spec in [stream::AUTH, stream::COMPUTE, stream::GATEWAY] {
             stream::ensure(js, &spec, 1).await.unwrap();
         }
     }
-    stream::ensure(&cloud.js("auth").await, &stream::AUTH, 1)
+    stream::ensure(&js(&cloud, "auth").await, &stream::AUTH, 1)
         .await
         .unwrap();
 
@@ -152,7 +73,7 @@ async fn services_can_do_all_that_they_need() {
     let mut consuming = Running::start(of_gateway.clone(), picky);
     consuming.recorder.saw(2).await;
     consuming.caught_up().await;
-    let operator = cloud.js("operator").await;
+    let operator = js(&cloud, "operator").await;
     eventually("the dead letter", || async {
         let letters = stored(&operator, &stream::COMPUTE, "compute.container.created.dlq");
         letters.await.len() == 1
@@ -163,7 +84,7 @@ async fn services_can_do_all_that_they_need() {
 
     // The other way, and users.
     publish(&of_gateway, "gateway.ingress.c1.created", vec![0xff]).await;
-    let of_auth = cloud.js("auth").await;
+    let of_auth = js(&cloud, "auth").await;
     publish(&of_auth, "auth.user.1.deleted", vec![0xff]).await;
     publish(&of_compute, "compute.user.1.purged", vec![0xff]).await;
     for (js, spec, dlq) in [
@@ -257,7 +178,7 @@ async fn services_can_do_all_that_they_need() {
 #[tokio::test(flavor = "multi_thread")]
 async fn nobody_speaks_for_others() {
     let cloud = Cloud::start().await;
-    let operator = cloud.js("operator").await;
+    let operator = js(&cloud, "operator").await;
     for spec in [stream::AUTH, stream::COMPUTE, stream::GATEWAY] {
         stream::ensure(&operator, &spec, 1).await.unwrap();
     }
@@ -308,7 +229,7 @@ async fn nobody_speaks_for_others() {
 async fn strangers_get_no_connection_and_do_not_give_up() {
     let cloud = Cloud::start().await;
     let unknown = nkeys::KeyPair::new_user().seed().unwrap();
-    std::fs::write(cloud.files.path().join("unknown"), unknown).unwrap();
+    std::fs::write(cloud.file("unknown"), unknown).unwrap();
     let none = NatsOptions {
         nkey: None,
         ..cloud.options("gateway")
@@ -336,7 +257,7 @@ async fn strangers_get_no_connection_and_do_not_give_up() {
     .await
     .expect_err("a flush waits for a connection");
     let missing = NatsOptions {
-        nkey: Some(cloud.files.path().join("missing")),
+        nkey: Some(cloud.file("missing")),
         ..cloud.options("gateway")
     };
     let error = connect(&missing).await.unwrap_err();
@@ -347,7 +268,7 @@ async fn strangers_get_no_connection_and_do_not_give_up() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_lies_on_disk_is_encrypted() {
     let cloud = Cloud::start().await;
-    let js = cloud.js("compute").await;
+    let js = js(&cloud, "compute").await;
     let spec: StreamSpec = stream::COMPUTE;
     stream::ensure(&js, &spec, 1).await.unwrap();
     let marker = b"plain-text-marker";
