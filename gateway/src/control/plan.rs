@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 
+use edd_events::envelope::Cause;
 use edd_route::{
     ContainerId, ContainerSpec, KeySpec, RouteTable, StaticRouteSpec, TableWriter, UserId,
 };
@@ -24,6 +25,8 @@ pub struct Plan {
     growth: i64,
     /// All static routes, if they change.
     pub statics: Option<Vec<StaticRouteSpec>>,
+    /// The last event that changes the table, for who is told of the next one.
+    pub cause: Cause,
 }
 
 impl Plan {
@@ -35,8 +38,9 @@ impl Plan {
         }
     }
 
-    /// Adds what one event touched, as `state` is right after it.
-    pub fn step(&mut self, table: &RouteTable, state: &State, touched: &Effects) {
+    /// Adds what one event touched, as `state` is right after it; whether that changes the table.
+    pub fn step(&mut self, table: &RouteTable, state: &State, touched: &Effects) -> bool {
+        let before = self.containers.len() + self.keys.len();
         for id in &touched.containers {
             let wanted = state.container_spec(id);
             let last = self.container_at.get(id);
@@ -69,6 +73,7 @@ impl Plan {
                 self.keys.push((*user, wanted));
             }
         }
+        self.containers.len() + self.keys.len() > before
     }
 
     /// Whether no new table follows.

@@ -77,13 +77,15 @@ fn no_service_names_a_table_of_another() {
     }
 }
 
+/// Tests of all together may start the others.
 #[test]
 fn no_service_is_built_from_another() {
     for (folder, _) in OWNERS {
         let manifest = std::fs::read_to_string(root().join(folder).join("Cargo.toml")).unwrap();
+        let (built_from, _) = manifest.split_once("[dev-dependencies]").unwrap();
         for other in ["edd-auth", "edd-compute", "edd-gateway"] {
             let line = format!("{other}.workspace");
-            assert!(!manifest.contains(&line), "{folder} depends on {other}");
+            assert!(!built_from.contains(&line), "{folder} depends on {other}");
         }
     }
 }

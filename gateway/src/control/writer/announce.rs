@@ -43,18 +43,17 @@ pub(super) fn rule(told: &Announcement, cause: &Cause) -> Option<OutboxEntry> {
 }
 
 /// `gateway.router.refreshed`.
-pub(super) fn refreshed(revision: u64, containers: i64, routes: usize) -> OutboxEntry {
+pub(super) fn refreshed(
+    revision: u64,
+    containers: i64,
+    routes: usize,
+    cause: &Cause,
+) -> OutboxEntry {
     let message = gateway::RouterRefreshed {
         metadata: None,
         container_count: i32::try_from(containers).unwrap_or(i32::MAX),
         route_count: i32::try_from(routes).unwrap_or(i32::MAX),
     };
     let version = i64::try_from(revision).unwrap_or(i64::MAX);
-    seal(
-        SOURCE,
-        &EntityId::router(),
-        version,
-        message,
-        &Cause::default(),
-    )
+    seal(SOURCE, &EntityId::router(), version, message, cause)
 }

@@ -24,6 +24,7 @@ impl<S: GatewayStore> Writer<S> {
         let mut verdicts = Vec::with_capacity(batch.len());
         let mut positions = BTreeMap::new();
         let mut plan = Plan::default();
+        let mut changed_by = None;
         for event in batch {
             let position = positions.entry(event.stream.clone()).or_insert(0);
             *position = event.sequence.max(*position);
@@ -38,8 +39,8 @@ impl<S: GatewayStore> Writer<S> {
                     let outcome = next.apply(change, now_ms, &mut touched);
                     let told = touched.announcements.drain(..);
                     outbox.extend(told.filter_map(|told| announce::rule(&told, &event.cause)));
-                    if !self.withheld {
-                        plan.step(self.table.table(), &next, &touched);
+                    if !self.withheld && plan.step(self.table.table(), &next, &touched) {
+                        changed_by = Some(&event.cause);
                     }
                     journal.extend(Line::of(&next, &touched, Some(&event.told)));
                     effects.add(touched);
@@ -50,6 +51,7 @@ impl<S: GatewayStore> Writer<S> {
                 }
             });
         }
+        plan.cause = changed_by.cloned().unwrap_or_default();
         let commit = Commit {
             event_ids: handled.into_iter().collect(),
             positions,

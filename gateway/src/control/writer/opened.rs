@@ -1,5 +1,6 @@
 //! A database is there, or has become whole: its content is the state.
 
+use edd_events::envelope::Cause;
 use tokio::time::Instant;
 
 use super::{OpenSession, Session, WriteError, Writer, announce};
@@ -131,9 +132,8 @@ impl<S: GatewayStore> Writer<S> {
             let containers = i64::try_from(table.containers().len()).unwrap_or(i64::MAX);
             let statics = table.statics().iter().len();
             commit.revision = Some(revision);
-            commit
-                .outbox
-                .push(announce::refreshed(revision, containers, statics));
+            let refreshed = announce::refreshed(revision, containers, statics, &Cause::default());
+            commit.outbox.push(refreshed);
         }
         let change = seed.then(|| {
             let effects = self.state.all();

@@ -94,9 +94,8 @@ impl<S: GatewayStore> Writer<S> {
                 None => self.table.table().statics().iter().len(),
             };
             commit.revision = Some(revision);
-            commit
-                .outbox
-                .push(announce::refreshed(revision, containers, statics));
+            let refreshed = announce::refreshed(revision, containers, statics, &plan.cause);
+            commit.outbox.push(refreshed);
         }
         if self.statics_unsaved || plan.statics.is_some() {
             let in_force = || self.table.table().static_specs().cloned().collect();

@@ -1,8 +1,10 @@
 //! The whole service in this process (or as its binary) on port 0, with a real
 //! nats-server, the machine's sshd and its ssh client. Auth is a small responder
-//! of the tests: tokens are `user-1`, `user-2` and so on.
+//! of the tests: tokens are `user-1`, `user-2` and so on. In [`cloud`] the real auth and the
+//! real gateway are there too.
 
 mod auth;
+mod cloud;
 mod containers;
 mod guests;
 mod ingress;

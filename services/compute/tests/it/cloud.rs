@@ -1,0 +1,356 @@
+//! Auth, compute and gateway together on NATS as the cloud runs it: the committed
+//! `deploy/nats/nats.conf`, TLS, and each service with its own key and its own rights.
+
+use std::{collections::HashSet, sync::Arc};
+
+use async_nats::{
+    HeaderMap,
+    jetstream::{self, consumer::pull},
+};
+use clap::Parser;
+use edd_events::testing::Cloud;
+use edd_gateway::{config::ServeArgs, listener::Inherited, shared::Shared};
+use edd_service::testing::Answer;
+use edd_store::{DatabaseUrl, testing::database_of};
+use futures_util::StreamExt as _;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::{task::JoinHandle, time::timeout};
+use tokio_util::sync::CancellationToken;
+
+use crate::support::{Client, DEADLINE, Service, eventually, id_of, new_folder};
+
+const PASSWORD: &str = "correct horse battery";
+
+/// A service in this process.
+struct Started<T> {
+    api: T,
+    admin: Client,
+    shutdown: CancellationToken,
+    ended: JoinHandle<()>,
+    _folder: TempDir,
+}
+
+impl<T> Started<T> {
+    fn new(
+        api: T,
+        admin: Client,
+        folder: TempDir,
+        shutdown: CancellationToken,
+        ended: impl Future<Output = ()> + Send + 'static,
+    ) -> Self {
+        Self {
+            api,
+            admin,
+            shutdown,
+            ended: tokio::spawn(ended),
+            _folder: folder,
+        }
+    }
+
+    /// Waits until it has all that it needs of the world.
+    async fn ready(self) -> Self {
+        eventually("ready", async || {
+            let ready = self.admin.get("/readyz", None).await;
+            (ready.body["status"] == "ready").then_some(())
+        })
+        .await;
+        self
+    }
+
+    async fn stop(self) {
+        self.shutdown.cancel();
+        let ended = timeout(DEADLINE, self.ended).await;
+        ended.expect("a drain in time").expect("no panic");
+    }
+}
+
+async fn auth(cloud: &Cloud) -> Started<Client> {
+    let folder = tempfile::tempdir().unwrap();
+    let mut flags = vec![
+        "edd-auth".to_owned(),
+        "--addr=127.0.0.1:0".to_owned(),
+        "--admin-addr=127.0.0.1:0".to_owned(),
+        format!("--database-url={}", database_of(folder.path()).await),
+    ];
+    flags.extend(cloud.flags("auth"));
+    let arguments = edd_auth::config::Arguments::try_parse_from(flags).unwrap();
+    let config = edd_auth::config::Config::check(arguments).unwrap();
+    let shutdown = CancellationToken::new();
+    let running = edd_auth::app::App::start(config, shutdown.clone()).await;
+    let running = running.unwrap();
+    let (api, admin) = (Client(running.addr), Client(running.admin_addr));
+    let started = Started::new(api, admin, folder, shutdown, running.drained());
+    started.ready().await
+}
+
+/// Compute, which asks the gateway for its key.
+async fn compute(cloud: &Cloud) -> Service {
+    let flags = cloud.flags("compute");
+    let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+    let service = Service::start_in(new_folder(), &flags, |config| {
+        config.gateway_ssh_key = None;
+    });
+    let service = service.await;
+    service.connected().await;
+    service
+}
+
+#[derive(Parser)]
+struct GatewayFlags {
+    #[command(flatten)]
+    serve: ServeArgs,
+}
+
+type Gateway = Started<Arc<Shared>>;
+
+async fn gateway(cloud: &Cloud) -> Gateway {
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    std::fs::create_dir(path("certs")).unwrap();
+    std::fs::write(path("routes.yaml"), "routes: []\n").unwrap();
+    let database = match database_of(folder.path()).await {
+        DatabaseUrl::Sqlite(_) => format!("sqlite://{}", path("gateway.db")),
+        url => url.to_string(),
+    };
+    let mut flags = vec![
+        "edd-gateway".to_owned(),
+        format!("--routes={}", path("routes.yaml")),
+        format!("--certs-dir={}", path("certs")),
+        format!("--state-dir={}", path("state")),
+        format!("--database-url={database}"),
+        "--http-addr=127.0.0.1:0".to_owned(),
+        "--https-addr=127.0.0.1:0".to_owned(),
+        "--ssh-addr=127.0.0.1:0".to_owned(),
+        "--admin-addr=127.0.0.1:0".to_owned(),
+        "--ports=".to_owned(),
+        "--platform-domain=example.org".to_owned(),
+        "--container-cidrs=127.64.0.0/10".to_owned(),
+        "--digest-interval=1s".to_owned(),
+        "--drain-timeout=2s".to_owned(),
+    ];
+    flags.extend(cloud.flags("gateway"));
+    let config = GatewayFlags::parse_from(flags).serve.check().unwrap();
+    let shutdown = CancellationToken::new();
+    let running = edd_gateway::app::start(config, Inherited::default(), shutdown.clone()).await;
+    let running = running.unwrap();
+    let admin = Client(running.addresses.admin);
+    let shared = Arc::clone(&running.shared);
+    let started = Started::new(shared, admin, folder, shutdown, running.ended());
+    started.ready().await
+}
+
+impl Gateway {
+    /// Waits until a container has these target ports by port, and runs; none: it is gone.
+    async fn until(&self, id: &str, rules: Option<&[(u16, u16)]>) {
+        eventually(&format!("{id} {rules:?}"), async || {
+            let table = self.api.table();
+            let found = table.container(id).filter(|found| found.running.is_some());
+            let found = found.map(|found| {
+                let rules = found.rules.iter();
+                let rules = rules.map(|rule| (rule.port, rule.target_port));
+                rules.collect::<Vec<_>>()
+            });
+            (found.as_deref() == rules).then_some(())
+        })
+        .await;
+    }
+
+    /// Waits until a number of its metrics is so.
+    async fn until_metric(&self, name: &str, is_so: impl Fn(u64) -> bool) {
+        eventually(name, async || {
+            let text = self.admin.get("/metrics", None).await.text;
+            let mut values = text.lines().filter_map(|line| line.strip_prefix(name));
+            is_so(values.next()?.trim().parse().ok()?).then_some(())
+        })
+        .await;
+    }
+}
+
+/// A request with a trace and an id of its own.
+async fn traced(api: Client, what: (&str, &str), token: &str, trace: &str, body: &str) -> Answer {
+    let headers = format!(
+        "Content-Type: application/json\r\nX-Request-ID: request-{trace}\r\n\
+         traceparent: 00-{trace}-00f067aa0ba902b7-01\r\nAuthorization: Bearer {token}\r\n"
+    );
+    api.call(what.0, what.1, &headers, body).await
+}
+
+/// All that a stream holds: subject and headers.
+async fn said(cloud: &Cloud, stream: &str) -> Vec<(String, HeaderMap)> {
+    let js = jetstream::new(cloud.client("operator").await);
+    let mut stream = js.get_stream(stream).await.unwrap();
+    let last = stream.info().await.unwrap().state.messages;
+    let config = pull::Config::default();
+    let consumer = stream.create_consumer(config).await.unwrap();
+    let messages = consumer.messages().await.unwrap();
+    let messages = messages
+        .take(usize::try_from(last).unwrap())
+        .map(|message| {
+            let message = message.unwrap();
+            let headers = message.headers.clone().unwrap_or_default();
+            (message.subject.to_string(), headers)
+        });
+    timeout(DEADLINE, messages.collect()).await.unwrap()
+}
+
+fn header<'a>(headers: &'a HeaderMap, name: &str) -> &'a str {
+    headers.get(name).map_or("", |value| value.as_str())
+}
+
+/// Those of the events that came of the request with this trace, in full: their subjects.
+fn of_trace(events: &[(String, HeaderMap)], causes: &HashSet<String>, trace: &str) -> Vec<String> {
+    let mut subjects = Vec::new();
+    for (subject, headers) in events {
+        let told = header(headers, "traceparent");
+        if !told.starts_with(&format!("00-{trace}-")) {
+            continue;
+        }
+        assert!(!told.contains("00f067aa0ba902b7"), "a span of its own");
+        let request = format!("request-{trace}");
+        assert_eq!(header(headers, "Edd-Correlation-Id"), request, "{subject}");
+        let cause = header(headers, "Edd-Causation-Id");
+        assert!(causes.contains(cause), "{subject}: {headers:?}");
+        subjects.push(subject.clone());
+    }
+    subjects
+}
+
+/// Everything that the services do with each other, with no more rights than they have.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_services_do_all_of_their_work_with_the_rights_they_have() {
+    const CREATE: &str = "0000000000000000000000000000000a";
+    const ADD: &str = "0000000000000000000000000000000b";
+    const WITHDRAW: &str = "0000000000000000000000000000000c";
+    const DELETE: &str = "0000000000000000000000000000000d";
+    let cloud = Cloud::start().await;
+    let (auth, compute) = (auth(&cloud).await, compute(&cloud).await);
+    let first = gateway(&cloud).await;
+
+    // The gateway's key, asked for over NATS.
+    let key = compute.folder.path().join("state/local/gateway.pub");
+    eventually("the gateway's key", async || {
+        let line = std::fs::read_to_string(&key).ok()?;
+        line.starts_with("ssh-ed25519 ").then_some(())
+    })
+    .await;
+
+    // A user, who is known to compute then; a container, in force and confirmed.
+    let body = json!({ "username": "ann", "password": PASSWORD });
+    let answer = auth.api.post("/api/register", None, &body).await;
+    assert_eq!(answer.status, 201, "{answer:?}");
+    let (token, user) = (
+        answer.body["token"].as_str().unwrap().to_owned(),
+        answer.body["user_id"].as_i64().unwrap(),
+    );
+    until_saga(auth.admin, &format!("registration:{user}")).await;
+    let body = json!({ "name": "box", "ssh_enabled": true,
+        "ingress": [{ "port": 443, "target_port": 8080 }] });
+    let create = ("POST", "/compute/containers");
+    let answer = traced(compute.api, create, &token, CREATE, &body.to_string()).await;
+    assert_eq!(answer.status, 201, "{answer:?}");
+    let id = id_of(&answer.body).to_owned();
+    first.until(&id, Some(&[(443, 8080)])).await;
+    let path = format!("/compute/containers/{id}");
+    let until_active = async |ports: &[u16]| {
+        eventually(&format!("{ports:?} active"), async || {
+            let seen = compute.api.get(&path, Some(&token)).await.body;
+            let rules = seen["ingress"].as_array().unwrap().clone();
+            let active = rules.iter().filter(|rule| rule["status"] == "active");
+            let active: Vec<_> = active.map(|rule| rule["port"].clone()).collect();
+            (active == ports).then_some(())
+        })
+        .await;
+    };
+    until_active(&[443]).await;
+    let body = r#"{"port": 80, "target_port": 9000}"#;
+    let ingress = format!("{path}/ingress");
+    let answer = traced(compute.api, ("POST", &ingress), &token, ADD, body).await;
+    assert_eq!(answer.status, 201, "{answer:?}");
+    first.until(&id, Some(&[(80, 9000), (443, 8080)])).await;
+    until_active(&[80, 443]).await;
+
+    // The comparison of what both know, and after a week and the loss of the database, all of it.
+    let equal = "edd_gateway_digest_equal_timestamp_seconds ";
+    first.until_metric(equal, |at| at > 0).await;
+    first.stop().await;
+    let operator = jetstream::new(cloud.client("operator").await);
+    let causes = said(&cloud, "COMPUTE").await;
+    operator
+        .get_stream("COMPUTE")
+        .await
+        .unwrap()
+        .purge()
+        .await
+        .unwrap();
+    let second = gateway(&cloud).await;
+    second.until(&id, Some(&[(80, 9000), (443, 8080)])).await;
+    let own = format!("{ingress}/80");
+    let answer = traced(compute.api, ("DELETE", &own), &token, WITHDRAW, "").await;
+    assert_eq!(answer.status, 204, "{answer:?}");
+    second.until(&id, Some(&[(443, 8080)])).await;
+
+    // Her end is the end of all that she had, and auth hears that it is done.
+    let account = ("DELETE", &*format!("/api/users/{user}"));
+    let answer = traced(auth.api, account, &token, DELETE, "").await;
+    assert_eq!(answer.status, 204, "{answer:?}");
+    until_saga(auth.admin, &format!("user-deletion:{user}")).await;
+    second.until(&id, None).await;
+    let gone = async || {
+        let answer = second.admin.get("/api/v1/containers", None).await;
+        (answer.body["containers"].as_array().map(Vec::len) == Some(0)).then_some(())
+    };
+    eventually("no container in the table", gone).await;
+
+    // What the gateway said of it all belongs to the requests that it came from.
+    let until_said = async |trace: &str, expected: &[&str]| {
+        eventually(&format!("{expected:?} of {trace}"), async || {
+            let mut ids = HashSet::new();
+            let others = [said(&cloud, "COMPUTE").await, said(&cloud, "AUTH").await];
+            for (_, headers) in others.iter().flatten().chain(&causes) {
+                ids.insert(header(headers, "Nats-Msg-Id").to_owned());
+            }
+            let events = said(&cloud, "GATEWAY").await;
+            let subjects = of_trace(&events, &ids, trace);
+            let all = |subject: &&str| subjects.iter().any(|said| said == subject);
+            expected.iter().all(all).then_some(())
+        })
+        .await;
+    };
+    let created = format!("gateway.ingress.{id}.created");
+    let deleted = format!("gateway.ingress.{id}.deleted");
+    let refreshed = "gateway.router.refreshed";
+    until_said(CREATE, &[&created, refreshed]).await;
+    until_said(ADD, &[&created, refreshed]).await;
+    until_said(WITHDRAW, &[&deleted, refreshed]).await;
+    until_said(DELETE, &[&deleted, refreshed]).await;
+
+    second.stop().await;
+    compute.stop().await;
+    auth.stop().await;
+    let log = cloud.server.log();
+    assert!(!log.contains("Violation"), "{log}");
+    assert!(!log.contains("authentication error"), "{log}");
+    // None of them speaks for another.
+    for (service, subject) in [
+        ("gateway", format!("compute.container.{id}.started")),
+        ("gateway", format!("auth.user.{user}.created")),
+        ("compute", format!("gateway.ingress.{id}.created")),
+        ("auth", format!("compute.user.{user}.purged")),
+    ] {
+        cloud.refuses(service, &subject).await;
+    }
+}
+
+/// Waits until compute has confirmed what auth began.
+async fn until_saga(admin: Client, id: &str) {
+    eventually(id, async || {
+        let all = admin.get("/api/v1/sagas", None).await.body;
+        let all = all["sagas"].as_array()?;
+        let saga: &Value = all.iter().find(|saga| saga["id"] == id)?;
+        let done = saga["state"] == "completed" && saga["step"] == "confirmed";
+        done.then_some(())
+    })
+    .await;
+}
