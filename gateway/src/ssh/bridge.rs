@@ -3,7 +3,9 @@
 //! Four flows in one task. The client's messages are read at once, always, and
 //! queued ([`Uplink`]); the queue is written to the container; what may
 //! overtake is written beside it; the container's messages are written to the
-//! client and wait for its window, which holds the container back.
+//! client and wait for its window, which holds the container back. Only where
+//! the container has opened the channel are they queued too ([`Downlink`]),
+//! since such channels share their connection.
 
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -13,23 +15,37 @@ use edd_route::decide::SshMatch;
 use futures_util::FutureExt as _;
 use futures_util::future::{Fuse, FusedFuture as _};
 use russh::server::{ChannelOpenHandle, Handle, Msg};
-use russh::{Channel, ChannelMsg, ChannelOpenFailure, ChannelReadHalf, ChannelWriteHalf, client};
+use russh::{
+    Channel, ChannelId, ChannelMsg, ChannelOpenFailure, ChannelReadHalf, ChannelWriteHalf, Sig,
+    client,
+};
 use tokio::sync::OwnedSemaphorePermit;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 use tracing::{debug, warn};
 
 use super::connection::Connection;
 use super::counting_panics;
+use super::downlink::{Downlink, Piece};
 use super::flow::{Excess, Item, Request, Uplink};
+use super::grants::Grants;
 use super::upstream::{DialError, OpenError, Purpose, Upstream};
 use crate::upstream::ConnectError;
 
 /// A client that has closed its channel: how long what it sent before may take to arrive.
 const LINGER: Duration = Duration::from_secs(10);
 
+/// A session that its client has closed: how long its process may take to end by itself when it
+/// finds the end of its input, before it is hung up.
+const HANG_UP: Duration = Duration::from_secs(1);
+
 /// A container that has closed: how long the client may take to close by itself, which spares
 /// russh from remembering the channel.
 const CLOSE_GRACE: Duration = Duration::from_secs(1);
+
+/// How long an exit status waits for the end of the data. sshd tells it as soon as the process is
+/// gone, which may be before the last output is read from its terminal; but with a process left in
+/// the background the end of the data may never come.
+const EXIT_HOLD: Duration = Duration::from_millis(500);
 
 /// Stream code of the standard error (RFC 4254, section 5.2).
 const STDERR: u32 = 1;
@@ -83,15 +99,23 @@ async fn run(connection: &Arc<Connection>, opening: Opening) {
     let (up_read, up) = up.split();
     // From the task that writes data, so that no data comes before it.
     reply.accept().await;
+    let kind = match purpose {
+        Purpose::Session => Kind::Session,
+        Purpose::Forward { .. } | Purpose::Socket { .. } => Kind::Forward,
+    };
     let bridge = Bridge {
         connection,
         handle,
-        session: purpose == Purpose::Session,
+        kind,
+        grants: &upstream.grants,
         uplink,
         down,
         up,
     };
     bridge.run(down_read, up_read).await;
+    // A program that the session has left behind may still show its windows.
+    upstream.grants.end();
+    upstream.grants.quiet().await;
     drop(upstream);
 }
 
@@ -107,7 +131,7 @@ async fn reach(
             debug!(container = %target.id, %error, "container not reached by ssh");
             return ChannelOpenFailure::ResourceShortage;
         }
-        warn!(container = %target.id, address = %target.address, user = target.unix_user,
+        warn!(container = %target.id, channel = purpose.kind(), address = %target.address, user = target.unix_user,
             error = format!("{:#}", anyhow::Error::from(error)), "container not reached by ssh");
         ChannelOpenFailure::ConnectFailed
     };
@@ -132,13 +156,27 @@ async fn reach(
     Ok((upstream, channel))
 }
 
-struct Bridge<'c> {
-    connection: &'c Connection,
-    handle: Handle,
-    session: bool,
-    uplink: Arc<Uplink>,
-    down: ChannelWriteHalf<Msg>,
-    up: ChannelWriteHalf<client::Msg>,
+/// Who opened a channel, and for what.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Kind {
+    /// The client, for data both ways.
+    Forward,
+    /// The container, for data both ways.
+    Inbound,
+    /// The client, for a shell, a command, a subsystem.
+    Session,
+}
+
+/// The two ends of a channel.
+pub(crate) struct Bridge<'c> {
+    pub(crate) connection: &'c Arc<Connection>,
+    pub(crate) handle: Handle,
+    pub(crate) kind: Kind,
+    /// Of the container's connection.
+    pub(crate) grants: &'c Arc<Grants>,
+    pub(crate) uplink: Arc<Uplink>,
+    pub(crate) down: ChannelWriteHalf<Msg>,
+    pub(crate) up: ChannelWriteHalf<client::Msg>,
 }
 
 /// What ended the client's side.
@@ -157,22 +195,44 @@ enum ClientEnd {
 enum ContainerEnd {
     /// It closed the channel.
     Closed,
+    /// It sends more than anybody takes.
+    Excess,
     /// Its connection is gone.
     Lost,
 }
 
+/// How the container's process ended.
+#[derive(Clone, Debug)]
+enum Exit {
+    Signal {
+        name: Sig,
+        core_dumped: bool,
+        message: String,
+        language: String,
+    },
+    Status(u32),
+}
+
 /// What the client has been told so far.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Told {
     eof: bool,
     /// The container's end of data, not passed on yet.
     eof_held: bool,
     /// Exit status or exit signal.
     exit: bool,
+    /// The container's, not passed on yet, and until when.
+    exit_held: Option<(Exit, Instant)>,
 }
 
 impl Bridge<'_> {
-    async fn run(self, mut down_read: ChannelReadHalf, mut up_read: ChannelReadHalf) {
+    /// The client's end.
+    pub(crate) fn id(&self) -> ChannelId {
+        self.down.id()
+    }
+
+    /// Carries everything until one side has ended.
+    pub(crate) async fn run(self, mut down_read: ChannelReadHalf, mut up_read: ChannelReadHalf) {
         let mut told = Told::default();
         // Kept over all phases: dropped in the middle it would lose what it holds.
         let mut queue = pin!(self.write_queue().fuse());
@@ -183,7 +243,7 @@ impl Bridge<'_> {
         };
         let end = tokio::select! {
             end = self.read_client(&mut down_read) => Ok(end),
-            end = self.read_container(&mut up_read, &mut told) => Err(end),
+            end = self.take_from_container(&mut up_read, &mut told) => Err(end),
             () = writing => return,
         };
         match end {
@@ -195,7 +255,15 @@ impl Bridge<'_> {
                 debug!(peer = %self.connection.peer, "too many requests on an SSH channel");
                 let _ = self.down.close().await;
             }
-            Err(end) => self.close_client(end, told, down_read).await,
+            Err(end) => {
+                // What comes now is for nobody, and must not hold up the connection.
+                drop(up_read);
+                self.close_client(end, told, down_read).await;
+            }
+        }
+        if self.kind == Kind::Inbound {
+            // Others live on the connection, so it does not end with this.
+            let _ = self.up.close().await;
         }
     }
 
@@ -229,7 +297,7 @@ impl Bridge<'_> {
 
     fn queue_request(&self, message: ChannelMsg) -> Result<(), Excess> {
         // A forward has no requests.
-        if !self.session {
+        if self.kind != Kind::Session {
             return Ok(());
         }
         let request = match message {
@@ -261,7 +329,20 @@ impl Bridge<'_> {
                 pix_width,
                 pix_height,
             } => Request::WindowChange([col_width, row_height, pix_width, pix_height]),
-            // X11 and agent were refused by the handler; the rest concerns russh alone.
+            ChannelMsg::AgentForward { .. } => Request::Agent,
+            ChannelMsg::RequestX11 {
+                single_connection,
+                x11_authentication_protocol,
+                x11_authentication_cookie,
+                x11_screen_number,
+                ..
+            } => Request::X11 {
+                single: single_connection,
+                protocol: x11_authentication_protocol,
+                cookie: x11_authentication_cookie,
+                screen: x11_screen_number,
+            },
+            // The rest concerns russh alone.
             _ => return Ok(()),
         };
         self.uplink.push_request(request)
@@ -309,6 +390,10 @@ impl Bridge<'_> {
     /// A reply is wanted where the client's reply waits for the container's.
     async fn send_request(&self, request: Request) -> Result<(), russh::Error> {
         match request {
+            Request::Agent => {
+                self.grants.allow_agent(self.connection);
+                self.up.agent_forward(false).await
+            }
             Request::Env(name, value) => self.up.set_env(false, name, value).await,
             Request::Exec(command) => self.up.exec(true, command).await,
             Request::Pty { term, size, modes } => {
@@ -323,17 +408,97 @@ impl Bridge<'_> {
             Request::WindowChange([cols, rows, width, height]) => {
                 self.up.window_change(cols, rows, width, height).await
             }
+            Request::X11 {
+                single,
+                protocol,
+                cookie,
+                screen,
+            } => {
+                self.grants.allow_x11(self.connection, single);
+                self.up
+                    .request_x11(false, single, protocol, cookie, screen)
+                    .await
+            }
+        }
+    }
+
+    async fn take_from_container(
+        &self,
+        from: &mut ChannelReadHalf,
+        told: &mut Told,
+    ) -> ContainerEnd {
+        match self.kind {
+            Kind::Forward | Kind::Session => self.read_container(from, told).await,
+            Kind::Inbound => self.drain_container(from, told).await,
+        }
+    }
+
+    /// [`Self::read_container`] for a channel that must not hold up the container's connection:
+    /// everything is read at once and queued.
+    async fn drain_container(&self, from: &mut ChannelReadHalf, told: &mut Told) -> ContainerEnd {
+        let queue = Downlink::new(
+            Arc::clone(&self.grants.backlog),
+            Arc::clone(&self.connection.flow),
+        );
+        let reading = async {
+            loop {
+                let piece = match from.wait().await {
+                    Some(ChannelMsg::Data { data }) => Piece::Data(data),
+                    Some(ChannelMsg::Eof) => Piece::Eof,
+                    Some(ChannelMsg::Close) => Piece::End(ContainerEnd::Closed),
+                    None => Piece::End(ContainerEnd::Lost),
+                    Some(_) => continue,
+                };
+                let last = matches!(piece, Piece::End(_));
+                if queue.push(piece).is_err() {
+                    return;
+                }
+                if last {
+                    // The writer tells when it has come to it.
+                    std::future::pending::<()>().await;
+                }
+            }
+        };
+        let writing = async {
+            loop {
+                match queue.next().await {
+                    Piece::Data(data) => {
+                        let len = data.len();
+                        self.connection.flow.sent(len);
+                        let _ = self.down.data_bytes(data).await;
+                        queue.taken(len);
+                    }
+                    Piece::End(end) => return end,
+                    Piece::Eof => self.tell_eof(told).await,
+                }
+            }
+        };
+        tokio::select! {
+            () = reading => ContainerEnd::Excess,
+            end = writing => end,
         }
     }
 
     /// Writes what the container sends to the client, in order, as fast as the client takes it.
     ///
     /// The end of a session's data is held until the exit status: OpenSSH closes once it has
-    /// both ends of data, and russh then drops an exit status that comes later.
+    /// both ends of data, and russh then drops an exit status that comes later. The exit status in
+    /// turn waits for the end of the data, for a moment, so that it comes after all of it.
     async fn read_container(&self, from: &mut ChannelReadHalf, told: &mut Told) -> ContainerEnd {
         let id = self.down.id();
         loop {
-            let Some(message) = from.wait().await else {
+            let waiting = from.wait();
+            let next = match &told.exit_held {
+                None => waiting.await,
+                Some((_, until)) => match timeout_at(*until, waiting).await {
+                    Ok(next) => next,
+                    Err(_) => {
+                        self.tell_exit(told).await;
+                        continue;
+                    }
+                },
+            };
+            let Some(message) = next else {
                 return ContainerEnd::Lost;
             };
             // Errors mean that the client is gone, which `read_client` tells.
@@ -346,14 +511,16 @@ impl Bridge<'_> {
                     self.connection.flow.sent(data.len());
                     let _ = self.down.extended_data_bytes(ext, data).await;
                 }
-                ChannelMsg::Eof if self.session && !told.exit => told.eof_held = true,
-                ChannelMsg::Eof => self.tell_eof(told).await,
-                ChannelMsg::ExitStatus { exit_status } => {
-                    told.exit = true;
-                    let _ = self.down.exit_status(exit_status).await;
-                    if told.eof_held {
+                ChannelMsg::Eof => {
+                    self.tell_exit(told).await;
+                    if self.kind == Kind::Session && !told.exit {
+                        told.eof_held = true;
+                    } else {
                         self.tell_eof(told).await;
                     }
+                }
+                ChannelMsg::ExitStatus { exit_status } => {
+                    self.hear_exit(Exit::Status(exit_status), told).await;
                 }
                 ChannelMsg::ExitSignal {
                     signal_name,
@@ -361,14 +528,13 @@ impl Bridge<'_> {
                     error_message,
                     lang_tag,
                 } => {
-                    told.exit = true;
-                    let _ = self
-                        .handle
-                        .exit_signal_request(id, signal_name, core_dumped, error_message, lang_tag)
-                        .await;
-                    if told.eof_held {
-                        self.tell_eof(told).await;
-                    }
+                    let exit = Exit::Signal {
+                        name: signal_name,
+                        core_dumped,
+                        message: error_message,
+                        language: lang_tag,
+                    };
+                    self.hear_exit(exit, told).await;
                 }
                 ChannelMsg::Success => {
                     let _ = self.handle.channel_success(id).await;
@@ -385,26 +551,69 @@ impl Bridge<'_> {
         }
     }
 
+    /// The container has told how its process ended: passed on behind the end of the data.
+    async fn hear_exit(&self, exit: Exit, told: &mut Told) {
+        told.exit_held = Some((exit, Instant::now() + EXIT_HOLD));
+        if told.eof_held {
+            self.tell_exit(told).await;
+            self.tell_eof(told).await;
+        }
+    }
+
+    async fn tell_exit(&self, told: &mut Told) {
+        let Some((exit, _)) = told.exit_held.take() else {
+            return;
+        };
+        told.exit = true;
+        match exit {
+            Exit::Signal {
+                name,
+                core_dumped,
+                message,
+                language,
+            } => {
+                let _ = self
+                    .handle
+                    .exit_signal_request(self.id(), name, core_dumped, message, language)
+                    .await;
+            }
+            Exit::Status(status) => {
+                let _ = self.down.exit_status(status).await;
+            }
+        }
+    }
+
     async fn tell_eof(&self, told: &mut Told) {
         told.eof = true;
         let _ = self.down.eof().await;
     }
 
     /// The client has closed: what it sent before still arrives, what comes back is dropped.
+    ///
+    /// The container's close says that it has taken everything. It would not be heard behind one
+    /// of ours, so an end of data comes first, after which most containers close by themselves.
     async fn linger(
         &self,
         queue: Pin<&mut Fuse<impl Future<Output = ()>>>,
         mut up_read: ChannelReadHalf,
     ) {
+        let patience = match self.kind {
+            Kind::Session => HANG_UP,
+            Kind::Forward | Kind::Inbound => LINGER,
+        };
+        let mut closed = pin!(until_closed(&mut up_read));
         let finish = async {
             if !queue.is_terminated() {
                 self.uplink.push_eof();
                 queue.await;
             }
+            tokio::time::sleep(patience).await;
             let _ = self.up.close().await;
         };
-        // The container's close says that it has taken everything.
-        tokio::join!(finish, until_closed(&mut up_read));
+        tokio::select! {
+            () = &mut closed => {}
+            () = finish => {}
+        }
     }
 
     /// The container has closed or is lost: the client is told in order and closed.
@@ -415,7 +624,8 @@ impl Bridge<'_> {
         mut down_read: ChannelReadHalf,
     ) {
         let tell = async {
-            if end == ContainerEnd::Lost && self.session && !told.exit {
+            self.tell_exit(&mut told).await;
+            if end == ContainerEnd::Lost && self.kind == Kind::Session && !told.exit {
                 let text = "edd-gateway: the connection to the container was lost\r\n";
                 let _ = self.down.extended_data_bytes(STDERR, text).await;
             }
@@ -424,13 +634,17 @@ impl Bridge<'_> {
             }
         };
         let mut closed = pin!(until_closed(&mut down_read));
-        tokio::select! {
-            () = &mut closed => return,
-            () = tell => {}
+        if end == ContainerEnd::Excess {
+            debug!(peer = %self.connection.peer, "a client does not take a container's data");
+        } else {
+            tokio::select! {
+                () = &mut closed => return,
+                () = tell => {}
+            }
         }
         // A forward whose client has sent its end of data is closed by the client
         // itself now; for the end of a session clients wait.
-        let closes_itself = !self.session && self.uplink.is_ended();
+        let closes_itself = self.kind != Kind::Session && self.uplink.is_ended();
         if closes_itself && timeout(CLOSE_GRACE, &mut closed).await.is_ok() {
             return;
         }

@@ -3,14 +3,15 @@
 //! The task here watches what ends it from outside (deadline, revocation,
 //! drain) and writes its record; russh's own task runs the protocol.
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::pin::pin;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use russh::Disconnect;
 use russh::server::{Handle, RunningSession, run_stream};
+use russh::{ChannelId, Disconnect};
 use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, oneshot};
 use tokio::time::{Instant, timeout, timeout_at};
@@ -18,8 +19,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info};
 
 use super::Inner;
-use super::flow::Flow;
+use super::flow::{Flow, Uplink};
 use super::handler::{CHANNELS_MAX, ClientHandler, Login, Refused};
+use super::inbound::INBOUND_MAX;
 use super::lobby::{Stage, Ticket};
 use super::warm::Warm;
 use super::wire::Wire;
@@ -37,7 +39,14 @@ pub(crate) struct Connection {
     pub(crate) gone: CancellationToken,
     /// A permit per channel.
     pub(crate) channels: Arc<Semaphore>,
+    /// A permit per channel that containers have opened.
+    pub(crate) inbound: Arc<Semaphore>,
+    /// Cancelled when the container's connection with the client's remote forwards has ended.
+    pub(crate) lost: CancellationToken,
     pub(crate) warm: Warm,
+    /// Where to count the client's bytes on channels that containers have opened. Locked at the
+    /// openings and ends of these.
+    uplinks: Mutex<HashMap<ChannelId, Arc<Uplink>>>,
     handle: OnceLock<Handle>,
     /// Locked on refusals and at the end.
     last_refused: Mutex<Option<Refused>>,
@@ -53,6 +62,25 @@ impl Connection {
 
     pub(crate) fn set_handle(&self, handle: Handle) {
         let _ = self.handle.set(handle);
+    }
+
+    /// The queue of a channel that a container has opened: made by whoever asks first, the
+    /// connection's loop or the channel's task.
+    pub(crate) fn uplink(&self, channel: ChannelId) -> Arc<Uplink> {
+        let mut uplinks = self.uplinks();
+        let uplink = uplinks
+            .entry(channel)
+            .or_insert_with(|| Uplink::new(Arc::clone(&self.flow)));
+        Arc::clone(uplink)
+    }
+
+    /// The channel has ended.
+    pub(crate) fn forget(&self, channel: ChannelId) {
+        self.uplinks().remove(&channel);
+    }
+
+    fn uplinks(&self) -> MutexGuard<'_, HashMap<ChannelId, Arc<Uplink>>> {
+        self.uplinks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Remembers why a key was refused, for the log.
@@ -89,7 +117,10 @@ pub(crate) async fn run(
         flow: Arc::clone(&flow),
         gone: CancellationToken::new(),
         channels: Arc::new(Semaphore::new(CHANNELS_MAX)),
+        inbound: Arc::new(Semaphore::new(INBOUND_MAX)),
+        lost: CancellationToken::new(),
         warm: Warm::default(),
+        uplinks: Mutex::default(),
         handle: OnceLock::new(),
         last_refused: Mutex::new(None),
         note: OnceLock::new(),
@@ -186,6 +217,9 @@ async fn serve(
             None
         }
         () = login.target.admission.revoked() => Some("access to this container has ended"),
+        () = connection.lost.cancelled() => {
+            Some("the connection to the container was lost, and its forwarded ports with it")
+        }
         () = shared.drain.cut().cancelled() => Some("the gateway is shutting down"),
     };
     if let Some(text) = goodbye {

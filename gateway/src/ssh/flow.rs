@@ -3,10 +3,9 @@
 //! russh opens a channel's receive window when data arrives, not when somebody
 //! takes it. So every channel's data goes into an [`Uplink`], a queue of our
 //! own whose reader never waits; the bytes in it are counted, and while one of
-//! a connection's channels holds too much, all its channels are granted
-//! [`TRICKLE`] bytes at a time and the connection is read slowly (policy
-//! "any": exactly bounded, at the price that other uploads of the same
-//! connection slow down too). Nothing here does I/O.
+//! a connection's channels holds too much, it is granted [`TRICKLE`] bytes at
+//! a time (see `window`) and the connection is read slowly. Nothing here does
+//! I/O.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
@@ -29,11 +28,15 @@ const SOFT: i64 = 1 << 20;
 /// …until it has less than this.
 const LOW: i64 = 512 << 10;
 
-/// More than any client that keeps to its window can have waiting in one channel.
-const QUEUED_MAX: i64 = 8 << 20;
+/// More than any client that keeps to its window can have waiting in one channel: what opened for
+/// others and went to this one by mistake ends at [`TOTAL_MAX`].
+const QUEUED_MAX: i64 = TOTAL_MAX + (8 << 20);
 
 /// All channels of a connection together; beyond it everything trickles.
 const TOTAL_MAX: i64 = 32 << 20;
+
+/// What all channels that containers have opened towards one client may hold.
+const HELD_MAX: usize = 64 << 20;
 
 /// Pieces below this are joined, so that a trickle does not cost an entry for two bytes.
 const SMALL: usize = 1 << 10;
@@ -54,20 +57,48 @@ pub(crate) struct Flow {
     over: AtomicUsize,
     /// Bytes that wait, all channels.
     total: AtomicI64,
+    /// Bytes that wait for the client in channels of containers.
+    held: AtomicUsize,
     bytes_in: AtomicU64,
     bytes_out: AtomicU64,
     channels: AtomicU64,
 }
 
 impl Flow {
-    /// Whether some channel holds too much.
+    /// Whether some channel holds too much, or all together do.
     pub(crate) fn is_over(&self) -> bool {
-        self.over.load(Ordering::Relaxed) > 0 || self.total.load(Ordering::Relaxed) > TOTAL_MAX
+        self.some_over() || self.is_full()
     }
 
-    /// The window to grant next.
-    pub(crate) fn window(&self) -> u32 {
-        if self.is_over() { TRICKLE } else { WINDOW }
+    /// Whether some channel holds too much.
+    pub(crate) fn some_over(&self) -> bool {
+        self.over.load(Ordering::Relaxed) > 0
+    }
+
+    /// Whether all together hold too much.
+    pub(crate) fn is_full(&self) -> bool {
+        self.total.load(Ordering::Relaxed) > TOTAL_MAX
+    }
+
+    /// Counts bytes that wait for the client; false if they are too many, and not counted.
+    pub(crate) fn hold(&self, bytes: usize) -> bool {
+        let before = self.held.fetch_add(bytes, Ordering::Relaxed);
+        let fits = before + bytes <= HELD_MAX;
+        if !fits {
+            self.release(bytes);
+        }
+        fits
+    }
+
+    /// Counts bytes that do not wait any more.
+    pub(crate) fn release(&self, bytes: usize) {
+        self.held.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// Bytes that wait for the client.
+    #[cfg(test)]
+    pub(crate) fn held(&self) -> usize {
+        self.held.load(Ordering::Relaxed)
     }
 
     /// Counts a channel that was opened.
@@ -93,6 +124,8 @@ impl Flow {
 /// A session request on its way to the container.
 #[derive(Clone, Debug)]
 pub(crate) enum Request {
+    /// Make the client's agent reachable.
+    Agent,
     /// Set a variable.
     Env(String, String),
     /// Run a command.
@@ -114,6 +147,17 @@ pub(crate) enum Request {
     Subsystem(String),
     /// The terminal has another size.
     WindowChange([u32; 4]),
+    /// Make the client's display reachable.
+    X11 {
+        /// For one connection only.
+        single: bool,
+        /// Name of the authentication protocol.
+        protocol: String,
+        /// Its cookie, in hexadecimal.
+        cookie: String,
+        /// The screen.
+        screen: u32,
+    },
 }
 
 impl Request {
@@ -123,9 +167,12 @@ impl Request {
             Self::Env(name, value) => name.len() + value.len(),
             Self::Exec(command) => command.len(),
             Self::Pty { term, modes, .. } => term.len() + modes.len() * 8,
-            Self::Shell | Self::WindowChange(_) => 0,
+            Self::Agent | Self::Shell | Self::WindowChange(_) => 0,
             Self::Signal(Sig::Custom(name)) | Self::Subsystem(name) => name.len(),
             Self::Signal(_) => 0,
+            Self::X11 {
+                protocol, cookie, ..
+            } => protocol.len() + cookie.len(),
         }
     }
 
@@ -257,6 +304,11 @@ impl Uplink {
         queue.items.push_back(Item::Eof);
         queue.ended = true;
         self.ready.notify_one();
+    }
+
+    /// Whether the container has more to take than it should.
+    pub(crate) fn is_over(&self) -> bool {
+        lock(&self.count).over
     }
 
     /// Whether the end of the data was appended.
@@ -421,13 +473,13 @@ mod tests {
         let flow = Arc::new(Flow::default());
         let up = Uplink::new(Arc::clone(&flow));
         up.arrived(SOFT as usize).unwrap();
-        assert_eq!(flow.window(), WINDOW);
+        assert!(!flow.is_over() && !up.is_over());
         up.arrived(1).unwrap();
-        assert_eq!(flow.window(), TRICKLE);
+        assert!(flow.is_over() && up.is_over());
         up.delivered((SOFT - LOW) as usize);
-        assert_eq!(flow.window(), TRICKLE);
+        assert!(flow.is_over() && up.is_over());
         up.delivered(2);
-        assert_eq!(flow.window(), WINDOW);
+        assert!(!flow.is_over() && !up.is_over());
         assert_eq!(flow.totals().1, SOFT as u64 + 1);
     }
 

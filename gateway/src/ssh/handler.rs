@@ -20,10 +20,13 @@ use tracing::debug;
 
 use super::bridge;
 use super::connection::Connection;
-use super::flow::Uplink;
+use super::flow::{Flow, Uplink};
+use super::forwards::Forwards;
+use super::grants::Listen;
 use super::lobby::{Stage, Ticket};
 use super::patience::REFUSAL;
 use super::upstream::Purpose;
+use super::window::{Load, Windows};
 
 /// Channels of one client connection at once.
 pub(crate) const CHANNELS_MAX: usize = 100;
@@ -39,6 +42,14 @@ pub(crate) struct Login {
     pub(crate) target: SshMatch,
     /// The table that made it.
     pub(crate) revision: u64,
+}
+
+impl Login {
+    /// Decides again, by the table of now.
+    fn again(&self, connection: &Connection) -> Option<SshMatch> {
+        let table = connection.inner.shared.table();
+        table.decide_ssh(&self.name, &self.fingerprint).ok()
+    }
 }
 
 /// The last refusal, for the log; the client never learns it.
@@ -60,6 +71,8 @@ pub(crate) struct ClientHandler {
     login: Option<Login>,
     /// Where to count a channel's bytes; a channel's task owns it.
     uplinks: HashMap<ChannelId, Weak<Uplink>>,
+    windows: Windows<ChannelId>,
+    forwards: Forwards,
 }
 
 impl ClientHandler {
@@ -75,6 +88,8 @@ impl ClientHandler {
             logged_in: Some(logged_in),
             login: None,
             uplinks: HashMap::new(),
+            windows: Windows::default(),
+            forwards: Forwards::default(),
         }
     }
 
@@ -126,8 +141,7 @@ impl ClientHandler {
             reply.reject(ChannelOpenFailure::ResourceShortage).await;
             return;
         };
-        let table = connection.inner.shared.table();
-        let Ok(target) = table.decide_ssh(&login.name, &login.fingerprint) else {
+        let Some(target) = login.again(connection) else {
             reply
                 .reject(ChannelOpenFailure::AdministrativelyProhibited)
                 .await;
@@ -149,6 +163,12 @@ impl ClientHandler {
         );
     }
 
+    /// Asks the container to listen for this client.
+    async fn listen(&mut self, listen: Listen) -> Option<u32> {
+        let target = self.login.as_ref()?.again(&self.connection)?;
+        self.forwards.open(&self.connection, &target, listen).await
+    }
+
     fn count(&self, channel: ChannelId, bytes: usize) -> Result<(), russh::Error> {
         let Some(uplink) = self.uplinks.get(&channel).and_then(Weak::upgrade) else {
             return Ok(());
@@ -157,6 +177,27 @@ impl ClientHandler {
             self.connection.note(excess.to_string());
             russh::Error::Inconsistent
         })
+    }
+}
+
+/// What waits in the channels of a connection.
+struct Waiting<'c> {
+    flow: &'c Flow,
+    uplinks: &'c HashMap<ChannelId, Weak<Uplink>>,
+}
+
+impl Load<ChannelId> for Waiting<'_> {
+    fn some_over(&self) -> bool {
+        self.flow.some_over()
+    }
+
+    fn is_over(&self, channel: ChannelId) -> bool {
+        let uplink = self.uplinks.get(&channel).and_then(Weak::upgrade);
+        uplink.is_some_and(|uplink| uplink.is_over())
+    }
+
+    fn is_full(&self) -> bool {
+        self.flow.is_full()
     }
 }
 
@@ -242,12 +283,40 @@ impl Handler for ClientHandler {
         Ok(())
     }
 
+    async fn channel_open_direct_streamlocal(
+        &mut self,
+        channel: Channel<Msg>,
+        socket_path: &str,
+        reply: ChannelOpenHandle,
+        _session: &mut Session,
+    ) -> Result<(), russh::Error> {
+        let path = socket_path.to_owned();
+        self.open(channel, Purpose::Socket { path }, reply).await;
+        Ok(())
+    }
+
+    /// The client takes a channel that the container has opened.
+    async fn channel_open_confirmation(
+        &mut self,
+        id: ChannelId,
+        _max_packet_size: u32,
+        _window_size: u32,
+        _session: &mut Session,
+    ) -> Result<(), russh::Error> {
+        let uplink = self.connection.uplink(id);
+        self.uplinks.retain(|_, uplink| uplink.strong_count() > 0);
+        self.uplinks.insert(id, Arc::downgrade(&uplink));
+        Ok(())
+    }
+
     async fn channel_close(
         &mut self,
         channel: ChannelId,
         _session: &mut Session,
     ) -> Result<(), russh::Error> {
         self.uplinks.remove(&channel);
+        self.windows.forget(channel);
+        self.connection.forget(channel);
         Ok(())
     }
 
@@ -270,8 +339,58 @@ impl Handler for ClientHandler {
         self.count(channel, data.len())
     }
 
-    fn adjust_window(&mut self, _channel: ChannelId, _current: u32) -> u32 {
-        self.connection.flow.window()
+    fn adjust_window(&mut self, channel: ChannelId, current: u32) -> u32 {
+        let load = Waiting {
+            flow: &self.connection.flow,
+            uplinks: &self.uplinks,
+        };
+        self.windows.next(channel, current, &load)
+    }
+
+    async fn tcpip_forward(
+        &mut self,
+        address: &str,
+        port: &mut u32,
+        _session: &mut Session,
+    ) -> Result<bool, russh::Error> {
+        let (address, wanted) = (address.to_owned(), *port);
+        let opened = self.listen(Listen::Port {
+            address,
+            port: wanted,
+        });
+        let Some(chosen) = opened.await else {
+            return Ok(false);
+        };
+        *port = chosen;
+        Ok(true)
+    }
+
+    async fn cancel_tcpip_forward(
+        &mut self,
+        address: &str,
+        port: u32,
+        _session: &mut Session,
+    ) -> Result<bool, russh::Error> {
+        let address = address.to_owned();
+        Ok(self.forwards.close(&Listen::Port { address, port }).await)
+    }
+
+    async fn streamlocal_forward(
+        &mut self,
+        socket_path: &str,
+        _session: &mut Session,
+    ) -> Result<bool, russh::Error> {
+        let path = socket_path.to_owned();
+        Ok(self.listen(Listen::Socket { path }).await.is_some())
+    }
+
+    async fn cancel_streamlocal_forward(
+        &mut self,
+        socket_path: &str,
+        _session: &mut Session,
+    ) -> Result<bool, russh::Error> {
+        let path = socket_path.to_owned();
+        Ok(self.forwards.close(&Listen::Socket { path }).await)
     }
 
     // Answered at once, whatever the container will say; see the module's text.
@@ -309,6 +428,14 @@ impl Handler for ClientHandler {
         _x11_screen_number: u32,
         session: &mut Session,
     ) -> Result<(), russh::Error> {
-        session.channel_failure(channel)
+        session.channel_success(channel)
+    }
+
+    async fn agent_request(
+        &mut self,
+        _channel: ChannelId,
+        _session: &mut Session,
+    ) -> Result<bool, russh::Error> {
+        Ok(true)
     }
 }

@@ -8,10 +8,14 @@
 //! In the order a connection meets them: [`lobby`] (who may wait for a login),
 //! [`patience`] (what refusals cost), [`wire`] (the socket under russh), [`connection`] (its life), [`handler`]
 //! (what russh asks), [`upstream`] with [`hostkeys`] and [`warm`] (the way to
-//! the container), [`bridge`] (a channel) and [`flow`] (what waits in it).
+//! the container), [`container`] (what russh asks there), [`bridge`] (a
+//! channel), [`flow`] with [`window`] (what waits in it for the container).
 //!
-//! Sessions with all their requests and `-L` pass. Other forwardings (`-R`,
-//! `-A`, X11, Unix sockets) are refused.
+//! A channel that the client opens has a container's connection to itself, so
+//! it may stand without hurting others. What a container opens comes over the
+//! connection on which the client asked for it: [`grants`] (what was asked),
+//! [`forwards`] (`-R`), [`inbound`] (such a channel), [`downlink`] (what waits
+//! in it for the client).
 
 #![cfg_attr(
     not(test),
@@ -20,15 +24,21 @@
 
 mod bridge;
 mod connection;
+mod container;
+mod downlink;
 mod flow;
+mod forwards;
+mod grants;
 mod handler;
 mod hostkeys;
+mod inbound;
 mod keys;
 mod lobby;
 mod patience;
 mod settings;
 mod upstream;
 mod warm;
+mod window;
 mod wire;
 
 use std::io;

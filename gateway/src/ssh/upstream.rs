@@ -12,15 +12,17 @@ use std::time::Duration;
 
 use edd_route::ContainerId;
 use edd_route::decide::SshMatch;
-use russh::client::{self, AuthResult, ChannelOpenHandle, Handle, Msg, Session};
+use russh::client::{self, AuthResult, Handle, Msg};
 use russh::keys::ssh_key::public::KeyData;
-use russh::keys::{PrivateKey, PrivateKeyWithHashAlg, PublicKeyOrCertificate};
+use russh::keys::{PrivateKey, PrivateKeyWithHashAlg};
 use russh::{Channel, ChannelOpenFailure};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::debug;
 
+use super::container::ContainerHandler;
+use super::grants::{Grants, Listen};
 use super::hostkeys::{HostKeyError, HostKeys};
 use super::settings;
 use super::wire::{BannerSeen, Wire};
@@ -43,8 +45,8 @@ const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(15);
 /// A whole dial: the wait for a turn, all tries.
 const DIAL_DEADLINE: Duration = Duration::from_secs(30);
 
-/// Until the container answers the opening of a channel; a forward may have to time out there.
-const OPEN_DEADLINE: Duration = Duration::from_secs(60);
+/// Until the other side answers the opening of a channel; a forward may have to time out there.
+pub(crate) const OPEN_DEADLINE: Duration = Duration::from_secs(60);
 
 /// Why a container could not be reached or did not let us in.
 #[derive(Debug, thiserror::Error)]
@@ -80,6 +82,8 @@ pub(crate) struct Dialer {
 /// A connection to a container, logged in. Dropped, it is cut at once.
 pub(crate) struct Upstream {
     handle: Handle<ContainerHandler>,
+    /// What it may carry back.
+    pub(crate) grants: Arc<Grants>,
     _cut: DropGuard,
     _gauge: ConnectionGauge,
 }
@@ -130,7 +134,9 @@ impl Dialer {
         // Also ends what is under way when this future is dropped.
         let guard = cut.clone().drop_guard();
         let seen = BannerSeen::default();
-        let wire = Wire::upstream(socket, cut, seen.clone());
+        let grants = Arc::<Grants>::default();
+        let backlog = Arc::clone(&grants.backlog);
+        let wire = Wire::upstream(socket, cut, seen.clone(), backlog);
         let config = settings::upstream(expected.as_ref().map(KeyData::algorithm).as_ref());
         let handler = ContainerHandler {
             shared: Arc::clone(&self.shared),
@@ -139,6 +145,8 @@ impl Dialer {
             start: target.start,
             announced: announced.is_some(),
             expected,
+            _ended: grants.ended.clone().drop_guard(),
+            grants: Arc::clone(&grants),
         };
         let log_in = async {
             let mut handle = match client::connect_stream(config, wire, handler).await {
@@ -162,6 +170,7 @@ impl Dialer {
             .map_err(|_| DialError::Timeout("the handshake with the container"))??;
         Ok(Upstream {
             handle,
+            grants,
             _cut: guard,
             _gauge: self.shared.metrics.upstream_active(),
         })
@@ -182,6 +191,22 @@ pub(crate) enum Purpose {
         /// The client's end, as the client says.
         from: (String, u32),
     },
+    /// A connection to a Unix socket of the container.
+    Socket {
+        /// Its path.
+        path: String,
+    },
+}
+
+impl Purpose {
+    /// The channel's type, as the protocol names it.
+    pub(crate) fn kind(&self) -> &'static str {
+        match self {
+            Self::Session => "session",
+            Self::Forward { .. } => "direct-tcpip",
+            Self::Socket { .. } => "direct-streamlocal@openssh.com",
+        }
+    }
 }
 
 /// Why a container did not open a channel.
@@ -210,6 +235,11 @@ impl Upstream {
                         .channel_open_direct_tcpip(host, *port, from_host, from_port)
                         .await
                 }
+                Purpose::Socket { path } => {
+                    self.handle
+                        .channel_open_direct_streamlocal(path.clone())
+                        .await
+                }
             }
         };
         match timeout(OPEN_DEADLINE, open).await {
@@ -219,115 +249,29 @@ impl Upstream {
             Err(_) => Err(OpenError::Refused(ChannelOpenFailure::ConnectFailed)),
         }
     }
-}
-
-/// Our side of the protocol with a container: checks its key, opens nothing for it.
-pub(crate) struct ContainerHandler {
-    shared: Arc<Shared>,
-    host_keys: Arc<HostKeys>,
-    id: ContainerId,
-    start: u64,
-    announced: bool,
-    expected: Option<KeyData>,
-}
-
-impl client::Handler for ContainerHandler {
-    type Error = DialError;
-
-    async fn check_server_key(
-        &mut self,
-        shown: &PublicKeyOrCertificate,
-    ) -> Result<bool, DialError> {
-        let shown = shown.public_key();
-        match &self.expected {
-            Some(expected) if shown.key_data() == expected => Ok(true),
-            Some(_) if self.announced => Err(HostKeyError::NotAnnounced.into()),
-            Some(_) => Err(HostKeyError::Changed.into()),
-            None => {
-                let table = self.shared.table();
-                self.host_keys
-                    .pin(&self.id, self.start, shown.key_data(), &table)?;
-                Ok(true)
+    /// Makes the container listen; the port that it chose, if it was to choose one.
+    pub(crate) async fn listen(&self, listen: &Listen) -> Result<u32, russh::Error> {
+        match listen {
+            Listen::Port { address, port } => {
+                self.handle.tcpip_forward(address.clone(), *port).await
+            }
+            Listen::Socket { path } => {
+                let listens = self.handle.streamlocal_forward(path.clone()).await;
+                listens.map(|()| 0)
             }
         }
     }
 
-    // russh accepts these by default. No client asked for any, so the container gets none;
-    // a reply that is dropped is a refusal.
-
-    async fn server_channel_open_forwarded_tcpip(
-        &mut self,
-        _channel: Channel<Msg>,
-        _connected_address: &str,
-        _connected_port: u32,
-        _originator_address: &str,
-        _originator_port: u32,
-        _reply: ChannelOpenHandle,
-        _session: &mut Session,
-    ) -> Result<(), DialError> {
-        Ok(())
-    }
-
-    async fn server_channel_open_forwarded_streamlocal(
-        &mut self,
-        _channel: Channel<Msg>,
-        _socket_path: &str,
-        _reply: ChannelOpenHandle,
-        _session: &mut Session,
-    ) -> Result<(), DialError> {
-        Ok(())
-    }
-
-    async fn server_channel_open_agent_forward(
-        &mut self,
-        _channel: Channel<Msg>,
-        _reply: ChannelOpenHandle,
-        _session: &mut Session,
-    ) -> Result<(), DialError> {
-        Ok(())
-    }
-
-    async fn server_channel_open_session(
-        &mut self,
-        _channel: Channel<Msg>,
-        _reply: ChannelOpenHandle,
-        _session: &mut Session,
-    ) -> Result<(), DialError> {
-        Ok(())
-    }
-
-    async fn server_channel_open_direct_tcpip(
-        &mut self,
-        _channel: Channel<Msg>,
-        _host_to_connect: &str,
-        _port_to_connect: u32,
-        _originator_address: &str,
-        _originator_port: u32,
-        _reply: ChannelOpenHandle,
-        _session: &mut Session,
-    ) -> Result<(), DialError> {
-        Ok(())
-    }
-
-    async fn server_channel_open_direct_streamlocal(
-        &mut self,
-        _channel: Channel<Msg>,
-        _socket_path: &str,
-        _reply: ChannelOpenHandle,
-        _session: &mut Session,
-    ) -> Result<(), DialError> {
-        Ok(())
-    }
-
-    async fn server_channel_open_x11(
-        &mut self,
-        _channel: Channel<Msg>,
-        _originator_address: &str,
-        _originator_port: u32,
-        _reply: ChannelOpenHandle,
-        _session: &mut Session,
-    ) -> Result<(), DialError> {
-        Ok(())
+    /// Makes the container listen no more.
+    pub(crate) async fn unlisten(&self, listen: &Listen) -> Result<(), russh::Error> {
+        match listen {
+            Listen::Port { address, port } => {
+                self.handle
+                    .cancel_tcpip_forward(address.clone(), *port)
+                    .await
+            }
+            Listen::Socket { path } => self.handle.cancel_streamlocal_forward(path.clone()).await,
+        }
     }
 }
 

@@ -1,10 +1,10 @@
 //! The socket as russh sees it: replayed prefix, paced reading, an end from outside.
 //!
 //! russh's loops can be blocked in a write or in a queue, where no message
-//! reaches them; cutting the socket under them always works. Towards clients
-//! the wire also slows its reads while some channel holds too much, so that
-//! the two-byte trickle of `flow` costs a few hundred packets a second and not
-//! a core.
+//! reaches them; cutting the socket under them always works. The wire also
+//! slows its reads while some channel holds too much: a client's, so that the
+//! two-byte trickle of `window` costs a few hundred packets a second and not a
+//! core; a container's, to the pace at which the client takes what has come.
 
 use std::future::Future;
 use std::io;
@@ -14,12 +14,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, BufMut as _, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 use tokio_util::io::poll_read_buf;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
+use super::downlink::Backlog;
 use super::flow::Flow;
 
 /// How long a read is put off while some channel is over.
@@ -27,6 +28,12 @@ const PACE: Duration = Duration::from_millis(2);
 
 /// A fill of at most this is a trickle; bulk fills more and is not slowed.
 const TRICKLE_FILL: usize = 512;
+
+/// While nobody takes what a container has sent, this much is read from it…
+const SIP: usize = 8 << 10;
+
+/// …once in so long: what else its connection carries must not stop.
+const SIP_PAUSE: Duration = Duration::from_millis(200);
 
 /// The read buffer starts here, so that an idle session is cheap…
 const BUFFER_MIN: usize = 8 << 10;
@@ -41,15 +48,27 @@ pub(crate) struct Wire<S> {
     buffer: BytesMut,
     buffer_size: usize,
     last_fill: usize,
-    pacing: Option<Pacing>,
+    pacing: Pacing,
+    /// A read that may be made: so many bytes at most.
+    turn: Option<usize>,
     cut: Pin<Box<WaitForCancellationFutureOwned>>,
     banner: Option<BannerWatch>,
 }
 
-struct Pacing {
-    flow: Arc<Flow>,
-    pause: Pin<Box<Sleep>>,
-    pausing: bool,
+enum Pacing {
+    /// Reads of a client.
+    Client {
+        flow: Arc<Flow>,
+        pause: Pin<Box<Sleep>>,
+        pausing: bool,
+    },
+    /// Reads of a container.
+    Container {
+        backlog: Arc<Backlog>,
+        pause: Pin<Box<Sleep>>,
+        /// What clients had taken at the last read, while a channel holds too much.
+        taken: Option<u64>,
+    },
 }
 
 /// Set once the peer has sent the start of its identification.
@@ -77,33 +96,43 @@ impl<S> Wire<S> {
         flow: Arc<Flow>,
         cut: CancellationToken,
     ) -> Self {
-        let pacing = Pacing {
+        let pacing = Pacing::Client {
             flow,
             pause: Box::pin(tokio::time::sleep(PACE)),
             pausing: false,
         };
         Self {
-            pacing: Some(pacing),
             buffer: BytesMut::from(&prefix[..]),
-            ..Self::plain(socket, cut)
+            ..Self::plain(socket, cut, pacing)
         }
     }
 
-    /// A container's socket: tells when its banner began.
-    pub(crate) fn upstream(socket: S, cut: CancellationToken, seen: BannerSeen) -> Self {
+    /// A container's socket: tells when its banner began; reads are paced by `backlog`.
+    pub(crate) fn upstream(
+        socket: S,
+        cut: CancellationToken,
+        seen: BannerSeen,
+        backlog: Arc<Backlog>,
+    ) -> Self {
+        let pacing = Pacing::Container {
+            backlog,
+            pause: Box::pin(tokio::time::sleep(SIP_PAUSE)),
+            taken: None,
+        };
         Self {
             banner: Some(BannerWatch { seen, matched: 0 }),
-            ..Self::plain(socket, cut)
+            ..Self::plain(socket, cut, pacing)
         }
     }
 
-    fn plain(socket: S, cut: CancellationToken) -> Self {
+    fn plain(socket: S, cut: CancellationToken, pacing: Pacing) -> Self {
         Self {
             socket,
             buffer: BytesMut::new(),
             buffer_size: BUFFER_MIN,
             last_fill: usize::MAX,
-            pacing: None,
+            pacing,
+            turn: None,
             cut: Box::pin(cut.cancelled_owned()),
             banner: None,
         }
@@ -118,18 +147,52 @@ impl<S> Wire<S> {
 }
 
 impl Pacing {
-    /// Ready when the socket may be read.
-    fn poll_turn(&mut self, last_fill: usize, cx: &mut Context<'_>) -> Poll<()> {
-        if !self.pausing {
-            if last_fill > TRICKLE_FILL || !self.flow.is_over() {
-                return Poll::Ready(());
+    /// Ready when the socket may be read, and how much of it at most.
+    fn poll_turn(&mut self, last_fill: usize, cx: &mut Context<'_>) -> Poll<usize> {
+        match self {
+            Self::Client {
+                flow,
+                pause,
+                pausing,
+            } => {
+                if !*pausing {
+                    if last_fill > TRICKLE_FILL || !flow.is_over() {
+                        return Poll::Ready(usize::MAX);
+                    }
+                    pause.as_mut().reset(Instant::now() + PACE);
+                    *pausing = true;
+                }
+                ready!(pause.as_mut().poll(cx));
+                *pausing = false;
+                Poll::Ready(usize::MAX)
             }
-            self.pause.as_mut().reset(Instant::now() + PACE);
-            self.pausing = true;
+            Self::Container {
+                backlog,
+                pause,
+                taken,
+            } => {
+                backlog.watch(cx.waker());
+                if !backlog.is_over() {
+                    *taken = None;
+                    return Poll::Ready(usize::MAX);
+                }
+                let now_taken = backlog.taken();
+                let Some(before) = *taken else {
+                    // The first read under pressure is a small one, from which on is counted.
+                    *taken = Some(now_taken);
+                    pause.as_mut().reset(Instant::now() + SIP_PAUSE);
+                    return Poll::Ready(SIP);
+                };
+                if now_taken.wrapping_sub(before) < last_fill as u64 {
+                    ready!(pause.as_mut().poll(cx));
+                    *taken = Some(now_taken);
+                } else {
+                    *taken = Some(before.wrapping_add(last_fill as u64));
+                }
+                pause.as_mut().reset(Instant::now() + SIP_PAUSE);
+                Poll::Ready(SIP)
+            }
         }
-        ready!(self.pause.as_mut().poll(cx));
-        self.pausing = false;
-        Poll::Ready(())
     }
 }
 
@@ -156,12 +219,20 @@ impl BannerWatch {
 impl<S: AsyncRead + Unpin> Wire<S> {
     /// Reads the socket once into the empty buffer; 0 bytes are its end.
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        if let Some(pacing) = &mut self.pacing {
-            ready!(pacing.poll_turn(self.last_fill, cx));
-        }
+        let turn = match self.turn {
+            Some(turn) => turn,
+            None => *self
+                .turn
+                .insert(ready!(self.pacing.poll_turn(self.last_fill, cx))),
+        };
         self.buffer.reserve(self.buffer_size);
         let socket = Pin::new(&mut self.socket);
-        let filled = ready!(poll_read_buf(socket, cx, &mut self.buffer))?;
+        let filled = ready!(poll_read_buf(
+            socket,
+            cx,
+            &mut (&mut self.buffer).limit(turn)
+        ))?;
+        self.turn = None;
         self.last_fill = filled;
         if filled >= self.buffer_size {
             self.buffer_size = (self.buffer_size * 2).min(BUFFER_MAX);
@@ -217,6 +288,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Wire<S> {
 mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+    use super::super::downlink::{Downlink, Piece};
     use super::super::flow::Uplink;
     use super::*;
 
@@ -237,7 +309,7 @@ mod tests {
     async fn a_cut_wakes_blocked_reads_and_writes() {
         let (_peer, socket) = tokio::io::duplex(4);
         let cut = CancellationToken::new();
-        let wire = Wire::upstream(socket, cut.clone(), BannerSeen::default());
+        let wire = Wire::upstream(socket, cut.clone(), BannerSeen::default(), Arc::default());
         let (mut read, mut write) = tokio::io::split(wire);
         let blocked = async {
             let big = [0_u8; 64];
@@ -305,5 +377,45 @@ mod tests {
         let mut bulk = vec![0; 256 << 10];
         wire.read_exact(&mut bulk).await.unwrap();
         assert!(begin.elapsed() <= PACE * 2, "{:?}", begin.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_container_is_read_as_fast_as_its_client_takes_and_never_quite_stopped() {
+        let (backlog, flow) = (Arc::<Backlog>::default(), Arc::<Flow>::default());
+        let (mut container, socket) = tokio::io::duplex(1 << 20);
+        let seen = BannerSeen::default();
+        let cut = CancellationToken::new();
+        let mut wire = Wire::upstream(socket, cut, seen, Arc::clone(&backlog));
+        let mut bytes = vec![0_u8; 64 << 10];
+
+        let begin = Instant::now();
+        container.write_all(&bytes).await.unwrap();
+        wire.read_exact(&mut bytes).await.unwrap();
+        assert_eq!(begin.elapsed(), Duration::ZERO);
+
+        let channel = Downlink::<()>::new(Arc::clone(&backlog), flow);
+        channel
+            .push(Piece::Data(Bytes::from(vec![0; 2 << 20])))
+            .unwrap();
+        container.write_all(&bytes).await.unwrap();
+        wire.read_exact(&mut bytes[..SIP]).await.unwrap();
+        assert_eq!(begin.elapsed(), Duration::ZERO, "the first sip");
+        // Nobody takes anything.
+        wire.read_exact(&mut bytes[..2 * SIP]).await.unwrap();
+        assert_eq!(begin.elapsed().as_millis(), 2 * SIP_PAUSE.as_millis());
+        // Somebody does.
+        channel.taken(2 * SIP);
+        wire.read_exact(&mut bytes[..2 * SIP]).await.unwrap();
+        assert_eq!(begin.elapsed().as_millis(), 2 * SIP_PAUSE.as_millis());
+        // As soon as the channel is gone, everybody else has the line.
+        let rest = tokio::spawn(async move {
+            let mut rest = [0; 3 * SIP];
+            wire.read_exact(&mut rest).await.unwrap();
+            begin.elapsed()
+        });
+        tokio::task::yield_now().await;
+        drop(channel);
+        let took = rest.await.unwrap();
+        assert_eq!(took.as_millis(), 2 * SIP_PAUSE.as_millis());
     }
 }

@@ -4,6 +4,7 @@ mod door;
 mod ends;
 mod fake;
 mod flow;
+mod forward;
 mod login;
 mod rig;
 mod session;

@@ -1,0 +1,115 @@
+//! Channels that a container opens: to the client's agent or display, from forwarded ports.
+//!
+//! The client is asked first; what it answers is the container's answer. They
+//! share the container's connection with others, so their readers never wait
+//! (see `downlink`).
+
+use std::sync::Arc;
+
+use russh::client::ChannelOpenHandle;
+use russh::server::{Handle, Msg};
+use russh::{Channel, ChannelOpenFailure, client};
+use tokio::time::timeout;
+use tracing::debug;
+
+use super::bridge::{Bridge, Kind};
+use super::connection::Connection;
+use super::counting_panics;
+use super::grants::{Inbound, Live};
+use super::upstream::OPEN_DEADLINE;
+
+/// Channels that containers have opened towards one client, at once.
+pub(crate) const INBOUND_MAX: usize = 200;
+
+/// Serves the channel in a task of its own, which ends with the connection at the latest.
+pub(crate) fn spawn(
+    connection: Arc<Connection>,
+    live: Live,
+    what: Inbound,
+    channel: Channel<client::Msg>,
+    reply: ChannelOpenHandle,
+) {
+    tokio::spawn(async move {
+        let shared = Arc::clone(&connection.inner.shared);
+        let gone = connection.gone.clone();
+        let life = async {
+            tokio::select! {
+                () = run(&connection, &live, &what, channel, reply) => {}
+                () = gone.cancelled() => {}
+            }
+        };
+        counting_panics(&shared, life).await;
+        drop(live);
+    });
+}
+
+async fn run(
+    connection: &Arc<Connection>,
+    live: &Live,
+    what: &Inbound,
+    channel: Channel<client::Msg>,
+    reply: ChannelOpenHandle,
+) {
+    let Some(handle) = connection.handle().cloned() else {
+        return;
+    };
+    let Ok(_permit) = Arc::clone(&connection.inbound).try_acquire_owned() else {
+        reply.reject(ChannelOpenFailure::ResourceShortage).await;
+        return;
+    };
+    let down = match timeout(OPEN_DEADLINE, ask(&handle, what)).await {
+        Ok(Ok(down)) => down,
+        Ok(Err(russh::Error::ChannelOpenFailure(reason))) => {
+            debug!(peer = %connection.peer, channel = what.kind(), ?reason,
+                "the client does not take the container's channel");
+            reply.reject(reason).await;
+            return;
+        }
+        Ok(Err(_)) | Err(_) => {
+            reply.reject(ChannelOpenFailure::ConnectFailed).await;
+            return;
+        }
+    };
+    let uplink = connection.uplink(down.id());
+    connection.flow.opened();
+    let (down_read, down) = down.split();
+    let (up_read, up) = channel.split();
+    // From the task that writes data, so that no data comes before it.
+    reply.accept().await;
+    let bridge = Bridge {
+        connection,
+        handle,
+        kind: Kind::Inbound,
+        grants: live.grants(),
+        uplink,
+        down,
+        up,
+    };
+    let id = bridge.id();
+    bridge.run(down_read, up_read).await;
+    connection.forget(id);
+}
+
+/// Opens the channel at the client.
+async fn ask(handle: &Handle, what: &Inbound) -> Result<Channel<Msg>, russh::Error> {
+    match what {
+        Inbound::Agent => handle.channel_open_agent().await,
+        Inbound::Port {
+            address,
+            port,
+            from: (from, from_port),
+        } => {
+            handle
+                .channel_open_forwarded_tcpip(address.clone(), *port, from.clone(), *from_port)
+                .await
+        }
+        Inbound::Socket { path } => {
+            handle
+                .channel_open_forwarded_streamlocal(path.clone())
+                .await
+        }
+        Inbound::X11 {
+            from: (from, from_port),
+        } => handle.channel_open_x11(from.clone(), *from_port).await,
+    }
+}

@@ -1,0 +1,171 @@
+//! Which window russh grants next, so that one stalled upload stops nobody else's.
+//!
+//! russh has one target window per connection and opens a channel's window by
+//! it when data arrives; its hook decides the next target. Clients answer
+//! grants in order. So while a channel holds too much, everybody is granted
+//! [`TRICKLE`] bytes, the outstanding grants are remembered in order, and the
+//! window opens only when the oldest unanswered one belongs to a channel that
+//! may run. See `flow` for what counts as too much.
+
+use std::collections::{HashMap, VecDeque};
+use std::hash::Hash;
+
+use super::flow::{TRICKLE, WINDOW};
+
+/// What a running channel is granted beside one that stands.
+const OPEN: u32 = 256 << 10;
+
+/// Trickles in a row after which a channel counts as an upload. Below it is somebody typing, for
+/// whom the window is not opened: it would be the stalled channel's as well.
+const UPLOAD: u32 = 3;
+
+/// Outstanding grants that are remembered; more than a connection has channels.
+const GRANTS_MAX: usize = 1024;
+
+/// The outstanding trickles of one connection.
+#[derive(Debug)]
+pub(crate) struct Windows<Id> {
+    /// In the order of granting: whose, and how many in a row it has had.
+    trickles: VecDeque<(Id, u32)>,
+    /// Trickles in a row.
+    rows: HashMap<Id, u32>,
+}
+
+/// What the decision looks at.
+pub(crate) trait Load<Id> {
+    /// Whether any channel holds too much.
+    fn some_over(&self) -> bool;
+    /// Whether this channel does.
+    fn is_over(&self, channel: Id) -> bool;
+    /// Whether all together hold so much that nobody is granted more.
+    fn is_full(&self) -> bool;
+}
+
+impl<Id> Default for Windows<Id> {
+    fn default() -> Self {
+        Self {
+            trickles: VecDeque::new(),
+            rows: HashMap::new(),
+        }
+    }
+}
+
+impl<Id: Copy + Eq + Hash> Windows<Id> {
+    /// `channel` was just granted `used`; what the next channel is granted.
+    pub(crate) fn next(&mut self, channel: Id, used: u32, load: &impl Load<Id>) -> u32 {
+        if !load.some_over() && !load.is_full() {
+            self.trickles.clear();
+            self.rows.clear();
+            return WINDOW;
+        }
+        self.trickles.retain(|(id, _)| *id != channel);
+        if used > TRICKLE {
+            self.rows.remove(&channel);
+            // Meant for the front, which was silent: it is no upload now.
+            let missed = self.trickles.front();
+            if load.is_over(channel) && missed.is_some_and(|(id, _)| !load.is_over(*id)) {
+                self.trickles.pop_front();
+            }
+        } else {
+            let row = self.rows.entry(channel).or_default();
+            *row += 1;
+            self.trickles.push_back((channel, *row));
+            if self.trickles.len() > GRANTS_MAX {
+                self.trickles.pop_front();
+            }
+        }
+        if load.is_full() {
+            return TRICKLE;
+        }
+        match self.trickles.front() {
+            Some((id, row)) if *id != channel && *row >= UPLOAD && !load.is_over(*id) => OPEN,
+            _ => TRICKLE,
+        }
+    }
+
+    /// The channel has ended.
+    pub(crate) fn forget(&mut self, channel: Id) {
+        self.trickles.retain(|(id, _)| *id != channel);
+        self.rows.remove(&channel);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Channels by letter.
+    #[derive(Default)]
+    struct Over(&'static str, bool);
+
+    impl Load<char> for Over {
+        fn some_over(&self) -> bool {
+            !self.0.is_empty()
+        }
+
+        fn is_over(&self, channel: char) -> bool {
+            self.0.contains(channel)
+        }
+
+        fn is_full(&self) -> bool {
+            self.1
+        }
+    }
+
+    /// A client that answers every grant at once, in order, with as many bytes; what each of its
+    /// channels has sent after so many answers.
+    fn answered(channels: &[char], over: &Over, answers: usize) -> HashMap<char, u64> {
+        let mut windows = Windows::default();
+        let mut outstanding: VecDeque<_> = channels.iter().map(|&id| (id, TRICKLE)).collect();
+        let mut target = TRICKLE;
+        let mut sent = HashMap::new();
+        for _ in 0..answers {
+            let (id, bytes) = outstanding.pop_front().unwrap();
+            *sent.entry(id).or_default() += u64::from(bytes);
+            outstanding.push_back((id, target));
+            target = windows.next(id, target, over);
+            assert_ne!(
+                target, 1,
+                "half of it is 0, and russh would never ask again"
+            );
+        }
+        sent
+    }
+
+    #[test]
+    fn nobody_is_held_back_while_nothing_stands() {
+        let mut windows = Windows::default();
+        assert_eq!(windows.next('a', WINDOW, &Over::default()), WINDOW);
+        assert_eq!(windows.next('a', TRICKLE, &Over("a", false)), TRICKLE);
+        assert_eq!(windows.next('a', TRICKLE, &Over::default()), WINDOW);
+    }
+
+    #[test]
+    fn uploads_run_beside_one_that_stands() {
+        for channels in [&['a', 'b'][..], &['b', 'a'], &['a', 'b', 'c', 'd']] {
+            let sent = answered(channels, &Over("a", false), 10_000);
+            for id in channels.iter().filter(|id| **id != 'a') {
+                assert!(sent[id] > 100 << 20, "{channels:?}: {sent:?}");
+            }
+            assert!(sent[&'a'] < 100_000, "{channels:?}: {sent:?}");
+        }
+    }
+
+    #[test]
+    fn a_full_connection_trickles() {
+        let sent = answered(&['a', 'b'], &Over("a", true), 10_000);
+        assert_eq!(sent[&'b'], 10_000);
+        let sent = answered(&['a', 'b'], &Over("", true), 10_000);
+        assert_eq!(sent[&'b'], 10_000);
+    }
+
+    #[test]
+    fn a_channel_that_ends_is_forgotten() {
+        let mut windows = Windows::default();
+        for _ in 0..UPLOAD {
+            windows.next('b', TRICKLE, &Over("a", false));
+        }
+        windows.forget('b');
+        assert_eq!(windows.next('a', TRICKLE, &Over("a", false)), TRICKLE);
+    }
+}
