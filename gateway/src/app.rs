@@ -22,7 +22,7 @@ use crate::control::{self, Boot, Control, Face};
 use crate::drain::Drain;
 use crate::listener::{self, Doors, Gate, Inherited, RequestGate, Role, Workers};
 use crate::shared::Shared;
-use crate::ssh::SshServer;
+use crate::ssh::{SshKeys, SshServer};
 use crate::systemd;
 use crate::take_over::{self, Predecessor, Successor, Successors, TakeOverError};
 use crate::telemetry::{AccessLog, Metrics};
@@ -56,7 +56,7 @@ pub struct Running {
 struct ControlPath {
     /// None: a successor has it, or it has ended.
     running: Option<Control>,
-    ssh_public_key: String,
+    ssh_keys: SshKeys,
     events_metrics: edd_events::Metrics,
     /// Whether a predecessor follows what this process writes.
     followed: Arc<AtomicBool>,
@@ -171,7 +171,7 @@ async fn begin(
     let face = Face::new(&shared);
     let control = claim.control.insert(ControlPath {
         running: None,
-        ssh_public_key: ssh.public_key_line(),
+        ssh_keys: ssh.keys().clone(),
         events_metrics,
         followed: Arc::new(AtomicBool::new(claim.predecessor.is_some())),
     });
@@ -263,7 +263,7 @@ impl ControlPath {
             shared: Arc::clone(shared),
             face: face.clone(),
             boot,
-            ssh_public_key: Some(self.ssh_public_key.clone()),
+            ssh_keys: Some(self.ssh_keys.clone()),
             events_metrics: self.events_metrics.clone(),
             followed: Arc::clone(&self.followed),
         };

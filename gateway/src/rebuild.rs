@@ -80,7 +80,7 @@ pub async fn run(
         shared: Arc::clone(&shared),
         face: face.clone(),
         boot,
-        ssh_public_key: None,
+        ssh_keys: None,
         events_metrics: edd_events::Metrics::default(),
         followed: Arc::new(AtomicBool::new(false)),
     };

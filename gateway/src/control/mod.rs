@@ -45,6 +45,7 @@ use writer::Writer;
 
 use crate::listener::interfaces;
 use crate::shared::Shared;
+use crate::ssh::SshKeys;
 
 /// Commands that wait for the writer; whoever sends more waits.
 const COMMANDS_MAX: usize = 16;
@@ -124,8 +125,9 @@ pub struct Inputs {
     pub face: Face,
     /// What was read before.
     pub boot: Boot,
-    /// The line that answers `gateway.ssh.public_key.request`; none: somebody else does.
-    pub ssh_public_key: Option<String>,
+    /// What `gateway.ssh.public_key.request` is answered from, and what the database's keys are
+    /// for; none: somebody else does.
+    pub ssh_keys: Option<SshKeys>,
     /// Counts events.
     pub events_metrics: edd_events::Metrics,
     /// Whether a predecessor that drains follows the last good table.
@@ -148,7 +150,7 @@ pub async fn start(inputs: Inputs) -> anyhow::Result<Control> {
                 history,
             },
         boot,
-        ssh_public_key,
+        ssh_keys,
         events_metrics,
         followed,
     } = inputs;
@@ -222,6 +224,7 @@ pub async fn start(inputs: Inputs) -> anyhow::Result<Control> {
         writer: commands.clone(),
         opened,
         history,
+        ssh_keys: ssh_keys.clone(),
     };
     control
         .last_tasks
@@ -252,10 +255,10 @@ pub async fn start(inputs: Inputs) -> anyhow::Result<Control> {
             board,
             shutdown(),
         ));
-        if let Some(line) = ssh_public_key {
+        if let Some(keys) = ssh_keys {
             control
                 .tasks
-                .spawn(sources::nats::answer_public_key(client, line, shutdown()));
+                .spawn(sources::nats::answer_public_key(client, keys, shutdown()));
         }
     }
     Ok(control)

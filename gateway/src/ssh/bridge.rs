@@ -23,6 +23,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout, timeout_at};
 use tracing::{debug, warn};
 
+use super::audit;
 use super::connection::Connection;
 use super::counting_panics;
 use super::downlink::{Downlink, Piece};
@@ -90,11 +91,17 @@ async fn run(connection: &Arc<Connection>, opening: Opening) {
     let (upstream, up) = match reach(connection, &target, &purpose).await {
         Ok(reached) => reached,
         Err(reason) => {
+            if let Some(audit) = uplink.audit() {
+                audit.refused(&reason);
+            }
             reply.reject(reason).await;
             return;
         }
     };
     connection.flow.opened();
+    if let Some(audit) = uplink.audit() {
+        audit.opened();
+    }
     let (down_read, down) = channel.split();
     let (up_read, up) = up.split();
     // From the task that writes data, so that no data comes before it.
@@ -464,7 +471,7 @@ impl Bridge<'_> {
                 match queue.next().await {
                     Piece::Data(data) => {
                         let len = data.len();
-                        self.connection.flow.sent(len);
+                        self.uplink.sent(&data);
                         let _ = self.down.data_bytes(data).await;
                         queue.taken(len);
                     }
@@ -504,11 +511,11 @@ impl Bridge<'_> {
             // Errors mean that the client is gone, which `read_client` tells.
             match message {
                 ChannelMsg::Data { data } => {
-                    self.connection.flow.sent(data.len());
+                    self.uplink.sent(&data);
                     let _ = self.down.data_bytes(data).await;
                 }
                 ChannelMsg::ExtendedData { data, ext } => {
-                    self.connection.flow.sent(data.len());
+                    self.uplink.sent(&data);
                     let _ = self.down.extended_data_bytes(ext, data).await;
                 }
                 ChannelMsg::Eof => {
@@ -553,6 +560,12 @@ impl Bridge<'_> {
 
     /// The container has told how its process ended: passed on behind the end of the data.
     async fn hear_exit(&self, exit: Exit, told: &mut Told) {
+        if let Some(audit) = self.uplink.audit() {
+            match &exit {
+                Exit::Signal { name, .. } => audit.exited(&audit::signal(name)),
+                Exit::Status(status) => audit.exited(&status.to_string()),
+            }
+        }
         told.exit_held = Some((exit, Instant::now() + EXIT_HOLD));
         if told.eof_held {
             self.tell_exit(told).await;

@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info};
 
 use super::Inner;
+use super::audit::Audit;
 use super::flow::{Flow, Uplink};
 use super::handler::{CHANNELS_MAX, ClientHandler, Login, Refused};
 use super::inbound::INBOUND_MAX;
@@ -35,6 +36,7 @@ pub(crate) struct Connection {
     pub(crate) inner: Arc<Inner>,
     pub(crate) peer: SocketAddr,
     pub(crate) flow: Arc<Flow>,
+    pub(crate) audit: Arc<Audit>,
     /// Cancelled when the client is gone; ends the channels.
     pub(crate) gone: CancellationToken,
     /// A permit per channel.
@@ -115,6 +117,7 @@ pub(crate) async fn run(
     let connection = Arc::new(Connection {
         peer,
         flow: Arc::clone(&flow),
+        audit: Audit::new(inner.shared.metrics.clone(), inner.recorder.clone()),
         gone: CancellationToken::new(),
         channels: Arc::new(Semaphore::new(CHANNELS_MAX)),
         inbound: Arc::new(Semaphore::new(INBOUND_MAX)),
@@ -188,8 +191,12 @@ async fn identify(
     handler: ClientHandler,
 ) -> Option<RunningSession<ClientHandler>> {
     let inner = &connection.inner;
+    let Ok(Some(keys)) = timeout(inner.limits.login, inner.keys.ready()).await else {
+        debug!(peer = %connection.peer, "no SSH keys in time");
+        return None;
+    };
     let limit = inner.shared.config.timeouts.header.min(inner.limits.login);
-    match timeout(limit, run_stream(Arc::clone(&inner.config), wire, handler)).await {
+    match timeout(limit, run_stream(Arc::clone(&keys.config), wire, handler)).await {
         Ok(Ok(session)) => Some(session),
         Ok(Err(error)) => {
             debug!(peer = %connection.peer, %error, "no SSH identification");
@@ -239,15 +246,28 @@ async fn serve(
     }
     connection.gone.cancel();
     connection.warm.clear();
+    // Their tasks have been told; their lines come first.
+    let ended = async {
+        let all = |max| u32::try_from(max).unwrap_or(u32::MAX);
+        let _all = connection.channels.acquire_many(all(CHANNELS_MAX)).await;
+        let _all = connection.inbound.acquire_many(all(INBOUND_MAX)).await;
+    };
+    let _ = timeout(GOODBYE, ended).await;
+    connection.uplinks().clear();
     let (channels, bytes_in, bytes_out) = connection.flow.totals();
     SshRecord {
+        session: connection.audit.session(),
         revision: login.revision,
         peer: connection.peer,
+        user: &login.name,
         container: login.target.id.as_str(),
+        owner: login.owner.0,
         unix_user: &login.target.unix_user,
         key_id: login.target.key_id,
+        fingerprint: &login.fingerprint,
         upstream: SocketAddr::new(login.target.address, shared.config.container_ssh_port),
         channels,
+        opened: &connection.audit.summary(),
         bytes_in,
         bytes_out,
         duration: begin.elapsed(),

@@ -9,11 +9,13 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use bytes::{Bytes, BytesMut};
 use russh::{Pty, Sig};
 use tokio::sync::Notify;
+
+use super::audit::ChannelAudit;
 
 /// Window granted to a channel while nothing is in the way, in bytes.
 pub(crate) const WINDOW: u32 = 1 << 20;
@@ -203,6 +205,7 @@ pub(crate) struct Excess;
 #[derive(Debug)]
 pub(crate) struct Uplink {
     flow: Arc<Flow>,
+    audit: OnceLock<ChannelAudit>,
     /// Short sections: counting by the connection's loop and the channel's task.
     count: Mutex<Count>,
     /// Short sections, one task only; a mutex since the task may move between threads.
@@ -239,11 +242,30 @@ impl Uplink {
     pub(crate) fn new(flow: Arc<Flow>) -> Arc<Self> {
         Arc::new(Self {
             flow,
+            audit: OnceLock::new(),
             count: Mutex::default(),
             queue: Mutex::default(),
             ready: Notify::new(),
             urgent_ready: Notify::new(),
         })
+    }
+
+    /// What passes is told to `audit`, which ends with this.
+    pub(crate) fn watch(&self, audit: ChannelAudit) {
+        let _ = self.audit.set(audit);
+    }
+
+    /// Who is told what passes.
+    pub(crate) fn audit(&self) -> Option<&ChannelAudit> {
+        self.audit.get()
+    }
+
+    /// Counts what goes to the client.
+    pub(crate) fn sent(&self, data: &Bytes) {
+        self.flow.sent(data.len());
+        if let Some(audit) = self.audit() {
+            audit.sent(data);
+        }
     }
 
     /// Counts bytes that came in. Called by the connection's loop, so that the window's hook,
@@ -252,6 +274,9 @@ impl Uplink {
         self.flow
             .bytes_in
             .fetch_add(bytes as u64, Ordering::Relaxed);
+        if let Some(audit) = self.audit() {
+            audit.arrived(bytes);
+        }
         let len = signed(bytes);
         self.flow.total.fetch_add(len, Ordering::Relaxed);
         let mut count = lock(&self.count);
@@ -324,6 +349,9 @@ impl Uplink {
             return Err(Excess);
         }
         queue.request_bytes = bytes;
+        if let Some(audit) = self.audit() {
+            audit.request(&request);
+        }
         if request.overtakes_data() && queue.requests == 0 {
             if matches!(request, Request::WindowChange(_))
                 && matches!(queue.urgent.back(), Some(Request::WindowChange(_)))

@@ -70,6 +70,16 @@ impl Inbound {
             Self::X11 { .. } => "x11",
         }
     }
+
+    /// What it comes from, for the log.
+    pub(crate) fn source(&self) -> String {
+        match self {
+            Self::Agent => String::new(),
+            Self::Port { address, port, .. } => format!("{address}:{port}"),
+            Self::Socket { path } => path.clone(),
+            Self::X11 { from: (from, _) } => from.clone(),
+        }
+    }
 }
 
 /// What one connection to a container may carry back, and what it does.

@@ -9,6 +9,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 
+use edd_route::UserId;
 use edd_route::decide::SshMatch;
 use russh::keys::{Algorithm, HashAlg, PublicKey};
 use russh::server::{
@@ -38,6 +39,8 @@ pub(crate) struct Login {
     pub(crate) name: String,
     /// `SHA256:…` of his key.
     pub(crate) fingerprint: String,
+    /// Whose container it is.
+    pub(crate) owner: UserId,
     /// The decision.
     pub(crate) target: SshMatch,
     /// The table that made it.
@@ -111,6 +114,8 @@ impl ClientHandler {
                 name: name.to_owned(),
                 fingerprint,
                 revision: table.revision,
+                owner: (table.container(target.id.as_str()))
+                    .map_or(UserId(0), |container| container.owner),
                 target,
             }),
             Err(refusal) => Err(refused(refusal.to_string())),
@@ -136,18 +141,22 @@ impl ClientHandler {
     /// Decides again and hands the channel to a task of its own.
     async fn open(&mut self, channel: Channel<Msg>, purpose: Purpose, reply: ChannelOpenHandle) {
         let connection = &self.connection;
+        let audit = connection.audit.channel(purpose.kind(), &purpose.target());
         let permit = Arc::clone(&connection.channels).try_acquire_owned();
         let (Some(login), Ok(permit)) = (&self.login, permit) else {
-            reply.reject(ChannelOpenFailure::ResourceShortage).await;
+            let reason = ChannelOpenFailure::ResourceShortage;
+            audit.refused(&reason);
+            reply.reject(reason).await;
             return;
         };
         let Some(target) = login.again(connection) else {
-            reply
-                .reject(ChannelOpenFailure::AdministrativelyProhibited)
-                .await;
+            let reason = ChannelOpenFailure::AdministrativelyProhibited;
+            audit.refused(&reason);
+            reply.reject(reason).await;
             return;
         };
         let uplink = Uplink::new(Arc::clone(&connection.flow));
+        uplink.watch(audit);
         self.uplinks.retain(|_, uplink| uplink.strong_count() > 0);
         self.uplinks.insert(channel.id(), Arc::downgrade(&uplink));
         bridge::spawn(
@@ -247,6 +256,7 @@ impl Handler for ClientHandler {
         connection.inner.refusals.welcomed(connection.peer.ip());
         connection.inner.shared.metrics.ssh_auth("accepted");
         connection.warm.begin(&connection.inner, &login.target);
+        connection.audit.logged_in(login.clone());
         connection.set_handle(session.handle());
         if let Some(logged_in) = self.logged_in.take() {
             let _ = logged_in.send(login.clone());

@@ -53,8 +53,11 @@ async fn run(
     let Some(handle) = connection.handle().cloned() else {
         return;
     };
+    let audit = connection.audit.channel(what.kind(), &what.source());
     let Ok(_permit) = Arc::clone(&connection.inbound).try_acquire_owned() else {
-        reply.reject(ChannelOpenFailure::ResourceShortage).await;
+        let reason = ChannelOpenFailure::ResourceShortage;
+        audit.refused(&reason);
+        reply.reject(reason).await;
         return;
     };
     let down = match timeout(OPEN_DEADLINE, ask(&handle, what)).await {
@@ -62,15 +65,20 @@ async fn run(
         Ok(Err(russh::Error::ChannelOpenFailure(reason))) => {
             debug!(peer = %connection.peer, channel = what.kind(), ?reason,
                 "the client does not take the container's channel");
+            audit.refused(&reason);
             reply.reject(reason).await;
             return;
         }
         Ok(Err(_)) | Err(_) => {
-            reply.reject(ChannelOpenFailure::ConnectFailed).await;
+            let reason = ChannelOpenFailure::ConnectFailed;
+            audit.refused(&reason);
+            reply.reject(reason).await;
             return;
         }
     };
     let uplink = connection.uplink(down.id());
+    audit.opened();
+    uplink.watch(audit);
     connection.flow.opened();
     let (down_read, down) = down.split();
     let (up_read, up) = channel.split();

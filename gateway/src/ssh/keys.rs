@@ -1,9 +1,9 @@
-//! The gateway's two SSH keys under the state directory.
+//! The gateway's SSH keys under the state directory.
 //!
 //! `ssh_host_ed25519` is what clients see, `ssh_client_ed25519{,.pub}` is what
 //! containers trust. Both are made once and kept: a key that changes teaches
 //! users to ignore warnings. A file that cannot be read is an error, never a
-//! reason to make a new one.
+//! reason to make a new one. Whether these or a database's are used is for [`super::keyring`].
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, ErrorKind, Write};
@@ -14,6 +14,9 @@ use russh::keys::ssh_key::LineEnding;
 use russh::keys::ssh_key::private::RsaKeypair;
 use russh::keys::{Algorithm, PrivateKey};
 use tracing::{info, warn};
+use zeroize::Zeroizing;
+
+use super::keyring::{StoredKey, note_of};
 
 /// What clients see.
 const HOST_KEY: &str = "ssh_host_ed25519";
@@ -23,6 +26,9 @@ const HOST_RSA_KEY: &str = "ssh_host_rsa";
 
 /// What containers trust.
 const CLIENT_KEY: &str = "ssh_client_ed25519";
+
+/// All of them.
+const NAMES: [&str; 3] = [HOST_KEY, HOST_RSA_KEY, CLIENT_KEY];
 
 /// Bits of an RSA key: what 128-bit security asks for.
 const RSA_BITS: usize = 3072;
@@ -87,6 +93,75 @@ impl Keys {
             client_line,
         })
     }
+}
+
+/// Whether the keys in `state_dir` are copies of a database's.
+pub(super) fn is_copy(state_dir: &Path) -> bool {
+    note_of(state_dir).exists() && are_there(state_dir)
+}
+
+/// Whether `state_dir` has the keys that every gateway has.
+pub(super) fn are_there(state_dir: &Path) -> bool {
+    [HOST_KEY, CLIENT_KEY]
+        .iter()
+        .all(|name| state_dir.join(name).exists())
+}
+
+/// The names of the keys that are used.
+pub(super) fn names(host_rsa: bool) -> impl Iterator<Item = &'static str> {
+    let used = move |name: &&str| host_rsa || *name != HOST_RSA_KEY;
+    NAMES.into_iter().filter(used)
+}
+
+/// The private keys as text, for a database.
+pub(super) fn stored(state_dir: &Path, host_rsa: bool) -> Result<Vec<StoredKey>, KeyError> {
+    names(host_rsa)
+        .map(|name| {
+            let path = state_dir.join(name);
+            let secret = fs::read_to_string(&path).map_err(|source| io_error(&path, source))?;
+            Ok(StoredKey {
+                name: name.to_owned(),
+                secret: Zeroizing::new(secret),
+            })
+        })
+        .collect()
+}
+
+/// Puts a database's keys into `state_dir`. A key that was there and is another is kept beside
+/// it, as `<name>.replaced`. All are checked before any is written.
+pub(super) fn adopt(state_dir: &Path, shared: &[StoredKey]) -> Result<(), KeyError> {
+    let known = shared
+        .iter()
+        .filter(|key| NAMES.contains(&key.name.as_str()));
+    let known: Vec<_> = known
+        .map(|key| (state_dir.join(&key.name), key.secret.as_bytes()))
+        .collect();
+    for (path, text) in &known {
+        parse(path, text)?;
+    }
+    for (path, text) in known {
+        match fs::read(&path) {
+            Ok(there) if there == text => continue,
+            Ok(_) => {
+                let mut replaced = path.clone().into_os_string();
+                replaced.push(".replaced");
+                warn!(path = %path.display(), "replaced by the SSH key of the database");
+                fs::rename(&path, &replaced).map_err(|source| io_error(&path, source))?;
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(source) => return Err(io_error(&path, source)),
+        }
+        let temporary = write_temporary(&path, text, 0o600)?;
+        fs::rename(&temporary, &path).map_err(|source| io_error(&path, source))?;
+        sync_parent(&path);
+    }
+    let note = note_of(state_dir);
+    if !note.exists() {
+        let text = b"The ssh_* keys here are copies of those in the database.\n";
+        let temporary = write_temporary(&note, text, 0o600)?;
+        fs::rename(&temporary, &note).map_err(|source| io_error(&note, source))?;
+    }
+    Ok(())
 }
 
 fn load_or_make(path: &Path, algorithm: &Algorithm) -> Result<PrivateKey, KeyError> {
@@ -252,5 +327,30 @@ mod tests {
         Keys::load(dir.path(), false).unwrap();
         let mode = fs::metadata(&path).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
+    }
+
+    #[test]
+    fn a_databases_keys_are_taken_whole_and_the_own_ones_kept_aside() {
+        let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let theirs = Keys::load(one.path(), false).unwrap();
+        let own = Keys::load(two.path(), false).unwrap();
+        let shared = stored(one.path(), false).unwrap();
+        assert!(!is_copy(two.path()));
+        let mut broken = shared.clone();
+        broken[1].secret = Zeroizing::new("nonsense".to_owned());
+        assert!(adopt(two.path(), &broken).is_err());
+        let still = Keys::load(two.path(), false).unwrap();
+        assert_eq!(still.client_line, own.client_line);
+        adopt(two.path(), &shared).unwrap();
+        assert!(is_copy(two.path()));
+        let now = Keys::load(two.path(), false).unwrap();
+        assert_eq!(now.client_line, theirs.client_line);
+        assert_eq!(now.host[0].public_key(), theirs.host[0].public_key());
+        let aside = fs::read(two.path().join("ssh_host_ed25519.replaced")).unwrap();
+        let aside = PrivateKey::from_openssh(aside).unwrap();
+        assert_eq!(aside.public_key(), own.host[0].public_key());
+        let mode = fs::metadata(two.path().join(CLIENT_KEY)).unwrap();
+        assert_eq!(mode.permissions().mode() & 0o777, 0o600);
+        assert!(!format!("{shared:?}").contains("PRIVATE"));
     }
 }

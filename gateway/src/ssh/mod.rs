@@ -22,6 +22,7 @@
     deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)
 )]
 
+mod audit;
 mod bridge;
 mod connection;
 mod container;
@@ -32,9 +33,11 @@ mod grants;
 mod handler;
 mod hostkeys;
 mod inbound;
+mod keyring;
 mod keys;
 mod lobby;
 mod patience;
+mod recording;
 mod settings;
 mod upstream;
 mod warm;
@@ -57,14 +60,15 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 use tracing::{debug, error, warn};
 
 pub use self::hostkeys::HostKeyError;
+pub use self::keyring::{SshKeys, StoredKey};
 pub use self::keys::KeyError;
 pub use self::lobby::Startups;
 pub use self::settings::Limits;
 pub use self::upstream::DialError;
 
-use self::keys::Keys;
 use self::lobby::Lobby;
 use self::patience::Patience as Refusals;
+use self::recording::Recorder;
 use self::upstream::Dialer;
 use crate::listener::{Identified, Patience, Permit, Role, Who, accept_now, identify};
 use crate::shared::Shared;
@@ -77,16 +81,16 @@ pub struct SshServer(Arc<Inner>);
 struct Inner {
     shared: Arc<Shared>,
     limits: Limits,
-    config: Arc<russh::server::Config>,
+    keys: SshKeys,
+    recorder: Option<Arc<Recorder>>,
     lobby: Arc<Lobby>,
     refusals: Refusals,
     dialer: Dialer,
-    public_key_line: String,
     runtime: Handle,
 }
 
 impl SshServer {
-    /// Reads or makes the keys under the state directory and serves `listener` on the runtime of
+    /// Reads or makes the keys and serves `listener` on the runtime of
     /// the caller, from when the doors are open until draining begins.
     pub async fn start(
         shared: Arc<Shared>,
@@ -102,12 +106,14 @@ impl SshServer {
         listener: std::net::TcpListener,
         limits: Limits,
     ) -> anyhow::Result<Self> {
-        let state_dir = shared.config.state_dir.clone();
-        let host_rsa = shared.config.ssh.host_rsa;
-        let keys = tokio::task::spawn_blocking(move || Keys::load(&state_dir, host_rsa))
-            .await
-            .context("loading the SSH keys")?
-            .context("the SSH keys cannot be used")?;
+        let keys = SshKeys::open(&shared.config).await?;
+        let recordings = shared.config.ssh.recordings.as_ref();
+        let recorder = recordings
+            .map(|recordings| {
+                Recorder::start(recordings, shared.metrics.clone())
+                    .with_context(|| format!("cannot record to {}", recordings.folder.display()))
+            })
+            .transpose()?;
         listener
             .set_nonblocking(true)
             .context("the SSH listener cannot be used")?;
@@ -115,11 +121,11 @@ impl SshServer {
             TcpListener::from_std(listener).context("the SSH listener cannot be used")?;
         let server = Self(Arc::new(Inner {
             limits,
-            config: settings::downstream(keys.host, shared.config.ssh.post_quantum_only),
             lobby: Lobby::new(limits.startups, limits.waiting_per_address_max),
             refusals: Refusals::new(),
-            dialer: Dialer::new(Arc::clone(&shared), keys.client),
-            public_key_line: keys.client_line,
+            dialer: Dialer::new(Arc::clone(&shared), keys.clone()),
+            keys,
+            recorder: recorder.map(Arc::new),
             runtime: Handle::current(),
             shared,
         }));
@@ -153,9 +159,15 @@ impl SshServer {
         });
     }
 
-    /// The line that containers put into `authorized_keys`: the gateway's public client key.
+    /// The line that containers put into `authorized_keys`: the gateway's public client key. Empty
+    /// while there is none.
     pub fn public_key_line(&self) -> String {
-        self.0.public_key_line.clone()
+        self.0.keys.public_key_line().unwrap_or_default()
+    }
+
+    /// The gateway's keys.
+    pub fn keys(&self) -> &SshKeys {
+        &self.0.keys
     }
 }
 

@@ -13,8 +13,8 @@ use std::time::Duration;
 use edd_route::ContainerId;
 use edd_route::decide::SshMatch;
 use russh::client::{self, AuthResult, Handle, Msg};
+use russh::keys::PrivateKeyWithHashAlg;
 use russh::keys::ssh_key::public::KeyData;
-use russh::keys::{PrivateKey, PrivateKeyWithHashAlg};
 use russh::{Channel, ChannelOpenFailure};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
@@ -24,6 +24,7 @@ use tracing::debug;
 use super::container::ContainerHandler;
 use super::grants::{Grants, Listen};
 use super::hostkeys::{HostKeyError, HostKeys};
+use super::keyring::SshKeys;
 use super::settings;
 use super::wire::{BannerSeen, Wire};
 use crate::shared::Shared;
@@ -74,7 +75,7 @@ pub enum DialError {
 /// Makes connections to containers.
 pub(crate) struct Dialer {
     shared: Arc<Shared>,
-    key: Arc<PrivateKey>,
+    keys: SshKeys,
     host_keys: Arc<HostKeys>,
     turns: Turns,
 }
@@ -89,11 +90,11 @@ pub(crate) struct Upstream {
 }
 
 impl Dialer {
-    /// Logs in with `key`.
-    pub(crate) fn new(shared: Arc<Shared>, key: PrivateKey) -> Self {
+    /// Logs in with the client key of `keys`.
+    pub(crate) fn new(shared: Arc<Shared>, keys: SshKeys) -> Self {
         Self {
             shared,
-            key: Arc::new(key),
+            keys,
             host_keys: Arc::new(HostKeys::new()),
             turns: Turns::default(),
         }
@@ -156,7 +157,8 @@ impl Dialer {
                 }
                 result => result?,
             };
-            let key = PrivateKeyWithHashAlg::new(Arc::clone(&self.key), None);
+            let keys = self.keys.in_force().ok_or(DialError::NotAccepted)?;
+            let key = PrivateKeyWithHashAlg::new(Arc::clone(&keys.client), None);
             match handle
                 .authenticate_publickey(&target.unix_user, key)
                 .await?
@@ -205,6 +207,15 @@ impl Purpose {
             Self::Session => "session",
             Self::Forward { .. } => "direct-tcpip",
             Self::Socket { .. } => "direct-streamlocal@openssh.com",
+        }
+    }
+
+    /// Where to, for the log.
+    pub(crate) fn target(&self) -> String {
+        match self {
+            Self::Session => String::new(),
+            Self::Forward { host, port, .. } => format!("{host}:{port}"),
+            Self::Socket { path } => path.clone(),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The access log: one line per request, SSH session and raw connection.
+//! The access log: one line per request, SSH session, channel of one, and raw connection.
 //!
 //! Target `access`, so that a filter can send it elsewhere. Lines of requests are
 //! formatted and written by a thread of their own ([`super::AccessLog`]); those of
@@ -139,20 +139,30 @@ impl RawRecord<'_> {
 /// An SSH session (one client connection).
 #[derive(Clone, Debug)]
 pub struct SshRecord<'r> {
+    /// Its id, which its channels' lines have, too.
+    pub session: &'r str,
     /// The table that let it in.
     pub revision: u64,
     /// The client.
     pub peer: SocketAddr,
+    /// The user name as written.
+    pub user: &'r str,
     /// The container.
     pub container: &'r str,
+    /// The container's owner, whose key it was.
+    pub owner: i64,
     /// The Unix user.
     pub unix_user: &'r str,
     /// The owner's key that opened it.
     pub key_id: i64,
+    /// Its fingerprint, `SHA256:…`.
+    pub fingerprint: &'r str,
     /// The container's address.
     pub upstream: SocketAddr,
     /// Channels opened.
     pub channels: u64,
+    /// The first ones that ended, and what they were for.
+    pub opened: &'r str,
     /// Bytes from the client.
     pub bytes_in: u64,
     /// Bytes to the client.
@@ -169,15 +179,80 @@ impl SshRecord<'_> {
         info!(
             target: "access",
             kind = "ssh",
+            session = self.session,
             revision = self.revision,
             peer = %self.peer,
+            user = self.user,
             container = self.container,
+            owner = self.owner,
             unix_user = self.unix_user,
             key_id = self.key_id,
+            fingerprint = self.fingerprint,
             upstream = %self.upstream,
             channels = self.channels,
+            opened = self.opened,
             bytes_in = self.bytes_in,
             bytes_out = self.bytes_out,
+            ms = millis(self.duration),
+            note = self.note.unwrap_or("-"),
+        );
+    }
+}
+
+/// A channel of an SSH session.
+#[derive(Clone, Debug)]
+pub struct SshChannelRecord<'r> {
+    /// The session's id.
+    pub session: &'r str,
+    /// The table that let the session in.
+    pub revision: u64,
+    /// The container.
+    pub container: &'r str,
+    /// Which of the session's channels, from 1; 0: it was never open.
+    pub channel: u64,
+    /// Its type, as the protocol names it.
+    pub kind: &'static str,
+    /// Where to, of a forward.
+    pub target: &'r str,
+    /// `shell`, `exec`, `subsystem`.
+    pub request: &'r str,
+    /// The command, or the subsystem.
+    pub command: &'r str,
+    /// Whether it had a terminal.
+    pub terminal: bool,
+    /// Whether that was recorded.
+    pub recorded: bool,
+    /// Bytes from the client.
+    pub bytes_in: u64,
+    /// Bytes to the client.
+    pub bytes_out: u64,
+    /// Exit status, or the signal's name.
+    pub exit: &'r str,
+    /// From its request to its end.
+    pub duration: Duration,
+    /// Why it was not opened, if so.
+    pub note: Option<&'r str>,
+}
+
+impl SshChannelRecord<'_> {
+    /// Writes the line.
+    pub fn log(&self) {
+        info!(
+            target: "access",
+            kind = "ssh-channel",
+            session = self.session,
+            revision = self.revision,
+            container = self.container,
+            channel = self.channel,
+            r#type = self.kind,
+            to = self.target,
+            request = self.request,
+            command = self.command,
+            terminal = self.terminal,
+            recorded = self.recorded,
+            bytes_in = self.bytes_in,
+            bytes_out = self.bytes_out,
+            exit = self.exit,
             ms = millis(self.duration),
             note = self.note.unwrap_or("-"),
         );

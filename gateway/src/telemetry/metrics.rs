@@ -47,6 +47,16 @@ struct ReasonLabels {
     reason: &'static str,
 }
 
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct TypeLabels {
+    r#type: &'static str,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct DirectionLabels {
+    direction: &'static str,
+}
+
 type Level = Gauge<i64, AtomicI64>;
 
 /// All counters of the gateway; clones share them.
@@ -66,6 +76,10 @@ pub struct Metrics {
     ssh_sessions: Level,
     ssh_auth: Family<ResultLabels, Counter>,
     ssh_auth_delayed: Counter,
+    ssh_channels: Family<TypeLabels, Counter>,
+    ssh_open_failures: Family<ReasonLabels, Counter>,
+    ssh_bytes: Family<DirectionLabels, Counter>,
+    ssh_recordings: Family<ResultLabels, Counter>,
     revision: Gauge<u64, AtomicU64>,
     entries: Family<KindLabels, Level>,
     reload_failures: Family<KindLabels, Counter>,
@@ -128,6 +142,25 @@ impl Drop for UpstreamGauge {
     }
 }
 
+/// Counts the data of SSH channels.
+#[derive(Clone, Debug)]
+pub struct SshBytes {
+    arrived: Counter,
+    sent: Counter,
+}
+
+impl SshBytes {
+    /// From a client.
+    pub fn arrived(&self, bytes: usize) {
+        self.arrived.inc_by(bytes as u64);
+    }
+
+    /// To a client.
+    pub fn sent(&self, bytes: usize) {
+        self.sent.inc_by(bytes as u64);
+    }
+}
+
 impl Metrics {
     /// Families with nothing counted, registered under their names.
     pub fn register(registry: &mut Registry) -> Self {
@@ -149,6 +182,10 @@ impl Metrics {
             ssh_sessions: Level::default(),
             ssh_auth: Family::default(),
             ssh_auth_delayed: Counter::default(),
+            ssh_channels: Family::default(),
+            ssh_open_failures: Family::default(),
+            ssh_bytes: Family::default(),
+            ssh_recordings: Family::default(),
             revision: Gauge::default(),
             entries: Family::default(),
             reload_failures: Family::default(),
@@ -202,6 +239,22 @@ impl Metrics {
             "ssh_auth_delayed",
             "SSH keys refused with a delay, for there were many of that address",
             m.ssh_auth_delayed,
+        );
+        registry.register("ssh_channels", "SSH channels opened", m.ssh_channels);
+        registry.register(
+            "ssh_open_failures",
+            "SSH channels that were not opened",
+            m.ssh_open_failures,
+        );
+        registry.register(
+            "ssh_bytes",
+            "Data of SSH channels, in from clients or out to them",
+            m.ssh_bytes,
+        );
+        registry.register(
+            "ssh_recordings",
+            "Recordings of terminal sessions, begun and how they ended",
+            m.ssh_recordings,
         );
         registry.register(
             "route_table_revision",
@@ -334,6 +387,40 @@ impl Metrics {
     /// Counts a refused SSH key that was answered late.
     pub fn ssh_auth_delayed(&self) {
         self.ssh_auth_delayed.inc();
+    }
+
+    /// Counts an SSH channel that was opened, by its type as the protocol names it.
+    pub fn ssh_channel(&self, r#type: &'static str) {
+        self.ssh_channels
+            .get_or_create(&TypeLabels { r#type })
+            .inc();
+    }
+
+    /// Counts an SSH channel that was not opened: `connect_failed`, `prohibited`, ….
+    pub fn ssh_open_failed(&self, reason: &'static str) {
+        self.ssh_open_failures
+            .get_or_create(&ReasonLabels { reason })
+            .inc();
+    }
+
+    /// Counts the data of SSH channels.
+    pub fn ssh_bytes(&self) -> SshBytes {
+        let counter = |direction| {
+            let family = &self.ssh_bytes;
+            family.get_or_create_owned(&DirectionLabels { direction })
+        };
+        SshBytes {
+            arrived: counter("in"),
+            sent: counter("out"),
+        }
+    }
+
+    /// Counts a recording that has `begun`, or how it ended: `complete`, `too_large`, `torn`,
+    /// `failed`.
+    pub fn ssh_recording(&self, result: &'static str) {
+        self.ssh_recordings
+            .get_or_create(&ResultLabels { result })
+            .inc();
     }
 
     /// Records the table that is now in force.

@@ -1,7 +1,7 @@
 //! What clients without an account can have written to the log, and how often.
 
 use std::fmt::{Debug, Write as _};
-use std::sync::Mutex;
+use std::sync::{Mutex, Once};
 
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
@@ -11,13 +11,29 @@ use crate::support::client::say;
 use crate::support::containers::{Containers, container_address};
 use crate::support::{Gateway, Options, eventually};
 
-/// The container of this file; the other tests of this process have others.
-const CONTAINER: &str = "logged1";
+/// What the names of containers begin with whose lines are kept.
+const LOGGED: &str = "logged-";
+
+/// The container of this file.
+const CONTAINER: &str = "logged-raw";
 
 static LINES: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
-/// Keeps what the default filter lets through and names [`CONTAINER`].
+/// Keeps what the default filter lets through and names a container of [`LOGGED`].
 struct Log;
+
+/// Keeps lines from now on, for the whole process.
+pub(crate) fn watch() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| tracing::subscriber::set_global_default(Log).expect("the only one"));
+}
+
+/// The lines about a container, whose name begins with [`LOGGED`] and is no other test's.
+pub(crate) fn lines(container: &str) -> Vec<String> {
+    let lines = LINES.lock().unwrap();
+    let about = lines.iter().filter(|line| line.contains(container));
+    about.cloned().collect()
+}
 
 impl Subscriber for Log {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
@@ -28,7 +44,7 @@ impl Subscriber for Log {
         let metadata = event.metadata();
         let mut line = Line(format!("{} {}", metadata.level(), metadata.target()));
         event.record(&mut line);
-        if line.0.contains(CONTAINER) {
+        if line.0.contains(LOGGED) {
             LINES.lock().unwrap().push(line.0);
         }
     }
@@ -53,7 +69,7 @@ impl Visit for Line {
 
 #[tokio::test]
 async fn a_raw_connection_to_a_closed_port_is_one_record_and_no_warning() {
-    tracing::subscriber::set_global_default(Log).expect("the only one");
+    watch();
     let gateway = Gateway::start(Options::default()).await;
     let mut containers = Containers::of(&gateway);
     let port = gateway.port(0);
@@ -62,9 +78,9 @@ async fn a_raw_connection_to_a_closed_port_is_one_record_and_no_warning() {
         say(port, &[b"\0"]).await.expect_err("a reset");
     }
     eventually("all are over", || async { gateway.shared.gate.open() == 0 }).await;
-    let lines = LINES.lock().unwrap();
+    let lines = lines(CONTAINER);
     assert_eq!(lines.len(), 3, "{lines:#?}");
-    for line in lines.iter() {
+    for line in &lines {
         assert!(line.starts_with("INFO access "), "{line}");
         assert!(line.contains("note=\"no upstream\""), "{line}");
     }

@@ -16,13 +16,14 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::tickets;
+use super::{ssh_keys, tickets};
 use crate::config::History;
 use crate::control::last_good::now_ms;
 use crate::control::reconcile::State;
 use crate::control::store::{GatewayStore as _, SqlStore, StoreError, Stored};
 use crate::control::writer::{Command, Session};
 use crate::shared::Shared;
+use crate::ssh::SshKeys;
 
 /// First and longest pause between attempts.
 const RETRY_FIRST: Duration = Duration::from_millis(200);
@@ -73,6 +74,8 @@ pub struct Database {
     pub opened: watch::Sender<Option<Opened>>,
     /// Who asks it about the past.
     pub history: watch::Sender<Option<SqlStore>>,
+    /// The SSH keys, in which it may have a say.
+    pub ssh_keys: Option<SshKeys>,
 }
 
 impl Database {
@@ -178,6 +181,7 @@ impl Database {
         tokio::join!(
             relayed,
             tickets::share(&store, keys, &failed),
+            ssh_keys::share(&store, self.ssh_keys.as_ref(), &failed),
             prune(&store, self.shared.config.history, &failed),
         );
         self.history.send_replace(None);

@@ -7,5 +7,6 @@ pub mod nats;
 pub mod replicas;
 pub mod routes_file;
 pub mod snapshot;
+mod ssh_keys;
 mod tickets;
 pub mod watch;

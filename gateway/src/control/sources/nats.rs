@@ -8,6 +8,7 @@ use futures_util::StreamExt as _;
 use tokio_util::sync::CancellationToken;
 
 use crate::control::status::{NatsStatus, StatusBoard};
+use crate::ssh::SshKeys;
 
 /// How often the connection is looked at.
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
@@ -39,14 +40,17 @@ pub async fn watch_connection(client: Client, board: StatusBoard, shutdown: Canc
 }
 
 /// Answers [`PUBLIC_KEY_REQUEST`] with `line` until `shutdown`.
-pub async fn answer_public_key(client: Client, line: String, shutdown: CancellationToken) {
+pub async fn answer_public_key(client: Client, keys: SshKeys, shutdown: CancellationToken) {
     let answering = async {
         loop {
             match client.subscribe(PUBLIC_KEY_REQUEST).await {
                 Ok(mut requests) => {
                     while let Some(request) = requests.next().await {
-                        let Some(reply) = request.reply else { continue };
-                        if let Err(error) = client.publish(reply, line.clone().into()).await {
+                        let (Some(reply), Some(line)) = (request.reply, keys.public_key_line())
+                        else {
+                            continue;
+                        };
+                        if let Err(error) = client.publish(reply, line.into()).await {
                             tracing::warn!(%error, "cannot answer {PUBLIC_KEY_REQUEST}");
                         }
                     }

@@ -9,6 +9,7 @@ pub mod journal;
 mod load;
 mod routes;
 mod sql;
+mod ssh_keys;
 mod tickets;
 mod write;
 

@@ -12,8 +12,9 @@ use serde_json::json;
 use super::{
     Ahead, Begun, Commit, Entry, GatewayStore, KEPT_MS, Past, StoreError, Stored, Then, int,
 };
-use super::{journal, load, tickets, write};
+use super::{journal, load, ssh_keys, tickets, write};
 use crate::config::History;
+use crate::ssh::StoredKey;
 use crate::tls::TicketKey;
 
 /// The schema. Released steps never change.
@@ -28,6 +29,11 @@ const SCHEMA: Schema = Schema {
             2,
             "journal",
             include_str!("../../../migrations/postgres/0002_journal.sql"),
+        ),
+        (
+            3,
+            "gateway_keys",
+            include_str!("../../../migrations/postgres/0003_gateway_keys.sql"),
         ),
     ],
     sqlite: &[
@@ -45,6 +51,11 @@ const SCHEMA: Schema = Schema {
             3,
             "journal",
             include_str!("../../../migrations/sqlite/0003_journal.sql"),
+        ),
+        (
+            4,
+            "gateway_keys",
+            include_str!("../../../migrations/sqlite/0004_gateway_keys.sql"),
         ),
     ],
 };
@@ -105,6 +116,26 @@ impl SqlStore {
     /// Which database it is.
     pub fn identity(&self) -> Identity {
         self.identity
+    }
+
+    /// The gateway's SSH keys that are in it.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub async fn ssh_keys(&self) -> Result<Vec<StoredKey>, StoreError> {
+        within(TIMEOUT, ssh_keys::select(&self.database)).await
+    }
+
+    /// Stores those of `offered` that it does not have; what it has then, the same for everyone
+    /// who asks.
+    ///
+    /// # Errors
+    /// It does not answer or is read-only.
+    pub async fn share_ssh_keys(
+        &self,
+        offered: &[StoredKey],
+    ) -> Result<Vec<StoredKey>, StoreError> {
+        within(TIMEOUT, ssh_keys::share(&self.database, offered)).await
     }
 
     /// The connections, for the outbox's relay.

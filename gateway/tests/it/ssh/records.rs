@@ -1,0 +1,233 @@
+//! What is written down about sessions: the access log, metrics, recordings.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::PathBuf;
+use std::process::Stdio;
+
+use edd_gateway::ssh::Limits;
+use serde_json::Value;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpListener;
+
+use super::rig::{Rig, exit_code, output, stdout, until_text};
+use crate::logs;
+use crate::support::{DEADLINE, eventually};
+
+/// The value of a field in a line of the log.
+fn field<'l>(line: &'l str, name: &str) -> &'l str {
+    let begin = format!(" {name}=");
+    let rest = line
+        .split_once(&begin)
+        .unwrap_or_else(|| panic!("{name}: {line}"))
+        .1;
+    match rest.strip_prefix('"') {
+        // No value here has an escaped quote at its end.
+        Some(text) => text
+            .split_once("\" ")
+            .map_or_else(|| text.trim_end_matches('"'), |(v, _)| v),
+        None => rest.split(' ').next().unwrap_or(rest),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_is_one_record_and_a_line_per_channel() {
+    logs::watch();
+    let rig = Rig::start().await;
+    let _c = rig.container("logged-ssh").await;
+    let fingerprint = rig
+        .key()
+        .public_key()
+        .fingerprint(Default::default())
+        .to_string();
+    let mut master = rig.master("logged-ssh").await;
+    let failed = output(
+        rig.ssh_over("logged-ssh")
+            .arg("printf 12345; exit 3; # \u{7}"),
+    )
+    .await;
+    assert_eq!(failed.status.code(), Some(3));
+    let killed = output(rig.ssh_over("logged-ssh").arg("kill -TERM $$")).await;
+    assert!(!killed.status.success());
+
+    let echo = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = echo.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        let (mut socket, _) = echo.accept().await.unwrap();
+        let (mut read, mut write) = socket.split();
+        let _ = tokio::io::copy(&mut read, &mut write).await;
+    });
+    let mut forward = rig.ssh_as(
+        &rig.login("logged-ssh"),
+        "owner",
+        &[
+            "-o",
+            &format!("ControlPath={}", rig.at("master")),
+            "-W",
+            &format!("127.0.0.1:{port}"),
+        ],
+    );
+    let mut forward = forward
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut input = forward.stdin.take().unwrap();
+    input.write_all(b"secret data").await.unwrap();
+    drop(input);
+    let mut back = String::new();
+    let mut out = forward.stdout.take().unwrap();
+    out.read_to_string(&mut back).await.unwrap();
+    assert_eq!(back, "secret data");
+    exit_code(&mut forward).await;
+    master.kill().await.unwrap();
+
+    let written = || logs::lines("logged-ssh");
+    eventually("the session's record", || async {
+        written().iter().any(|line| field(line, "kind") == "ssh")
+    })
+    .await;
+    let lines = written();
+    let session = lines.last().unwrap();
+    assert_eq!(field(session, "kind"), "ssh", "its channels come before it");
+    assert_eq!(field(session, "user"), rig.login("logged-ssh"));
+    assert_eq!(field(session, "owner"), "7");
+    assert_eq!(field(session, "fingerprint"), fingerprint);
+    assert_eq!(field(session, "channels"), "3");
+    assert!(field(session, "peer").starts_with("127.0.0.1:"));
+    assert!(
+        field(session, "opened").contains("session exec kill -TERM $$ -> TERM"),
+        "{session}"
+    );
+    let id = field(session, "session");
+    let channels: Vec<_> = lines
+        .iter()
+        .filter(|line| field(line, "kind") == "ssh-channel")
+        .collect();
+    assert_eq!(channels.len(), 3, "{lines:#?}");
+    assert!(channels.iter().all(|line| field(line, "session") == id));
+    assert_eq!(field(channels[0], "request"), "exec");
+    assert!(field(channels[0], "command").starts_with("printf 12345; exit 3; # \\u{7}"));
+    assert_eq!(field(channels[0], "bytes_out"), "5");
+    assert_eq!(field(channels[0], "exit"), "3");
+    assert_eq!(field(channels[1], "exit"), "TERM");
+    assert_eq!(field(channels[2], "type"), "direct-tcpip");
+    assert_eq!(field(channels[2], "to"), format!("127.0.0.1:{port}"));
+    assert_eq!(field(channels[2], "bytes_in"), "11");
+    assert_eq!(field(channels[2], "bytes_out"), "11");
+    assert!(lines.iter().all(|line| !line.contains("secret data")));
+
+    let metrics = rig.metrics();
+    for expected in [
+        "ssh_channels_total{type=\"session\"} 2",
+        "ssh_channels_total{type=\"direct-tcpip\"} 1",
+        "ssh_bytes_total{direction=\"in\"} 11",
+        "ssh_bytes_total{direction=\"out\"} 16",
+    ] {
+        assert!(metrics.contains(expected), "{expected}: {metrics}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_channel_that_is_not_opened_is_told_with_its_reason() {
+    logs::watch();
+    let rig = Rig::start().await;
+    rig.put("logged-away", super::rig::free_address(), None, |_| {});
+    let away = output(rig.ssh("logged-away").arg("true")).await;
+    assert!(!away.status.success());
+    let refused = || {
+        let lines = logs::lines("logged-away");
+        let mut channels = lines.iter().filter(|line| line.contains("ssh-channel"));
+        channels
+            .any(|line| field(line, "note") == "connect_failed" && field(line, "channel") == "0")
+    };
+    eventually("the channel's line", || async { refused() }).await;
+    let expected = "ssh_open_failures_total{reason=\"connect_failed\"} 1";
+    assert!(rig.metrics().contains(expected));
+}
+
+/// The recordings of a container.
+fn recordings(rig: &Rig, container: &str) -> Vec<PathBuf> {
+    let folder = rig.path("recordings").join(container);
+    std::fs::read_dir(folder)
+        .map(|files| files.map(|file| file.unwrap().path()).collect())
+        .unwrap_or_default()
+}
+
+async fn recording_rig(containers: &str) -> Rig {
+    // The folder of the rig is not known yet.
+    let containers = containers.to_owned();
+    Rig::start_tuned(Limits::default(), &[], move |config| {
+        let folder = config.state_dir.parent().unwrap().join("recordings");
+        config.ssh.recordings = Some(edd_gateway::config::Recordings {
+            folder,
+            containers: Some(vec![edd_route::ContainerId::new(&containers).unwrap()]),
+            bytes_max: 1 << 20,
+        });
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_terminal_shows_is_recorded_and_nothing_else() {
+    let rig = recording_rig("c1").await;
+    let _c1 = rig.container("c1").await;
+    let _c2 = rig.container("c2").await;
+    // Without a terminal, and of a container that is not named.
+    assert_eq!(stdout(rig.ssh("c1").arg("echo plain")).await, "plain\n");
+    let tty = ["-tt"];
+    let mut other = rig.ssh_as(&rig.login("c2"), "owner", &tty);
+    stdout(other.arg("echo other")).await;
+    assert!(recordings(&rig, "c1").is_empty() && recordings(&rig, "c2").is_empty());
+
+    let mut ssh = rig.ssh_as(&rig.login("c1"), "owner", &tty);
+    let mut ssh = ssh
+        .env("TERM", "xterm-color")
+        .arg("stty -echo; echo password?; read secret; echo thanks")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut out = ssh.stdout.take().unwrap();
+    until_text(&mut out, "password?").await;
+    let mut input = ssh.stdin.take().unwrap();
+    input.write_all(b"hunter2\n").await.unwrap();
+    until_text(&mut out, "thanks").await;
+    assert_eq!(exit_code(&mut ssh).await, Some(0));
+    eventually("the recording is complete", || async {
+        rig.metrics()
+            .contains("ssh_recordings_total{result=\"complete\"} 1")
+    })
+    .await;
+    let files = recordings(&rig, "c1");
+    assert_eq!(files.len(), 1);
+    let mode = std::fs::metadata(&files[0]).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    let text = std::fs::read_to_string(&files[0]).unwrap();
+    let mut lines = text.lines();
+    let header: Value = serde_json::from_str(lines.next().unwrap()).unwrap();
+    assert_eq!(header["version"], 2);
+    assert_eq!(header["env"]["TERM"], "xterm-color");
+    let shown: String = lines
+        .map(|line| serde_json::from_str::<Value>(line).unwrap())
+        .filter(|event| event[1] == "o")
+        .map(|event| event[2].as_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(shown, "password?\r\nthanks\r\n");
+    assert!(!text.contains("hunter2"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_recording_that_cannot_be_written_costs_its_session_nothing() {
+    let rig = recording_rig("c1").await;
+    let _c1 = rig.container("c1").await;
+    std::fs::remove_dir_all(rig.path("recordings")).unwrap();
+    std::fs::write(rig.path("recordings"), "no folder").unwrap();
+    let mut ssh = rig.ssh_as(&rig.login("c1"), "owner", &["-tt"]);
+    let shown = tokio::time::timeout(DEADLINE, stdout(ssh.arg("echo fine"))).await;
+    assert_eq!(shown.unwrap(), "fine\r\n");
+    eventually("it is counted", || async {
+        rig.metrics()
+            .contains("ssh_recordings_total{result=\"failed\"} 1")
+    })
+    .await;
+}
