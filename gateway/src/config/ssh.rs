@@ -127,7 +127,7 @@ impl SshArgs {
             }
         };
         let megabytes = parse_number(&self.ssh_recording_max, 1, MEGABYTES_MAX);
-        let megabytes = p.check("--ssh-recording-max", megabytes)?;
+        let megabytes = p.check("--ssh-recording-max", megabytes);
         let recorded: Vec<&str> = (self.ssh_record.split(','))
             .map(str::trim)
             .filter(|name| !name.is_empty())
@@ -144,7 +144,7 @@ impl SshArgs {
         };
         let recordings = match (self.ssh_recordings, recorded.is_empty()) {
             (None, true) => None,
-            (Some(folder), false) => Some(Recordings {
+            (Some(folder), false) => megabytes.map(|megabytes| Recordings {
                 folder,
                 containers,
                 bytes_max: u64::try_from(megabytes).unwrap_or(u64::MAX) << 20,

@@ -227,7 +227,15 @@ impl Handler for ClientHandler {
         offer: PublicKeyOffer<'_>,
     ) -> Result<Auth, russh::Error> {
         Ok(match self.decide(user, offer.public_key, offer.algorithm) {
-            Ok(_) => Auth::Accept,
+            Ok(login) => {
+                // For the log, should nothing follow: the key is known and was only asked about, or
+                // somebody signs with another.
+                self.connection.refused(Refused {
+                    name: login.name.chars().take(64).collect(),
+                    reason: format!("no signature by {}", login.fingerprint),
+                });
+                Auth::Accept
+            }
             Err(refused) => self.refuse(refused).await,
         })
     }

@@ -36,6 +36,11 @@ fn every_bad_flag_and_variable_is_reported_at_once_with_exit_code_64() {
         "--public-https-port=0",
         "--database-url=mysql://x",
         "--log-format=xml",
+        "--ssh-keys=somewhere",
+        "--ssh-max-startups=10:30",
+        "--ssh-max-startups-per-ip=0",
+        "--ssh-record=C1",
+        "--ssh-recording-max=0",
     ];
     let variables = [
         ("EDD_GATEWAY_DRAIN_TIMEOUT", "soon"),
@@ -53,6 +58,11 @@ fn every_bad_flag_and_variable_is_reported_at_once_with_exit_code_64() {
         "--public-https-port",
         "--database-url",
         "--log-format",
+        "--ssh-keys",
+        "--ssh-max-startups (",
+        "--ssh-max-startups-per-ip",
+        "--ssh-record (",
+        "--ssh-recording-max",
         "EDD_GATEWAY_DRAIN_TIMEOUT",
         "EDD_GATEWAY_WORKERS",
     ] {
@@ -61,7 +71,7 @@ fn every_bad_flag_and_variable_is_reported_at_once_with_exit_code_64() {
             "{flag} in:\n{lines}"
         );
     }
-    assert_eq!(lines.lines().count(), 10, "{lines}");
+    assert_eq!(lines.lines().count(), 16, "{lines}");
     assert!(
         std::fs::read_dir(folder.path()).unwrap().next().is_none(),
         "nothing was written"

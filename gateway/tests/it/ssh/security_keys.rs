@@ -12,6 +12,8 @@ use sha2::{Digest as _, Sha256};
 use tokio::net::TcpStream;
 
 use super::rig::{OWNER, Rig};
+use crate::logs;
+use crate::support::eventually;
 
 /// What a web page would be for a browser.
 const APPLICATION: &str = "ssh:";
@@ -108,14 +110,15 @@ async fn logs_in(rig: &Rig, token: &Token, honest: bool) -> bool {
         .unwrap();
     let mut hand = Hand { token, honest };
     let key = token.public.clone();
-    let login = handle.authenticate_publickey_with(rig.login("c1"), key, None, &mut hand);
+    let login = handle.authenticate_publickey_with(rig.login("logged-sk"), key, None, &mut hand);
     login.await.unwrap().success()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn security_keys_log_in_by_what_they_sign() {
+    logs::watch();
     let rig = Rig::start().await;
-    let _c = rig.container("c1").await;
+    let _c = rig.container("logged-sk").await;
     let curve = EcdsaCurve::NistP256;
     for algorithm in [Algorithm::Ed25519, Algorithm::Ecdsa { curve }] {
         let token = Token::new(algorithm);
@@ -124,6 +127,15 @@ async fn security_keys_log_in_by_what_they_sign() {
         rig.put_keys(OWNER, &[(1, &fingerprint)]);
         assert!(logs_in(&rig, &token, true).await, "{:?}", token.public);
         assert!(!logs_in(&rig, &token, false).await, "signed something else");
+        let told = format!("no signature by {fingerprint}");
+        eventually("the log tells of it", || async {
+            let lines = logs::lines("logged-sk");
+            let mut refused = lines
+                .iter()
+                .filter(|line| line.contains("ssh login refused"));
+            refused.any(|line| line.contains(&told))
+        })
+        .await;
         // The key inside is not the key: its fingerprint is another.
         let bare = token.inner.public_key().fingerprint(HashAlg::Sha256);
         assert_ne!(bare.to_string(), fingerprint);
