@@ -64,7 +64,7 @@ pub struct Delivery {
     pub event: Event,
     /// Where it stands.
     pub position: Position,
-    /// 1 at first.
+    /// 1 at first; 0: read besides, not delivered.
     pub deliveries: u64,
 }
 

@@ -24,7 +24,6 @@ use aws_lc_rs::{
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 
 use crate::{
-    bus::Message,
     event::{BadEvent, Decoded},
     secret_file::{self, Secret},
 };
@@ -269,17 +268,17 @@ impl Verifier {
     }
 
     /// An event that does not pass becomes a bad one.
-    pub(crate) fn judge(&self, message: &Message, decoded: Decoded) -> Decoded {
+    pub(crate) fn judge(
+        &self,
+        subject: &str,
+        payload: &[u8],
+        headers: Option<&HeaderMap>,
+        decoded: Decoded,
+    ) -> Decoded {
         let Decoded::Event(event) = decoded else {
             return decoded;
         };
-        let checked = self.check(
-            &message.subject,
-            &event.event_id,
-            &message.payload,
-            message.headers.as_ref(),
-        );
-        match checked {
+        match self.check(subject, &event.event_id, payload, headers) {
             Ok(()) => Decoded::Event(event),
             Err(error) => Decoded::Bad(event.kind, BadEvent::Signature(error)),
         }

@@ -231,7 +231,7 @@ impl<S> Binding<S> {
         Binding {
             subscription: wrap(self.subscription),
             consumer: self.consumer,
-            last_sequence: self.last_sequence,
+            stream: self.stream,
             ack_wait: self.ack_wait,
         }
     }

@@ -280,8 +280,8 @@ pub struct Binding<S> {
     pub subscription: S,
     /// How far the consumer was then.
     pub consumer: ConsumerState,
-    /// The stream's last sequence then.
-    pub last_sequence: u64,
+    /// The stream then.
+    pub stream: StreamState,
     /// The server delivers again what was not acknowledged for so long.
     pub ack_wait: Duration,
 }
@@ -299,9 +299,12 @@ pub struct ConsumerState {
     pub delivered: u64,
 }
 
-/// The sequences of a stream.
+/// A stream, and its sequences.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct StreamState {
+    /// When it was made, Unix nanoseconds. One that was made anew under the same
+    /// name has another time, and sequences that have nothing to do with the old.
+    pub created: i64,
     /// Of the oldest message that is kept.
     pub first_sequence: u64,
     /// Of the newest one ever stored; 0: none.

@@ -124,11 +124,7 @@ impl Bus for NatsBus {
     async fn stream_state(&self, stream: &str) -> Result<Option<StreamState>, StateError> {
         Ok(self.stream(stream).await?.map(|stream| {
             // The answer is as fresh as its request.
-            let state = &stream.cached_info().state;
-            StreamState {
-                first_sequence: state.first_sequence,
-                last_sequence: state.last_sequence,
-            }
+            stream_state(stream.cached_info())
         }))
     }
 
@@ -231,12 +227,7 @@ impl Bus for NatsBus {
         warn_of_differences(durable, &wanted, &consumer.cached_info().config);
         let ack_wait = consumer.cached_info().config.ack_wait;
         let info = consumer.get_info().await.map_err(state_error)?;
-        let last_sequence = stream
-            .info()
-            .await
-            .map_err(state_error)?
-            .state
-            .last_sequence;
+        let stream = stream_state(stream.info().await.map_err(state_error)?);
         let batch = durable.batch_max.max(1);
         let puller = Puller::subscribe(self.0.js.clone(), consumer.clone(), batch, connects)
             .await
@@ -244,7 +235,7 @@ impl Bus for NatsBus {
         Ok(Binding {
             subscription: NatsSubscription { puller, consumer },
             consumer: consumer_state(&info),
-            last_sequence,
+            stream,
             ack_wait,
         })
     }
@@ -388,6 +379,14 @@ fn kept(found: Result<StreamMessage, RawMessageError>) -> Result<Option<Kept>, S
             }
             _ => Err(state_error(error)),
         },
+    }
+}
+
+fn stream_state(info: &jetstream::stream::Info) -> StreamState {
+    StreamState {
+        created: i64::try_from(info.created.unix_timestamp_nanos()).unwrap_or(i64::MAX),
+        first_sequence: info.state.first_sequence,
+        last_sequence: info.state.last_sequence,
     }
 }
 

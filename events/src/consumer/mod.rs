@@ -14,6 +14,7 @@
 mod acks;
 mod advisories;
 mod bind;
+mod bound;
 mod breaker;
 mod burial;
 mod session;
@@ -33,6 +34,7 @@ use crate::{
     signature::Verifier,
     stream::StreamSpec,
 };
+pub use bound::{Bound, Stretch};
 use breaker::Breaker;
 pub use breaker::BreakerState;
 use session::{End, Session};
@@ -101,6 +103,23 @@ pub trait Handler: Send {
         &mut self,
         batch: &[Delivery],
     ) -> impl Future<Output = Result<Vec<Verdict>, Unavailable>> + Send;
+
+    /// Looks at a fresh binding before anything of it is handed over. True: all
+    /// that was delivered before it, acknowledged or not, is in effect, so that
+    /// nobody has to wait until it comes again.
+    ///
+    /// Dropped at a shutdown, and when NATS goes away: what it does must be all
+    /// or nothing.
+    ///
+    /// # Errors
+    /// The consumer binds again after a pause.
+    fn bound(
+        &mut self,
+        binding: &Bound<'_>,
+    ) -> impl Future<Output = Result<bool, Unavailable>> + Send {
+        let _ = binding;
+        std::future::ready(Ok(false))
+    }
 }
 
 /// A durable pull consumer.
@@ -180,7 +199,7 @@ impl Consumer {
 
     /// Turns true once everything that was in the stream when the consumer
     /// bound to it has been handled, and what was delivered before is
-    /// acknowledged. Turns false when the binding is lost (NATS disconnected,
+    /// acknowledged, or in effect as [`Handler::bound`] says. Turns false when the binding is lost (NATS disconnected,
     /// stream or consumer removed), until that is so again.
     #[must_use]
     pub fn caught_up(&self) -> watch::Receiver<bool> {
@@ -229,7 +248,22 @@ impl Consumer {
                         pending = bound.consumer.pending,
                         "consuming"
                     );
-                    match session.run(bound, &shutdown).await {
+                    let greeting = shutdown.run_until_cancelled(session.greet(&bound));
+                    let settled = match greeting.await {
+                        None => break,
+                        Some(Ok(settled)) => settled,
+                        Some(Err(Unavailable(reason))) => {
+                            let pause = backoff.next();
+                            let pause_ms = pause.as_millis();
+                            warn!(stream, consumer, reason, pause_ms, "not consuming");
+                            let sleep = tokio::time::sleep(pause);
+                            if shutdown.run_until_cancelled(sleep).await.is_none() {
+                                break;
+                            }
+                            continue;
+                        }
+                    };
+                    match session.run(bound, settled, &shutdown).await {
                         End::Shutdown => break,
                         End::Lost(lost) => {
                             info!(stream, consumer, reason = %lost, "binding again");
@@ -238,7 +272,11 @@ impl Consumer {
                             // pauses of their own.
                             if session.took_progress() || matches!(lost, Lost::Reconnected) {
                                 backoff.reset();
-                                continue;
+                                // A server that says that a stream is deleted may still be
+                                // at it, and remove what is made in its place (2.9).
+                                if !matches!(lost, Lost::Status(..)) {
+                                    continue;
+                                }
                             }
                             let pause = backoff.next();
                             let sleep = tokio::time::sleep(pause);

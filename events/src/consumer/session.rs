@@ -18,6 +18,7 @@ use tracing::{debug, error, info, warn};
 use super::{
     ACK_WAIT, Consumer, DELIVERIES_MAX, Handler, Unavailable, Verdict,
     acks::{acknowledge, grace, hold, keep, keep_alive, ticks},
+    bound::Bound,
     burial::Dead,
 };
 use crate::{
@@ -56,6 +57,8 @@ pub(super) struct Interrupted;
 pub(super) struct Session<'a, H> {
     pub(super) consumer: &'a Consumer,
     handler: H,
+    /// When the stream of the last binding was made.
+    stream_created: Option<i64>,
     /// Delivered, not yet looked at.
     pub(super) held: VecDeque<Message>,
     pub(super) keep_alive: Duration,
@@ -82,6 +85,7 @@ impl<'a, H: Handler> Session<'a, H> {
         Self {
             consumer,
             handler,
+            stream_created: None,
             held: VecDeque::new(),
             keep_alive: keep_alive(ACK_WAIT),
             progress: false,
@@ -97,28 +101,53 @@ impl<'a, H: Handler> Session<'a, H> {
         std::mem::take(&mut self.progress)
     }
 
-    /// Works until the binding is lost or the time to stop has come.
+    /// Lets the handler look at a fresh binding, before anything of it is handed
+    /// over; whether all that was delivered before is in effect.
+    pub(super) async fn greet(
+        &mut self,
+        bound: &Binding<AnySubscription>,
+    ) -> Result<bool, Unavailable> {
+        let before = self.stream_created.replace(bound.stream.created);
+        if before.is_some_and(|before| before != bound.stream.created) && !self.held.is_empty() {
+            warn!(
+                stream = self.consumer.spec.stream.name,
+                events = self.held.len(),
+                "the stream was made anew: what it had delivered before is dropped"
+            );
+            self.held.clear();
+        }
+        let binding = Bound::new(self.consumer, bound);
+        let bus = &self.consumer.bus;
+        let connects = bus.connects();
+        tokio::select! {
+            settled = self.handler.bound(&binding) => settled,
+            () = bus.lost(connects) => Err(Unavailable("NATS went away".into())),
+        }
+    }
+
+    /// Works until the binding is lost or the time to stop has come. `settled`:
+    /// what was delivered before is in effect and need not be waited for.
     pub(super) async fn run(
         &mut self,
         bound: Binding<AnySubscription>,
+        settled: bool,
         shutdown: &CancellationToken,
     ) -> End {
         let Binding {
             subscription: mut from,
             consumer: state,
-            last_sequence,
+            stream,
             ack_wait,
         } = bound;
         self.consumer
             .metrics
             .pending(self.consumer.spec.stream.name, state.pending);
         self.is_through = state.pending == 0 && self.held.is_empty();
-        self.unsettled_to = (state.ack_pending > 0).then_some(state.delivered);
+        self.unsettled_to = (state.ack_pending > 0 && !settled).then_some(state.delivered);
         self.tell_if_caught_up();
         // A stream that was made anew starts again at 1.
-        let target = self
-            .catch_up_to
-            .map_or(last_sequence, |target| target.min(last_sequence));
+        let last = stream.last_sequence;
+        let target = self.catch_up_to.map_or(last, |target| target.min(last));
         self.catch_up_to = Some(target);
         // The consumer may be someone else's, with another ack wait.
         self.keep_alive = keep_alive(ack_wait);
@@ -282,7 +311,12 @@ impl<'a, H: Handler> Session<'a, H> {
                 &position,
             );
             let decoded = match &self.consumer.verifier {
-                Some(verifier) => verifier.judge(&message, decoded),
+                Some(verifier) => verifier.judge(
+                    &message.subject,
+                    &message.payload,
+                    message.headers.as_ref(),
+                    decoded,
+                ),
                 None => decoded,
             };
             match decoded {

@@ -218,7 +218,8 @@ async fn messages_say_where_they_stand<W: World>(world: W) {
     assert_eq!((state.first_sequence, state.last_sequence), (1, 3));
     assert_eq!(bus.stream_state("NO_SUCH").await.unwrap(), None);
     let binding = binding(bus, &SPEC).await;
-    assert_eq!((binding.last_sequence, binding.consumer.pending), (3, 3));
+    assert_eq!(binding.stream, state);
+    assert_eq!((state.last_sequence, binding.consumer.pending), (3, 3));
     let mut from = binding.subscription;
     for n in 1..=3 {
         let message = take::<W::Bus>(&mut from).await;
@@ -759,12 +760,14 @@ async fn a_store_that_is_gone_begins_again<W: World>(world: W) {
     for _ in 0..2 {
         take::<W::Bus>(&mut from).await;
     }
+    let before = bus.stream_state(STREAM.name).await.unwrap().unwrap();
     world.wipe().await;
     let lost = timeout(DEADLINE, from.next()).await.expect("word of it");
     assert!(lost.is_err());
     assert_eq!(bus.stream_state(STREAM.name).await.unwrap(), None);
     let binding = binding(bus, &SPEC).await;
-    assert_eq!(binding.last_sequence, 0);
+    assert_eq!(binding.stream.last_sequence, 0);
+    assert!(binding.stream.created > before.created, "another stream");
     assert_eq!(put(bus, "things.thing.a.made").await.sequence, 1);
     let mut from = binding.subscription;
     assert_eq!(deliveries(&take::<W::Bus>(&mut from).await), 1);

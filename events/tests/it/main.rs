@@ -1,5 +1,6 @@
 //! The event library against a real nats-server.
 
+mod bound;
 mod conformance;
 mod consuming;
 mod dead_letters;

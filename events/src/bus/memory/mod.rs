@@ -384,7 +384,7 @@ impl Bus for MemoryBus {
                 "the stream takes no subjects of {filter}"
             )));
         }
-        let last_sequence = stream.sequences().last_sequence;
+        let sequences = stream.sequences();
         let consumer = stream.consumer(durable, 1);
         let (consumer, ack_wait) = (consumer.state(), consumer.ack_wait);
         let (store, id) = (state.store, state.id());
@@ -410,7 +410,7 @@ impl Bus for MemoryBus {
                 asked: false,
             },
             consumer,
-            last_sequence,
+            stream: sequences,
             ack_wait,
         })
     }
@@ -500,6 +500,13 @@ impl State {
         self.next_id
     }
 
+    /// Unix nanoseconds on tokio's clock.
+    fn now_ns(&self) -> i64 {
+        let now = self.started.1 + self.started.0.elapsed();
+        let since = now.duration_since(SystemTime::UNIX_EPOCH);
+        i64::try_from(since.unwrap_or_default().as_nanos()).unwrap_or(i64::MAX)
+    }
+
     fn ensure(&mut self, spec: &StreamSpec) -> Result<(), EnsureError> {
         let overlaps = |pattern: &str, other: &str| takes(pattern, other) || takes(other, pattern);
         let taken = self.streams.iter().find(|(name, stream)| {
@@ -518,10 +525,15 @@ impl State {
                 ),
             });
         }
+        let made = match self.streams.contains_key(spec.name) {
+            true => 0,
+            // No two are made at once, though the clock may stand still.
+            false => self.now_ns().saturating_add(self.id().cast_signed()),
+        };
         let stream = self
             .streams
             .entry(spec.name.to_owned())
-            .or_insert_with(|| Stream::new(spec.name));
+            .or_insert_with(|| Stream::new(spec.name, made));
         for subject in spec.subjects {
             if !stream.subjects.iter().any(|has| takes(has, subject)) {
                 stream.subjects.push((*subject).to_owned());

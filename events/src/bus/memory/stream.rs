@@ -19,6 +19,8 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct Stream {
     pub(super) name: Arc<str>,
+    /// Unix nanoseconds.
+    created: i64,
     pub(super) subjects: Vec<String>,
     pub(super) messages: BTreeMap<u64, Message>,
     pub(super) durables: BTreeMap<String, Consumer>,
@@ -37,9 +39,10 @@ pub(super) struct Message {
 }
 
 impl Stream {
-    pub(super) fn new(name: &str) -> Self {
+    pub(super) fn new(name: &str, created: i64) -> Self {
         Self {
             name: name.into(),
+            created,
             subjects: Vec::new(),
             messages: BTreeMap::new(),
             durables: BTreeMap::new(),
@@ -134,6 +137,7 @@ impl Stream {
     pub(super) fn sequences(&self) -> StreamState {
         let first = self.messages.first_key_value().map(|(first, _)| *first);
         StreamState {
+            created: self.created,
             first_sequence: first.unwrap_or(self.last + 1),
             last_sequence: self.last,
         }
