@@ -3,8 +3,8 @@
 //! Nothing listens and nothing of `--state-dir` is touched: the last good table
 //! there serves on until the gateway that is started next has looked at both.
 //! What replays is what rebuilds a lost database in a running gateway: the
-//! durable consumers begin anew, and compute's snapshot stands for what the
-//! streams no longer hold.
+//! streams are read past the durable consumers, and compute's snapshot stands for
+//! what they no longer hold.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -33,8 +33,11 @@ pub(super) struct Rows {
     /// Never emptied: what was ever to be published.
     pub(super) outbox: Vec<OutboxEntry>,
     positions: BTreeMap<String, u64>,
+    floors: BTreeMap<String, u64>,
+    tries: BTreeMap<String, u64>,
+    streams: BTreeMap<String, i64>,
     pub(super) revision: u64,
-    born: bool,
+    pub(super) born: bool,
     rebuilding: bool,
     pub(super) statics: Vec<StaticRouteSpec>,
     /// Lines in the journal.
@@ -104,8 +107,20 @@ impl Rows {
             let position = self.positions.entry(stream.clone()).or_insert(0);
             *position = (*position).max(*sequence);
         }
+        for (stream, sequence) in &commit.floors {
+            let floor = self.floors.entry(stream.clone()).or_insert(0);
+            *floor = (*floor).max(*sequence);
+        }
         if let Some(stream) = commit.restarted {
-            self.positions.insert(stream.to_owned(), 0);
+            for of in [&mut self.positions, &mut self.floors, &mut self.tries] {
+                of.insert(stream.to_owned(), 0);
+            }
+        }
+        if let Some((stream, tries)) = commit.tries {
+            self.tries.insert(stream.to_owned(), tries);
+        }
+        if let Some((stream, created)) = commit.stream {
+            self.streams.insert(stream.to_owned(), created);
         }
         if let Some(revision) = commit.revision {
             assert!(
@@ -162,6 +177,8 @@ impl Rows {
             revision: self.revision,
             rebuilding: self.rebuilding,
             positions: self.positions.clone(),
+            floors: self.floors.clone(),
+            tries: self.tries.clone(),
         }
     }
 }
@@ -224,6 +241,11 @@ impl GatewayStore for Opening {
         self.statement(begin).await
     }
 
+    async fn stream_created(&self, (): &mut (), name: &str) -> Result<Option<i64>, StoreError> {
+        let created = || self.world.lock().rows.streams.get(name).copied();
+        self.statement(created).await
+    }
+
     async fn ahead(&self, since: u64) -> Result<Ahead, StoreError> {
         self.statement(|| self.world.lock().rows.ahead(since)).await
     }
@@ -243,10 +265,11 @@ impl GatewayStore for Opening {
             self.world.note(|| {
                 let outbox = commit.outbox.iter().map(|entry| &entry.subject);
                 format!(
-                    "commit {:?}, revision {:?}, positions {:?}, rebuilding {:?}, {:?}",
+                    "commit {:?}, revision {:?}, positions {:?}, floors {:?}, rebuilding {:?}, {:?}",
                     commit.event_ids,
                     commit.revision,
                     commit.positions,
+                    commit.floors,
                     commit.rebuilding,
                     outbox.collect::<Vec<_>>()
                 )

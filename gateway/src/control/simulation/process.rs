@@ -3,13 +3,14 @@
 //! Plays `sources::database`, `sources::events` with the consumers of the event
 //! library, `sources::watch` and `last_good`, by their documented behaviour.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use clap::Parser;
-use edd_events::consumer::Verdict;
+use edd_events::consumer::{Unavailable, Verdict};
 use edd_events::envelope::Cause;
 use edd_route::snapshot::Snapshot;
 use edd_route::table::Settings;
@@ -24,9 +25,10 @@ use super::model::Watched;
 use super::world::{Message, STREAMS, World};
 use crate::config::{Config, ServeArgs};
 use crate::control::reconcile::{Change, Stamp, State};
+use crate::control::sources::again::{Again, Reader};
 use crate::control::status::{DatabaseStatus, NatsStatus, StatusBoard};
 use crate::control::store::{self, GatewayStore as _};
-use crate::control::writer::{Command, Incoming, Session, Writer};
+use crate::control::writer::{Command, Floor, Incoming, Session, Writer};
 use crate::drain::Drain;
 use crate::listener::{Doors, Gate, RequestGate};
 use crate::shared::Shared;
@@ -126,6 +128,8 @@ struct Opened {
     lost: bool,
     replaced: bool,
     positions: BTreeMap<String, u64>,
+    floors: BTreeMap<String, u64>,
+    tries: BTreeMap<String, u64>,
 }
 
 impl Process {
@@ -213,6 +217,8 @@ impl Process {
                     lost: lost || stored.rebuilding,
                     replaced,
                     positions: stored.positions.clone(),
+                    floors: stored.floors.clone(),
+                    tries: stored.tries.clone(),
                 };
                 let session = Session {
                     number,
@@ -224,8 +230,12 @@ impl Process {
                     failed: failed.clone(),
                 };
                 self.world.note(|| {
-                    let Opened { positions, .. } = &now;
-                    format!("opened {number}, lost {lost}, replaced {replaced}, {positions:?}")
+                    let Opened {
+                        positions, floors, ..
+                    } = &now;
+                    format!(
+                        "opened {number}, lost {lost}, replaced {replaced}, {positions:?}, {floors:?}"
+                    )
                 });
                 let handed = commands.send(Command::Opened(Box::new(session))).await;
                 assert!(handed.is_ok(), "the writer ends with the process");
@@ -243,6 +253,7 @@ impl Process {
         commands: mpsc::Sender<Command<Opening>>,
         mut sessions: watch::Receiver<Option<Opened>>,
     ) {
+        let mut is_first = true;
         loop {
             let opened = sessions
                 .wait_for(Option::is_some)
@@ -258,74 +269,131 @@ impl Process {
             tokio::select! {
                 biased;
                 _ = sessions.wait_for(anew) => {}
-                () = self.consume(&commands, opened) => {}
+                () = self.consume(&commands, opened, is_first) => {}
             }
+            is_first = false;
         }
     }
 
-    async fn consume(&self, commands: &mpsc::Sender<Command<Opening>>, opened: Opened) {
-        for (stream, name) in STREAMS.iter().enumerate() {
-            let mut position = opened.positions.get(*name).copied().unwrap_or_default();
-            self.world.point().await;
-            let (last, floor) = self.world.stream_info(stream);
-            if last < position {
-                let _ = commands.send(Command::StreamReset(name)).await;
-                position = 0;
-            }
-            if floor.is_some_and(|floor| opened.lost || floor > position) {
-                let start = if opened.lost { 1 } else { position + 1 };
-                self.world.make_consumer(stream, None);
+    async fn consume(
+        &self,
+        commands: &mpsc::Sender<Command<Opening>>,
+        opened: Opened,
+        is_first: bool,
+    ) {
+        let mut agains = Vec::new();
+        for (stream, name) in STREAMS.into_iter().enumerate() {
+            let of = |known: &BTreeMap<String, u64>| known.get(name).copied().unwrap_or_default();
+            let tries = if is_first { of(&opened.tries) } else { 0 };
+            let mut again = Again::new(name, of(&opened.positions), of(&opened.floors), tries);
+            loop {
                 self.world.point().await;
-                self.world.make_consumer(stream, Some(start));
+                let found = self.world.found(stream);
+                if again.identify(found, commands).await.is_ok() {
+                    break;
+                }
+                self.world.pause(500).await;
             }
+            agains.push(again);
         }
         self.board.update(|status| status.consuming = true);
+        let through = [Cell::new(false), Cell::new(false)];
+        let compute = agains.pop().expect("two");
+        let auth = agains.pop().expect("two");
         tokio::join!(
-            self.consumer(0, commands),
-            self.consumer(1, commands),
-            self.caught_up(commands, opened.number),
+            self.consumer(0, auth, &through[0], commands),
+            self.consumer(1, compute, &through[1], commands),
+            self.caught_up(&through, commands, opened.number),
         );
     }
 
-    async fn caught_up(&self, commands: &mpsc::Sender<Command<Opening>>, number: u64) {
+    async fn caught_up(
+        &self,
+        through: &[Cell<bool>; 2],
+        commands: &mpsc::Sender<Command<Opening>>,
+        number: u64,
+    ) {
         let mut told = false;
         loop {
-            let through = (0..STREAMS.len()).all(|stream| self.world.is_through(stream));
-            if through && !told {
-                let floors = STREAMS.iter().enumerate().filter_map(|(stream, name)| {
-                    Some(((*name).to_owned(), self.world.stream_info(stream).1?))
+            let now = through.iter().all(Cell::get);
+            if now && (!told || self.world.percent(5)) {
+                let floors = STREAMS.into_iter().enumerate().map(|(stream, name)| {
+                    let found = self.world.found(stream);
+                    Floor {
+                        stream: name,
+                        created: found.created,
+                        sequence: found.acknowledged,
+                    }
                 });
                 let floors = floors.collect();
+                self.world.point().await;
                 let _ = commands.send(Command::Acknowledged(number, floors)).await;
-                let _ = commands.send(Command::CaughtUp(number)).await;
-                told = true;
             }
+            if now && !told {
+                let _ = commands.send(Command::CaughtUp(number)).await;
+            }
+            if told && !now {
+                self.board.update(|status| status.caught_up = false);
+            }
+            told = now;
             tokio::time::sleep(Duration::from_millis(250)).await;
         }
     }
 
-    async fn consumer(&self, stream: usize, commands: &mpsc::Sender<Command<Opening>>) {
-        self.world.bind(stream);
+    async fn consumer(
+        &self,
+        stream: usize,
+        mut again: Again,
+        through: &Cell<bool>,
+        commands: &mpsc::Sender<Command<Opening>>,
+    ) {
         loop {
-            let max = 1 + usize::try_from(self.shared.table().revision).unwrap_or(0) % BATCH_MAX;
-            let batch = self.world.fetch(stream, max);
-            if batch.is_empty() {
-                let news = self.world.news.notified();
-                let _ = tokio::time::timeout(Duration::from_millis(500), news).await;
+            self.world.bind(stream);
+            let making = self.world.making(stream);
+            let found = self.world.found(stream);
+            self.world.point().await;
+            let mut reader = Reading {
+                world: &self.world,
+                stream,
+                making,
+                last: 0,
+            };
+            let greeted = async {
+                again.identify(found, commands).await?;
+                again.read(found, &mut reader, commands).await
+            };
+            if greeted.await.is_err() {
+                self.world.pause(5_000).await;
                 continue;
             }
-            self.world.point().await;
-            self.work(stream, &batch, commands).await;
+            let mut seen_all = false;
+            loop {
+                let max =
+                    1 + usize::try_from(self.shared.table().revision).unwrap_or(0) % BATCH_MAX;
+                let Some(batch) = self.world.fetch(stream, making, max) else {
+                    break;
+                };
+                if batch.is_empty() {
+                    seen_all |= self.world.is_delivered(stream);
+                    through.set(seen_all);
+                    let news = self.world.news.notified();
+                    let _ = tokio::time::timeout(Duration::from_millis(500), news).await;
+                    continue;
+                }
+                self.world.point().await;
+                self.work(stream, making, &batch, commands).await;
+            }
+            through.set(false);
         }
     }
 
     async fn work(
         &self,
         stream: usize,
+        making: u32,
         batch: &[(u64, Message)],
         commands: &mpsc::Sender<Command<Opening>>,
     ) {
-        let making = self.world.making(stream);
         let sequences: Vec<u64> = batch.iter().map(|(sequence, _)| *sequence).collect();
         let verdicts = loop {
             let (answer, verdicts) = oneshot::channel();
@@ -340,7 +408,7 @@ impl Process {
                 Ok(verdicts) => break verdicts,
                 Err(_unavailable) => {
                     self.world.pause(5_000).await;
-                    self.world.progress(stream, &sequences);
+                    self.world.progress(stream, making, &sequences);
                 }
             }
         };
@@ -355,7 +423,7 @@ impl Process {
             } else {
                 super::model::is_durable(&self.world, message);
             }
-            self.world.acknowledge(stream, *sequence);
+            self.world.acknowledge(stream, making, *sequence);
         }
     }
 
@@ -407,6 +475,41 @@ impl Process {
             if status.changed().await.is_err() {
                 return;
             }
+        }
+    }
+}
+
+/// The stream past its durable consumer.
+struct Reading<'a> {
+    world: &'a World,
+    stream: usize,
+    making: u32,
+    /// Events that were read last.
+    last: usize,
+}
+
+impl Reader for Reading<'_> {
+    async fn read(
+        &mut self,
+        from: u64,
+        to: u64,
+        max: usize,
+    ) -> Result<(Vec<Incoming>, u64), Unavailable> {
+        self.world.point().await;
+        let up_to = to.min(from + u64::try_from(max.min(BATCH_MAX)).expect("small") - 1);
+        let messages = self.world.read(self.stream, self.making, from..=up_to);
+        let messages = messages.ok_or_else(|| Unavailable("another stream".into()))?;
+        self.world.lock().counts.read += 1;
+        self.last = messages.len();
+        let events = messages
+            .iter()
+            .map(|(at, event)| incoming(self.stream, *at, event));
+        Ok((events.collect(), up_to))
+    }
+
+    fn handled(&mut self, verdicts: &[Verdict]) {
+        if verdicts.len() < self.last {
+            self.world.left_out();
         }
     }
 }

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use super::database::Rows;
 use super::random::Random;
 use crate::control::reconcile::What;
+use crate::control::sources::again::Found;
 use crate::shared::Shared;
 
 /// AUTH and COMPUTE.
@@ -49,7 +50,7 @@ struct Stream {
 }
 
 /// A durable consumer, as the server keeps it.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Durable {
     next: u64,
     floor: u64,
@@ -57,16 +58,6 @@ struct Durable {
     acknowledged: BTreeSet<u64>,
     /// When what was delivered comes again.
     pending: BTreeMap<u64, Instant>,
-}
-
-impl Durable {
-    fn starting_at(sequence: u64) -> Self {
-        Self {
-            next: sequence,
-            floor: sequence - 1,
-            ..Self::default()
-        }
-    }
 }
 
 /// How often what happened, to see that a run tries everything.
@@ -84,29 +75,14 @@ pub(super) struct Counts {
     pub(super) edits: u64,
     pub(super) announcements: u64,
     pub(super) checks: u64,
+    /// Readings of what was delivered before.
+    pub(super) read: u64,
+    /// Rare: not counted among what must have been seen.
+    pub(super) left_out: u64,
 }
 
 impl Counts {
-    fn all(&self) -> [u64; 12] {
-        let first = [
-            self.messages,
-            self.crashes,
-            self.commits,
-            self.failed_before,
-        ];
-        let second = [
-            self.failed_after,
-            self.redelivered,
-            self.lost,
-            self.put_back,
-        ];
-        let third = [self.resets, self.edits, self.announcements, self.checks];
-        let all = [first, second, third];
-        std::array::from_fn(|n| all[n / 4][n % 4])
-    }
-
-    pub(super) fn add(&mut self, other: Self) {
-        let sums: [u64; 12] = std::array::from_fn(|n| self.all()[n] + other.all()[n]);
+    fn all(&self) -> [u64; 13] {
         [
             self.messages,
             self.crashes,
@@ -120,7 +96,28 @@ impl Counts {
             self.edits,
             self.announcements,
             self.checks,
+            self.read,
+        ]
+    }
+
+    pub(super) fn add(&mut self, other: Self) {
+        let sums: [u64; 13] = std::array::from_fn(|n| self.all()[n] + other.all()[n]);
+        [
+            self.messages,
+            self.crashes,
+            self.commits,
+            self.failed_before,
+            self.failed_after,
+            self.redelivered,
+            self.lost,
+            self.put_back,
+            self.resets,
+            self.edits,
+            self.announcements,
+            self.checks,
+            self.read,
         ] = sums;
+        self.left_out += other.left_out;
     }
 
     pub(super) fn is_everything_seen(&self) -> bool {
@@ -144,6 +141,8 @@ pub(super) struct Inner {
     pub(super) all: Vec<Logged>,
     pub(super) rows: Rows,
     copy: Option<Rows>,
+    /// Whether the copy has all that was ever published.
+    copy_is_whole: bool,
     /// Shows that there was a database once.
     pub(super) marker: bool,
     pub(super) last_good: Option<Snapshot>,
@@ -192,6 +191,7 @@ impl World {
                 all: Vec::new(),
                 rows: Rows::new(random.next()),
                 copy: None,
+                copy_is_whole: false,
                 marker: false,
                 last_good: None,
                 routes: 0,
@@ -304,18 +304,21 @@ impl World {
         inner.away_until = None;
     }
 
-    pub(super) fn keep_a_copy(&self) {
+    /// Whether `whole`: with everything that was ever published.
+    pub(super) fn keep_a_copy(&self, whole: bool) {
         let mut inner = self.lock();
+        // Put back, one without its first commit is a database that was lost.
+        if !inner.rows.born {
+            return;
+        }
+        self.note(|| "a copy is taken".into());
         inner.copy = Some(inner.rows.clone());
+        inner.copy_is_whole = whole;
     }
 
     /// The database as it was when the copy was taken.
     pub(super) fn put_the_copy_back(&self) {
         let mut inner = self.lock();
-        // A copy of before a stream was made anew knows another stream's sequences.
-        if inner.was_reset {
-            return;
-        }
         if let Some(mut copy) = inner.copy.take() {
             copy.identity = inner.random.next();
             self.note(|| "the copy is put back".into());
@@ -340,7 +343,7 @@ impl World {
     }
 
     /// The stream and its consumer are gone, and made again.
-    pub(super) fn reset_stream(&self, stream: usize) {
+    pub(super) fn reset_stream(&self, stream: usize, crash: bool) {
         self.note(|| format!("{} is made anew", STREAMS[stream]));
         let mut inner = self.lock();
         let making = inner.streams[stream].making + 1;
@@ -349,10 +352,16 @@ impl World {
             ..Stream::default()
         };
         inner.was_reset = true;
-        inner.copy = None;
+        // What is in neither the copy nor the stream, no gateway can know.
+        if !inner.copy_is_whole {
+            inner.copy = None;
+        }
         inner.counts.resets += 1;
-        // A process looks at its position only when it starts.
-        self.crash_now(&mut inner);
+        // Noticed at a start, or when the consumer is bound again.
+        if crash {
+            self.crash_now(&mut inner);
+        }
+        self.news.notify_waiters();
     }
 
     fn crash_now(&self, inner: &mut Inner) {
@@ -377,6 +386,7 @@ impl World {
         inner.streams[stream].log.push(message.clone());
         let of = &inner.streams[stream];
         let position = (of.making, of.log.len() as u64);
+        inner.copy_is_whole = false;
         self.note(|| format!("published {position:?} {message:?}"));
         inner.all.push(Logged {
             stream,
@@ -398,47 +408,81 @@ impl World {
             stream, message, ..
         } = inner.all[at].clone();
         drop(inner);
-        // Unversioned facts said twice are as new as what is handled first: after a crash
-        // that may be the second.
-        if message.version > 0 || self.calm {
-            self.publish(stream, message);
-        }
+        self.publish(stream, message);
     }
 
-    /// The stream's last sequence and the durable consumer's floor.
-    pub(super) fn stream_info(&self, stream: usize) -> (u64, Option<u64>) {
+    /// The stream and its durable consumer.
+    pub(super) fn found(&self, stream: usize) -> Found {
         let inner = self.lock();
         let stream = &inner.streams[stream];
-        let floor = stream.consumer.as_ref().map(|consumer| consumer.floor);
-        (stream.log.len() as u64, floor)
+        let consumer = stream.consumer.as_ref();
+        Found {
+            created: i64::from(stream.making),
+            last: stream.log.len() as u64,
+            acknowledged: consumer.map_or(0, |consumer| consumer.floor),
+            delivered: consumer.map_or(0, |consumer| consumer.next - 1),
+        }
     }
 
     pub(super) fn making(&self, stream: usize) -> u32 {
         self.lock().streams[stream].making
     }
 
-    /// Removes the durable consumer, and makes it again from `start` on.
-    pub(super) fn make_consumer(&self, stream: usize, start: Option<u64>) {
-        self.note(|| format!("{} consumed from {start:?}", STREAMS[stream]));
-        let consumer = start.map(Durable::starting_at);
-        self.lock().streams[stream].consumer = consumer;
+    /// Messages of this making from one sequence to another; none: it is gone.
+    pub(super) fn read(
+        &self,
+        stream: usize,
+        making: u32,
+        sequences: std::ops::RangeInclusive<u64>,
+    ) -> Option<Vec<(u64, Message)>> {
+        let inner = self.lock();
+        let of = &inner.streams[stream];
+        let found = |sequence: u64| {
+            let index = usize::try_from(sequence).ok()?.checked_sub(1)?;
+            Some((sequence, of.log.get(index)?.clone()))
+        };
+        (of.making == making).then(|| sequences.filter_map(found).collect())
+    }
+
+    /// An event was left to the durable consumer, because too many processes ended
+    /// when they read it.
+    pub(super) fn left_out(&self) {
+        self.note(|| "left out".into());
+        self.lock().counts.left_out += 1;
+    }
+
+    pub(super) fn percent(&self, chance: usize) -> bool {
+        self.lock().random.percent(chance)
     }
 
     /// Makes it if it is missing.
     pub(super) fn bind(&self, stream: usize) {
         let consumer = &mut self.lock().streams[stream].consumer;
-        consumer.get_or_insert_with(|| Durable::starting_at(1));
+        consumer.get_or_insert_with(|| Durable {
+            next: 1,
+            floor: 0,
+            acknowledged: BTreeSet::new(),
+            pending: BTreeMap::new(),
+        });
     }
 
-    /// Up to `max` messages: what comes again, then what is new.
-    pub(super) fn fetch(&self, stream: usize, max: usize) -> Vec<(u64, Message)> {
+    /// Up to `max` messages: what comes again, then what is new; none: the stream
+    /// of this making is gone.
+    pub(super) fn fetch(
+        &self,
+        stream: usize,
+        making: u32,
+        max: usize,
+    ) -> Option<Vec<(u64, Message)>> {
         let now = Instant::now();
         let mut inner = self.lock();
         let inner = &mut *inner;
-        let Stream { log, consumer, .. } = &mut inner.streams[stream];
-        let Some(consumer) = consumer else {
-            return Vec::new();
-        };
+        let of = &mut inner.streams[stream];
+        if of.making != making {
+            return None;
+        }
+        let log = &of.log;
+        let consumer = of.consumer.as_mut()?;
         let due = consumer.pending.iter().filter(|(_, at)| **at <= now);
         let mut sequences: Vec<u64> = due.map(|(sequence, _)| *sequence).take(max).collect();
         inner.counts.redelivered += sequences.len() as u64;
@@ -454,16 +498,15 @@ impl World {
             consumer.pending.insert(*sequence, now + ACK_WAIT);
         }
         let found = |sequence: u64| log.get(usize::try_from(sequence).ok()? - 1).cloned();
-        sequences
-            .into_iter()
-            .filter_map(|s| Some((s, found(s)?)))
-            .collect()
+        let messages = sequences.into_iter().filter_map(|s| Some((s, found(s)?)));
+        Some(messages.collect())
     }
 
     /// Still in work.
-    pub(super) fn progress(&self, stream: usize, sequences: &[u64]) {
+    pub(super) fn progress(&self, stream: usize, making: u32, sequences: &[u64]) {
         let deadline = Instant::now() + ACK_WAIT;
-        if let Some(consumer) = &mut self.lock().streams[stream].consumer {
+        let of = &mut self.lock().streams[stream];
+        if let Some(consumer) = of.consumer.as_mut().filter(|_| of.making == making) {
             for sequence in sequences {
                 if let Some(at) = consumer.pending.get_mut(sequence) {
                     *at = deadline;
@@ -472,9 +515,10 @@ impl World {
         }
     }
 
-    pub(super) fn acknowledge(&self, stream: usize, sequence: u64) {
+    pub(super) fn acknowledge(&self, stream: usize, making: u32, sequence: u64) {
         self.note(|| format!("{} {sequence} acknowledged", STREAMS[stream]));
-        if let Some(consumer) = &mut self.lock().streams[stream].consumer {
+        let of = &mut self.lock().streams[stream];
+        if let Some(consumer) = of.consumer.as_mut().filter(|_| of.making == making) {
             consumer.pending.remove(&sequence);
             if sequence > consumer.floor {
                 consumer.acknowledged.insert(sequence);
@@ -483,6 +527,14 @@ impl World {
                 consumer.floor += 1;
             }
         }
+    }
+
+    /// Whether everything in the stream was delivered.
+    pub(super) fn is_delivered(&self, stream: usize) -> bool {
+        let Found {
+            last, delivered, ..
+        } = self.found(stream);
+        delivered == last
     }
 
     /// Whether everything in the stream is acknowledged.

@@ -44,8 +44,12 @@ pub struct Opened {
     pub lost: bool,
     /// Whether it is another file than the last one of this process.
     pub replaced: bool,
-    /// The highest sequence handled, by stream.
+    /// The highest sequence handled, by stream; there may be gaps below it.
     pub positions: BTreeMap<String, u64>,
+    /// Up to here it has all events, by stream.
+    pub floors: BTreeMap<String, u64>,
+    /// How often reading on from there was begun, by stream.
+    pub tries: BTreeMap<String, u64>,
 }
 
 /// Everything that the outbox's relay needs.
@@ -109,6 +113,8 @@ impl Database {
                         lost: lost || stored.rebuilding,
                         replaced,
                         positions: stored.positions.clone(),
+                        floors: stored.floors.clone(),
+                        tries: stored.tries.clone(),
                     };
                     let database = store.database().clone();
                     self.serve(opened, store, stored, lost, failed).await;

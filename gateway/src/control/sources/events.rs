@@ -1,8 +1,7 @@
 //! AUTH and COMPUTE: the durable consumers, and the handler that feeds the writer.
 //!
-//! Before consuming, the database's own position is compared with the durable
-//! consumer's: a database that is lost, or older than what was acknowledged for
-//! it, gets the events again from its position on.
+//! Before consuming, at each binding, the database's own position is compared with
+//! the durable consumer's and with the stream ([`again`](super::again)).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,24 +11,28 @@ use async_nats::jetstream::consumer::{self, DeliverPolicy, FromConsumer as _, pu
 use async_nats::jetstream::stream::Stream;
 use async_nats::jetstream::{self, Context};
 use edd_events::connect::is_connected;
-use edd_events::consumer::{BreakerState, Consumer, ConsumerSpec, Handler, Unavailable, Verdict};
+use edd_events::consumer::{
+    Bound, BreakerState, Consumer, ConsumerSpec, Handler, Unavailable, Verdict,
+};
 use edd_events::envelope::Cause;
 use edd_events::event::Delivery;
 use edd_events::signature::Verifier;
 use edd_events::stream::{AUTH, COMPUTE, ensure};
 use edd_events::subject::subject;
 use rand::RngExt as _;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::again::{Again, Found, Reader, asked};
 use super::comparison::Comparison;
 use super::database::Opened;
 use super::snapshot::Snapshots;
 use crate::control::reconcile::Checks;
 use crate::control::status::{DatabaseStatus, Status, StatusBoard};
 use crate::control::store::{self, SqlStore};
-use crate::control::writer::{Command, Incoming};
+use crate::control::writer::{Command, Floor, Incoming};
 
 /// The name of our durable consumers.
 pub const DURABLE: &str = "gateway-service";
@@ -46,7 +49,10 @@ const PREPARE_TIMEOUT: Duration = Duration::from_secs(10);
 /// A shared database may be away for so long before others get the events.
 const HAND_BACK_AFTER: Duration = Duration::from_secs(2);
 
-/// One look at how far both consumers are.
+/// How often the database is told how far both consumers are.
+const FLOORS_INTERVAL: Duration = Duration::from_secs(10);
+
+/// One look at it.
 const FLOORS_TIMEOUT: Duration = Duration::from_secs(2);
 
 const SPECS: [ConsumerSpec; 2] = [
@@ -97,12 +103,13 @@ impl Events {
     /// one that others share is away from here.
     pub async fn run(mut self, shutdown: CancellationToken) {
         let mut after = 0;
+        let mut is_first = true;
         while let Some(opened) = self.next_opened(after, &shutdown).await {
             let round = shutdown.child_token();
             let tasks = TaskTracker::new();
             let mut later = self.opened.clone();
             tokio::select! {
-                () = self.consume(&opened, &tasks, &round) => {}
+                () = self.consume(&opened, is_first, &tasks, &round) => {}
                 () = lost_again(&mut later, opened.number) => {}
                 () = self.away() => {
                     tracing::warn!("the database is away: events are left to other gateways");
@@ -110,11 +117,12 @@ impl Events {
                 }
                 () = shutdown.cancelled() => {}
             }
+            is_first = false;
             round.cancel();
             tasks.close();
             tasks.wait().await;
             if shutdown.is_cancelled() {
-                self.tell_floors(&opened).await;
+                self.tell_floors(&opened, &mut Vec::new()).await;
             }
         }
     }
@@ -153,17 +161,33 @@ impl Events {
 
     /// Prepares both streams, starts both consumers and says, each time, when
     /// both are caught up. Ends with `round` only.
-    async fn consume(&self, opened: &Opened, tasks: &TaskTracker, round: &CancellationToken) {
+    async fn consume(
+        &self,
+        opened: &Opened,
+        is_first: bool,
+        tasks: &TaskTracker,
+        round: &CancellationToken,
+    ) {
+        let mut handlers = Vec::new();
         for spec in SPECS {
-            let position = opened.positions.get(spec.stream.name).copied();
-            let gap = self
-                .prepare(spec, position.unwrap_or_default(), opened.lost)
-                .await;
+            let name = spec.stream.name;
+            let of = |known: &BTreeMap<String, u64>| known.get(name).copied().unwrap_or_default();
+            // What this process began has not ended it.
+            let tries = if is_first { of(&opened.tries) } else { 0 };
+            let (position, floor) = (of(&opened.positions), of(&opened.floors));
+            let mut again = Again::new(name, position, floor, tries);
+            let gap = self.prepare(spec, &mut again).await;
             if let Some(first) = gap
                 && spec.stream == COMPUTE
+                && let Some(sequence) = self.restore(spec, first, tasks, round).await
             {
-                self.restore(spec, first, tasks, round).await;
+                again.reached(sequence);
             }
+            handlers.push(EventHandler {
+                checks: Arc::clone(&self.checks),
+                writer: self.writer.clone(),
+                again,
+            });
         }
         let consumers = SPECS.map(|spec| {
             Consumer::new(self.js.clone(), spec, self.replicas, self.metrics.clone())
@@ -172,11 +196,7 @@ impl Events {
         let caught_up = consumers.each_ref().map(Consumer::caught_up);
         let breakers = consumers.each_ref().map(Consumer::breaker);
         tasks.spawn(tell_pauses(breakers, self.board.clone(), round.clone()));
-        for consumer in consumers {
-            let handler = EventHandler {
-                checks: Arc::clone(&self.checks),
-                writer: self.writer.clone(),
-            };
+        for (consumer, handler) in consumers.into_iter().zip(handlers) {
             tasks.spawn(consumer.run(handler, round.clone()));
         }
         if let Some(interval) = self.digest_interval {
@@ -191,13 +211,19 @@ impl Events {
         }
         self.board.update(|status| status.consuming = true);
         let [mut auth, mut compute] = caught_up;
+        let mut told = Vec::new();
+        let mut tell = tokio::time::interval(FLOORS_INTERVAL);
+        tell.set_missed_tick_behavior(MissedTickBehavior::Delay);
         while all_true(&mut auth, &mut compute).await {
-            self.tell_floors(opened).await;
+            self.tell_floors(opened, &mut told).await;
             // The writer is gone only at the end.
             let _ = self.writer.send(Command::CaughtUp(opened.number)).await;
-            let changed = tokio::select! {
-                changed = auth.changed() => changed,
-                changed = compute.changed() => changed,
+            let changed = loop {
+                tokio::select! {
+                    changed = auth.changed() => break changed,
+                    changed = compute.changed() => break changed,
+                    _ = tell.tick() => self.tell_floors(opened, &mut told).await,
+                }
             };
             if changed.is_err() {
                 return;
@@ -206,25 +232,30 @@ impl Events {
         }
     }
 
-    /// The database is as far as what was acknowledged for it. Its own position
-    /// stays behind by events that never reach it: of other kinds, dead letters.
-    async fn tell_floors(&self, opened: &Opened) {
+    /// The database is as far as what was acknowledged for it, once it has what was
+    /// delivered before: it is told when that differs from what it was `told` last.
+    async fn tell_floors(&self, opened: &Opened, told: &mut Vec<Floor>) {
         if !is_connected(&self.js.client()) {
             return;
         }
         let looking = async {
-            let mut floors = BTreeMap::new();
+            let mut floors = Vec::new();
             for spec in SPECS {
                 let stream = self.js.get_stream(spec.stream.name).await?;
                 if let Some(found) = consumer_info(&stream).await? {
-                    let floor = found.ack_floor.stream_sequence;
-                    floors.insert(spec.stream.name.to_owned(), floor);
+                    floors.push(Floor {
+                        stream: spec.stream.name,
+                        created: created(&stream),
+                        sequence: found.ack_floor.stream_sequence,
+                    });
                 }
             }
             anyhow::Ok(floors)
         };
         match tokio::time::timeout(FLOORS_TIMEOUT, looking).await {
+            Ok(Ok(floors)) if floors == *told => {}
             Ok(Ok(floors)) => {
+                told.clone_from(&floors);
                 let command = Command::Acknowledged(opened.number, floors);
                 let _ = self.writer.send(command).await;
             }
@@ -235,14 +266,14 @@ impl Events {
     }
 
     /// Makes up for events that the stream holds no more, now if compute
-    /// answers, else while the rest is consumed.
+    /// answers, else while the rest is consumed; up to which sequence, if now.
     async fn restore(
         &self,
         spec: ConsumerSpec,
         first: u64,
         tasks: &TaskTracker,
         round: &CancellationToken,
-    ) {
+    ) -> Option<u64> {
         tracing::warn!(
             stream = spec.stream.name,
             first,
@@ -252,11 +283,19 @@ impl Events {
         let restored = async {
             let sequence = snapshots.restore(first, Vec::new()).await?;
             // What it tells need not be heard once more.
-            self.consume_after(spec, sequence).await
+            if let Err(error) = self.consume_after(spec, sequence).await {
+                // What comes twice is stale.
+                tracing::warn!(error = format!("{error:#}"), "hearing it all the same");
+            }
+            anyhow::Ok(sequence)
         };
-        if let Err(error) = restored.await {
-            tracing::error!(error = format!("{error:#}"), "going on with what is known");
-            tasks.spawn(snapshots.restore_in_time(first, round.clone()));
+        match restored.await {
+            Ok(sequence) => Some(sequence),
+            Err(error) => {
+                tracing::error!(error = format!("{error:#}"), "going on with what is known");
+                tasks.spawn(snapshots.restore_in_time(first, round.clone()));
+                None
+            }
         }
     }
 
@@ -283,10 +322,10 @@ impl Events {
 
     /// Ready when the stream can be consumed; its first sequence, if what the
     /// database lacks is older.
-    async fn prepare(&self, spec: ConsumerSpec, position: u64, lost: bool) -> Option<u64> {
+    async fn prepare(&self, spec: ConsumerSpec, again: &mut Again) -> Option<u64> {
         let mut last_error = String::new();
         loop {
-            let attempt = self.try_prepare(spec, position, lost);
+            let attempt = self.try_prepare(spec, again);
             let error = match tokio::time::timeout(PREPARE_TIMEOUT, attempt).await {
                 Ok(Ok(gap)) => return gap,
                 Ok(Err(error)) => format!("{error:#}"),
@@ -304,38 +343,27 @@ impl Events {
     async fn try_prepare(
         &self,
         spec: ConsumerSpec,
-        mut position: u64,
-        lost: bool,
+        again: &mut Again,
     ) -> anyhow::Result<Option<u64>> {
-        let name = spec.stream.name;
         let mut stream = ensure(&self.js, &spec.stream, self.replicas).await?;
         let (first, last) = {
             let state = &stream.info().await?.state;
             (state.first_sequence, state.last_sequence)
         };
-        if last < position {
-            self.writer.send(Command::StreamReset(name)).await?;
-            position = 0;
-        }
-        let known = if lost { 0 } else { position };
-        let gap = (known + 1 < first).then_some(first);
-        let Some(found) = consumer_info(&stream).await? else {
-            return Ok(gap);
+        let found = Found {
+            created: created(&stream),
+            last,
+            ..Found::default()
         };
-        let floor = found.ack_floor.stream_sequence;
-        if !lost && floor <= position {
-            return Ok(gap);
-        }
-        tracing::warn!(
-            stream = name,
-            lost,
-            position,
-            acknowledged = floor,
-            "the database is behind what was acknowledged for it: replaying"
-        );
-        begin_at(&stream, found, if lost { 1 } else { position + 1 }).await?;
-        Ok(gap)
+        again.identify(found, &self.writer).await?;
+        Ok((again.floor() + 1 < first).then_some(first))
     }
+}
+
+/// When a stream was made, Unix nanoseconds.
+fn created(stream: &Stream) -> i64 {
+    let at = stream.cached_info().created.unix_timestamp_nanos();
+    i64::try_from(at).unwrap_or(i64::MAX)
 }
 
 /// Makes our durable consumer anew, as it was, from `start_sequence` on.
@@ -418,37 +446,75 @@ async fn lost_again(opened: &mut watch::Receiver<Option<Opened>>, number: u64) {
 struct EventHandler {
     checks: Arc<Checks>,
     writer: mpsc::Sender<Command<SqlStore>>,
+    again: Again,
 }
 
 impl Handler for EventHandler {
     async fn handle(&mut self, batch: &[Delivery]) -> Result<Vec<Verdict>, Unavailable> {
-        let ended = || Unavailable("the control path has ended".into());
-        let (answer, verdicts) = oneshot::channel();
-        let command = Command::Events {
-            batch: batch.iter().map(|event| self.incoming(event)).collect(),
-            answer,
+        let checks = &self.checks;
+        let batch = batch.iter().map(|event| incoming(checks, event)).collect();
+        asked(&self.writer, |answer| Command::Events { batch, answer }).await
+    }
+
+    async fn bound(&mut self, binding: &Bound<'_>) -> Result<bool, Unavailable> {
+        let found = Found {
+            created: binding.stream.created,
+            last: binding.stream.last_sequence,
+            acknowledged: binding.durable.ack_floor,
+            delivered: binding.durable.delivered,
         };
-        self.writer.send(command).await.map_err(|_| ended())?;
-        verdicts.await.map_err(|_| ended())?
+        self.again.identify(found, &self.writer).await?;
+        let mut reader = BoundReader {
+            binding,
+            checks: &self.checks,
+            last: Vec::new(),
+        };
+        self.again.read(found, &mut reader, &self.writer).await?;
+        Ok(true)
     }
 }
 
-impl EventHandler {
-    fn incoming(&self, delivery: &Delivery) -> Incoming {
-        let event = &delivery.event;
-        Incoming {
-            event_id: event.event_id.clone(),
+/// Reads at a binding, and judges as the handler does.
+struct BoundReader<'a> {
+    binding: &'a Bound<'a>,
+    checks: &'a Checks,
+    /// What was read last.
+    last: Vec<Delivery>,
+}
+
+impl Reader for BoundReader<'_> {
+    async fn read(
+        &mut self,
+        from: u64,
+        to: u64,
+        max: usize,
+    ) -> Result<(Vec<Incoming>, u64), Unavailable> {
+        let stretch = self.binding.read(from, to, max).await?;
+        let events = stretch.events.iter();
+        let batch = events.map(|event| incoming(self.checks, event)).collect();
+        self.last = stretch.events;
+        Ok((batch, stretch.up_to))
+    }
+
+    fn handled(&mut self, verdicts: &[Verdict]) {
+        self.binding.handled(&self.last, verdicts);
+    }
+}
+
+fn incoming(checks: &Checks, delivery: &Delivery) -> Incoming {
+    let event = &delivery.event;
+    Incoming {
+        event_id: event.event_id.clone(),
+        stream: delivery.position.stream.clone(),
+        sequence: delivery.position.sequence,
+        told: store::Cause {
+            subject: subject(event.kind, &event.entity),
             stream: delivery.position.stream.clone(),
             sequence: delivery.position.sequence,
-            told: store::Cause {
-                subject: subject(event.kind, &event.entity),
-                stream: delivery.position.stream.clone(),
-                sequence: delivery.position.sequence,
-                event_id: event.event_id.clone(),
-                source: event.source.clone(),
-            },
-            cause: Cause::of(event),
-            change: self.checks.check(delivery),
-        }
+            event_id: event.event_id.clone(),
+            source: event.source.clone(),
+        },
+        cause: Cause::of(event),
+        change: checks.check(delivery),
     }
 }

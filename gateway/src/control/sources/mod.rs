@@ -1,5 +1,6 @@
 //! Where changes come from: the routes file, the database, the events.
 
+pub mod again;
 mod comparison;
 pub mod database;
 pub mod events;

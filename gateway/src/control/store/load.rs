@@ -52,8 +52,15 @@ pub(super) async fn load(database: &Database) -> Result<Stored, StoreError> {
             "pruned" => stored.position = stored.position.max(number(value)),
             "rebuilding" => stored.rebuilding = value != 0,
             key => {
-                if let Some(stream) = key.strip_prefix("position:") {
-                    stored.positions.insert(stream.to_owned(), number(value));
+                let by_stream = [
+                    ("position:", &mut stored.positions),
+                    ("floor:", &mut stored.floors),
+                    ("tries:", &mut stored.tries),
+                ];
+                for (prefix, values) in by_stream {
+                    if let Some(stream) = key.strip_prefix(prefix) {
+                        values.insert(stream.to_owned(), number(value));
+                    }
                 }
             }
         }

@@ -74,8 +74,12 @@ pub struct Stored {
     pub revision: u64,
     /// Whether a rebuild by replay has begun and not ended.
     pub rebuilding: bool,
-    /// The highest sequence handled, by stream.
+    /// The highest sequence handled, by stream; there may be gaps below it.
     pub positions: BTreeMap<String, u64>,
+    /// Up to here it has all events, by stream.
+    pub floors: BTreeMap<String, u64>,
+    /// How often reading on from there was begun, by stream.
+    pub tries: BTreeMap<String, u64>,
 }
 
 /// One transaction.
@@ -97,7 +101,13 @@ pub struct Commit<'a> {
     pub revision: Option<u64>,
     /// The highest sequence handled, by stream; a position never goes back.
     pub positions: BTreeMap<String, u64>,
-    /// A stream whose sequences start over, and its position with them.
+    /// Up to here all events are in it, by stream; a floor never goes back.
+    pub floors: BTreeMap<String, u64>,
+    /// How often reading on from a stream's floor was begun.
+    pub tries: Option<(&'a str, u64)>,
+    /// A stream, and when it was made (Unix nanoseconds).
+    pub stream: Option<(&'a str, i64)>,
+    /// A stream whose sequences start over, position and floor with them.
     pub restarted: Option<&'a str>,
     /// Whether this is the first commit.
     pub birth: bool,
@@ -141,6 +151,14 @@ pub trait GatewayStore: Send + Sync + 'static {
         since: u64,
         event_ids: &[&str],
     ) -> impl Future<Output = Result<Begun<Self::Turn>, StoreError>> + Send;
+
+    /// When the stream was made that the database knows by this name, Unix
+    /// nanoseconds; none: it knows none.
+    fn stream_created(
+        &self,
+        turn: &mut Self::Turn,
+        name: &str,
+    ) -> impl Future<Output = Result<Option<i64>, StoreError>> + Send;
 
     /// Writes it, whole or not at all; the position after it. After an error it
     /// is not known which: load again.

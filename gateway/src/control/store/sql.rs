@@ -161,6 +161,15 @@ impl GatewayStore for SqlStore {
         .await
     }
 
+    async fn stream_created(
+        &self,
+        turn: &mut Self::Turn,
+        name: &str,
+    ) -> Result<Option<i64>, StoreError> {
+        let created = query("SELECT value FROM meta WHERE key = $1").bind(format!("stream:{name}"));
+        bounded(TIMEOUT, created.optional_value(turn)).await
+    }
+
     async fn commit(&self, mut turn: Self::Turn, commit: &Commit<'_>) -> Result<u64, StoreError> {
         within(TIMEOUT, async {
             let position = write::write(&mut turn, commit).await?;

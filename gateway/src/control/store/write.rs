@@ -173,20 +173,30 @@ async fn tombstones(
 }
 
 async fn meta(tx: &mut Transaction, commit: &Commit<'_>) -> Result<(), StoreError> {
-    for (stream, sequence) in &commit.positions {
+    let positions = commit.positions.iter().map(|of| ("position", of));
+    let floors = commit.floors.iter().map(|of| ("floor", of));
+    for (what, (stream, sequence)) in positions.chain(floors) {
         query(
             "INSERT INTO meta (key, value) VALUES ($1, $2) ON CONFLICT (key) DO UPDATE SET \
              value = CASE WHEN meta.value > excluded.value THEN meta.value \
              ELSE excluded.value END",
         )
-        .bind(format!("position:{stream}"))
+        .bind(format!("{what}:{stream}"))
         .bind(int(*sequence))
         .run(&mut *tx)
         .await?;
     }
     let mut values = BTreeMap::new();
     if let Some(stream) = commit.restarted {
-        values.insert(format!("position:{stream}"), 0);
+        for what in ["position", "floor", "tries"] {
+            values.insert(format!("{what}:{stream}"), 0);
+        }
+    }
+    if let Some((stream, tries)) = commit.tries {
+        values.insert(format!("tries:{stream}"), int(tries));
+    }
+    if let Some((stream, created)) = commit.stream {
+        values.insert(format!("stream:{stream}"), created);
     }
     if let Some(revision) = commit.revision {
         values.insert("revision".into(), int(revision));

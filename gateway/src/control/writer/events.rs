@@ -4,15 +4,20 @@ use std::collections::{BTreeMap, HashSet};
 
 use edd_events::consumer::Verdict;
 
-use super::{Incoming, WriteError, Writer, announce};
+use super::{Incoming, Reached, WriteError, Writer, announce};
 use crate::control::last_good::now_ms;
 use crate::control::plan::Plan;
 use crate::control::reconcile::{Effects, Outcome};
 use crate::control::store::{Commit, GatewayStore, Line};
 
 impl<S: GatewayStore> Writer<S> {
-    /// Reduces a batch, stores it and puts it in force; one verdict per event.
-    pub(super) async fn events(&mut self, batch: &[Incoming]) -> Result<Vec<Verdict>, WriteError> {
+    /// Reduces a batch, stores it and puts it in force, with how far the database
+    /// has their stream then, if that is known; one verdict per event.
+    pub(super) async fn events(
+        &mut self,
+        batch: &[Incoming],
+        reached: Option<Reached>,
+    ) -> Result<Vec<Verdict>, WriteError> {
         let ids = batch.iter().map(|event| event.event_id.as_str());
         let ids: Vec<&str> = ids.filter(|id| !id.is_empty()).collect();
         let (turn, seen) = self.turn_for(&ids).await?;
@@ -55,6 +60,11 @@ impl<S: GatewayStore> Writer<S> {
         let commit = Commit {
             event_ids: handled.into_iter().collect(),
             positions,
+            floors: reached
+                .map(|reached| (reached.stream.to_owned(), reached.floor))
+                .into_iter()
+                .collect(),
+            tries: reached.map(|reached| (reached.stream, reached.tries)),
             outbox,
             journal,
             now_ms,

@@ -12,9 +12,9 @@ pub(super) mod announce;
 mod events;
 mod opened;
 mod snapshot;
+mod streams;
 mod turn;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,7 +31,7 @@ use super::last_good::now_ms;
 use super::plan::Plan;
 use super::reconcile::{Change, State};
 use super::status::{DatabaseStatus, StatusBoard};
-use super::store::{self, Commit, GatewayStore, KEPT_MS, Line, StoreError, Stored};
+use super::store::{self, Commit, GatewayStore, KEPT_MS, StoreError, Stored};
 use crate::shared::Shared;
 
 /// How often an idle database is looked at.
@@ -79,12 +79,22 @@ pub struct Session<S> {
 /// What the writer is asked to do.
 #[derive(Debug)]
 pub enum Command<S> {
-    /// Up to here, by stream, everything was acknowledged since the opening of
-    /// this number: also what the writer never got to see.
-    Acknowledged(u64, BTreeMap<String, u64>),
+    /// Up to here, by stream, everything was acknowledged, known from the opening
+    /// of this number on: also what the writer never got to see.
+    Acknowledged(u64, Vec<Floor>),
     /// Everything that was in the streams has been handled since the opening of
     /// this number.
     CaughtUp(u64),
+    /// Events that were delivered before and may not be in the database, and how
+    /// far it has them all then.
+    Again {
+        /// In the order of their stream.
+        batch: Vec<Incoming>,
+        /// To be stored with them.
+        reached: Reached,
+        /// One verdict per event.
+        answer: oneshot::Sender<Result<Vec<Verdict>, Unavailable>>,
+    },
     /// To be told what the state comes to.
     Digest(oneshot::Sender<Digest>),
     /// A batch of events.
@@ -109,12 +119,45 @@ pub enum Command<S> {
         /// One verdict per fact.
         answer: oneshot::Sender<Result<Vec<Verdict>, Unavailable>>,
     },
-    /// A stream was made anew: its sequences start over.
-    StreamReset(&'static str),
+    /// A stream is bound to.
+    Stream {
+        /// Its name.
+        name: &'static str,
+        /// When it was made, Unix nanoseconds.
+        created: i64,
+        /// It ends before what was handled of it: not the same, whatever it says.
+        is_shorter: bool,
+        /// True: it is not the one that the database knows. Its sequences start
+        /// over, and nothing of it is handled.
+        answer: oneshot::Sender<Result<bool, Unavailable>>,
+    },
     /// The routes file says so.
     Routes(Vec<StaticRouteSpec>),
     /// To be answered when everything before it is done.
     Settled(oneshot::Sender<()>),
+}
+
+/// Up to where all of a stream is acknowledged.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Floor {
+    /// The stream.
+    pub stream: &'static str,
+    /// When it was made, Unix nanoseconds: another one of its name has nothing
+    /// to do with this.
+    pub created: i64,
+    /// Up to here.
+    pub sequence: u64,
+}
+
+/// How far a database has a stream's events, without a gap.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Reached {
+    /// The stream.
+    pub stream: &'static str,
+    /// Up to this sequence it has all.
+    pub floor: u64,
+    /// How often reading on from there was begun.
+    pub tries: u64,
 }
 
 /// Owns the state and the table.
@@ -208,10 +251,18 @@ impl<S: GatewayStore> Writer<S> {
     async fn take(&mut self, command: Command<S>) {
         match command {
             Command::Acknowledged(opening, floors) if opening >= self.round => {
-                self.acknowledged(floors).await;
+                self.acknowledged(&floors).await;
             }
             Command::CaughtUp(opening) if opening >= self.round => self.caught_up().await,
             Command::Acknowledged(..) | Command::CaughtUp(_) => {}
+            Command::Again {
+                batch,
+                reached,
+                answer,
+            } => {
+                let verdicts = self.events(&batch, Some(reached)).await;
+                self.answer(answer, verdicts);
+            }
             Command::Digest(answer) => {
                 // Others may have handled what was acknowledged.
                 self.follow().await;
@@ -219,13 +270,8 @@ impl<S: GatewayStore> Writer<S> {
                 let _ = answer.send(self.state.digest());
             }
             Command::Events { batch, answer } => {
-                let verdicts = self.events(&batch).await;
-                let verdicts = verdicts.map_err(|error| {
-                    self.fail(&error);
-                    Unavailable(error.to_string())
-                });
-                // Nobody waits any more: the events come again.
-                let _ = answer.send(verdicts);
+                let verdicts = self.events(&batch, None).await;
+                self.answer(answer, verdicts);
             }
             Command::Follow => self.follow().await,
             Command::Opened(session) => self.opened(*session).await,
@@ -237,40 +283,21 @@ impl<S: GatewayStore> Writer<S> {
                 answer,
             } => {
                 let verdicts = self.snapshot(batch, sequence, &doubted).await;
-                let verdicts = verdicts.map_err(|error| {
-                    self.fail(&error);
-                    Unavailable(error.to_string())
-                });
-                // Nobody waits any more: it is asked for again.
-                let _ = answer.send(verdicts);
+                self.answer(answer, verdicts);
             }
             Command::Settled(done) => {
                 // Whoever asked may have lost patience.
                 let _ = done.send(());
             }
-            Command::StreamReset(stream) => self.stream_reset(stream).await,
-        }
-    }
-
-    /// Keeps how far the streams are settled.
-    async fn acknowledged(&mut self, floors: BTreeMap<String, u64>) {
-        if self.session.is_none() {
-            return;
-        }
-        let commit = Commit {
-            positions: floors,
-            now_ms: now_ms(),
-            ..Commit::default()
-        };
-        let stored = match self.turn().await {
-            Ok(turn) => {
-                let plan = Plan::default();
-                self.store_and_publish(turn, None, plan, commit).await
+            Command::Stream {
+                name,
+                created,
+                is_shorter,
+                answer,
+            } => {
+                let found = self.stream(name, created, is_shorter).await;
+                self.answer(answer, found);
             }
-            Err(error) => Err(error),
-        };
-        if let Err(error) = stored {
-            self.fail(&error);
         }
     }
 
@@ -310,27 +337,18 @@ impl<S: GatewayStore> Writer<S> {
         }
     }
 
-    /// Facts keep their versions; their sequences are of a stream that is gone.
-    async fn stream_reset(&mut self, stream: &'static str) {
-        tracing::warn!(stream, "the stream was made anew, its sequences start over");
-        if let Err(error) = self.forget_sequences(stream).await {
+    /// Answers; an error gives the database up.
+    fn answer<T>(
+        &mut self,
+        answer: oneshot::Sender<Result<T, Unavailable>>,
+        done: Result<T, WriteError>,
+    ) {
+        let done = done.map_err(|error| {
             self.fail(&error);
-        }
-    }
-
-    async fn forget_sequences(&mut self, stream: &'static str) -> Result<(), WriteError> {
-        let turn = self.turn().await?;
-        let mut next = self.state.clone();
-        next.forget_sequences();
-        let effects = next.all();
-        let commit = Commit {
-            restarted: Some(stream),
-            journal: Line::of(&next, &effects, None),
-            now_ms: now_ms(),
-            ..Commit::default()
-        };
-        self.store_and_publish(turn, Some((next, effects)), Plan::default(), commit)
-            .await
+            Unavailable(error.to_string())
+        });
+        // Nobody waits any more: what is not stored comes again.
+        let _ = answer.send(done);
     }
 
     async fn probe(&mut self) {

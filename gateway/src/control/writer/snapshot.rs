@@ -5,7 +5,7 @@ use edd_events::envelope::Cause;
 use edd_events::stream::COMPUTE;
 use edd_route::Origin;
 
-use super::{Incoming, WriteError, Writer};
+use super::{Incoming, Reached, WriteError, Writer};
 use crate::control::reconcile::{Change, absent};
 use crate::control::store::{self, GatewayStore};
 
@@ -27,7 +27,14 @@ impl<S: GatewayStore> Writer<S> {
         let told = batch.iter().filter_map(|fact| fact.change.as_ref().ok());
         let gone = absent(&self.state, told, sequence);
         batch.extend(gone.into_iter().map(|change| removal(change, sequence)));
-        let mut verdicts = self.events(&batch).await?;
+        let reached = Reached {
+            stream: COMPUTE.name,
+            floor: sequence,
+            tries: 0,
+        };
+        // What it says of some buckets only is no reason to believe all the rest.
+        let reached = doubted.is_empty().then_some(reached);
+        let mut verdicts = self.events(&batch, reached).await?;
         verdicts.truncate(facts);
         Ok(verdicts)
     }

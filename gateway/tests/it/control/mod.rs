@@ -1,6 +1,7 @@
 //! The control path: events, database, last good table, routes file, admin.
 
 mod admin;
+mod again;
 mod digest;
 mod dlq;
 mod events;

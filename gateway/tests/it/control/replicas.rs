@@ -249,7 +249,7 @@ async fn one_that_is_cut_off_from_the_database_holds_nothing_up() {
 }
 
 /// A gateway as a process; its admin address.
-async fn process(folder: &std::path::Path, bus: &Bus, url: &str) -> (Daemon, SocketAddr) {
+pub(super) async fn process(folder: &std::path::Path, bus: &Bus, url: &str) -> (Daemon, SocketAddr) {
     std::fs::create_dir_all(folder).expect("a folder");
     std::fs::write(folder.join("routes.yaml"), "routes: []\n").expect("a file");
     let flags = [

@@ -1,0 +1,340 @@
+//! What the database may lack of what was delivered, read from the stream.
+//!
+//! The database says up to where it has all of a stream's events: its floor. At
+//! each binding, before anything is consumed, everything between that and the
+//! last message ever delivered is read past the durable consumer, in the stream's
+//! order, and handed to the writer; inbox and versions make it harmless. So what a
+//! killed process was given and did not acknowledge is in effect at once, not
+//! after the ack wait, and a database that is older than what was acknowledged for
+//! it (restored, or lost) gets the events again. The durable consumer, which other
+//! gateways may share, stays as it is; what it still holds for the dead comes again
+//! and is stale.
+//!
+//! An event that kills the process would do so at each start, and its deliveries
+//! would not be counted as those of the durable consumer are. So each reading that
+//! begins is counted in the database until it takes a step. After two that took
+//! none the events go one by one; an event that was begun with three times is left
+//! to the durable consumer, which makes a dead letter of it after five deliveries.
+//! One that was acknowledged already, and so does not come again, has five tries.
+
+use edd_events::consumer::{DELIVERIES_MAX, Unavailable, Verdict};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::control::writer::{Command, Incoming, Reached};
+
+/// Most events of one transaction.
+const BATCH_MAX: usize = 256;
+
+/// After so many readings that took no step, steps are of one event.
+const WHOLE_TRIES: u64 = 2;
+
+/// After so many an event is left to the durable consumer.
+const TRIES_MAX: u64 = 3;
+
+/// A stream and its durable consumer, at a binding.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Found {
+    /// When the stream was made, Unix nanoseconds.
+    pub created: i64,
+    /// The stream's last sequence.
+    pub last: u64,
+    /// Up to here all is acknowledged.
+    pub acknowledged: u64,
+    /// The last one that was delivered.
+    pub delivered: u64,
+}
+
+/// Reads a stream past its durable consumer.
+pub trait Reader: Send {
+    /// The events from the sequence `from` to the sequence `to`, `max` messages at
+    /// most, and up to which sequence they go.
+    fn read(
+        &mut self,
+        from: u64,
+        to: u64,
+        max: usize,
+    ) -> impl Future<Output = Result<(Vec<Incoming>, u64), Unavailable>> + Send;
+
+    /// Is told what came of what was read last.
+    fn handled(&mut self, verdicts: &[Verdict]);
+}
+
+/// How far the database has a stream's events.
+#[derive(Debug)]
+pub struct Again {
+    stream: &'static str,
+    /// The highest sequence handled, as long as it is not compared with the stream.
+    position: u64,
+    floor: u64,
+    /// Readings that processes before this one began, without a step.
+    tries: u64,
+    /// Whether the floor is known to hold for what was acknowledged since.
+    is_through: bool,
+}
+
+impl Again {
+    /// As the database says: the highest sequence handled, up to where it has all,
+    /// and how many readings on from there ended before their first step.
+    pub fn new(stream: &'static str, position: u64, floor: u64, tries: u64) -> Self {
+        Self {
+            stream,
+            position,
+            floor,
+            tries,
+            is_through: false,
+        }
+    }
+
+    /// Up to here the database has all.
+    pub fn floor(&self) -> u64 {
+        self.floor
+    }
+
+    /// The database has all up to here.
+    pub fn reached(&mut self, floor: u64) {
+        self.floor = self.floor.max(floor);
+    }
+
+    /// Makes sure that the database knows this stream and not another one of its
+    /// name, whose sequences would mean nothing.
+    pub async fn identify<S>(
+        &mut self,
+        found: Found,
+        writer: &mpsc::Sender<Command<S>>,
+    ) -> Result<(), Unavailable> {
+        let is_shorter = found.last < std::mem::take(&mut self.position);
+        let ask = |answer| Command::Stream {
+            name: self.stream,
+            created: found.created,
+            is_shorter,
+            answer,
+        };
+        if asked(writer, ask).await? {
+            self.floor = 0;
+            self.is_through = false;
+        }
+        Ok(())
+    }
+
+    /// Reads what the database may lack of what was delivered. Afterwards it has
+    /// all of that.
+    ///
+    /// Cancel safe: what is done is stored, and the rest is read the next time.
+    pub async fn read<S>(
+        &mut self,
+        found: Found,
+        reader: &mut impl Reader,
+        writer: &mpsc::Sender<Command<S>>,
+    ) -> Result<(), Unavailable> {
+        if self.is_through {
+            // Acknowledged for this database, then.
+            self.floor = self.floor.max(found.acknowledged);
+        }
+        if self.floor < found.delivered {
+            let begun = self.reach(self.floor, self.tries + 1, Vec::new(), writer);
+            begun.await?;
+            self.steps(found, reader, writer).await?;
+        }
+        self.is_through = true;
+        Ok(())
+    }
+
+    async fn steps<S>(
+        &mut self,
+        found: Found,
+        reader: &mut impl Reader,
+        writer: &mpsc::Sender<Command<S>>,
+    ) -> Result<(), Unavailable> {
+        let one_by_one = self.tries >= WHOLE_TRIES;
+        let max = if one_by_one { 1 } else { BATCH_MAX };
+        let mut events = 0;
+        let begin = self.floor;
+        while self.floor < found.delivered {
+            let from = self.floor + 1;
+            let (mut batch, up_to) = reader.read(from, found.delivered, max).await?;
+            if self.is_deadly(&batch, found) {
+                batch.clear();
+            }
+            events += batch.len();
+            let tries = match one_by_one && up_to < found.delivered {
+                true => WHOLE_TRIES,
+                false => 0,
+            };
+            let verdicts = self.reach(up_to, tries, batch, writer).await?;
+            reader.handled(&verdicts);
+            self.floor = up_to;
+            self.tries = tries;
+        }
+        tracing::info!(
+            stream = self.stream,
+            begin,
+            end = self.floor,
+            events,
+            "what was delivered before is in effect"
+        );
+        Ok(())
+    }
+
+    /// Whether the processes that began with this event all ended with it.
+    fn is_deadly(&self, batch: &[Incoming], found: Found) -> bool {
+        let Some(first) = batch.first() else {
+            return false;
+        };
+        let most = match first.sequence > found.acknowledged {
+            true => TRIES_MAX,
+            false => DELIVERIES_MAX,
+        };
+        let is_deadly = self.tries >= most;
+        if is_deadly {
+            tracing::error!(
+                stream = self.stream,
+                sequence = first.sequence,
+                event_id = first.event_id,
+                tries = self.tries,
+                "each process that read this event ended: it is left out"
+            );
+        }
+        is_deadly
+    }
+
+    async fn reach<S>(
+        &self,
+        floor: u64,
+        tries: u64,
+        batch: Vec<Incoming>,
+        writer: &mpsc::Sender<Command<S>>,
+    ) -> Result<Vec<Verdict>, Unavailable> {
+        let reached = Reached {
+            stream: self.stream,
+            floor,
+            tries,
+        };
+        asked(writer, |answer| Command::Again {
+            batch,
+            reached,
+            answer,
+        })
+        .await
+    }
+}
+
+/// Asks the writer and waits for its answer.
+pub(super) async fn asked<S, T>(
+    writer: &mpsc::Sender<Command<S>>,
+    command: impl FnOnce(oneshot::Sender<Result<T, Unavailable>>) -> Command<S>,
+) -> Result<T, Unavailable> {
+    let ended = || Unavailable("the control path has ended".into());
+    let (answer, answered) = oneshot::channel();
+    writer.send(command(answer)).await.map_err(|_| ended())?;
+    answered.await.map_err(|_| ended())?
+}
+
+#[cfg(test)]
+mod tests {
+    use edd_events::envelope::Cause;
+
+    use super::*;
+    use crate::control::store;
+
+    const DELIVERED: u64 = 600;
+
+    /// A stream of events that are numbers.
+    struct Numbers;
+
+    impl Reader for Numbers {
+        async fn read(
+            &mut self,
+            from: u64,
+            to: u64,
+            max: usize,
+        ) -> Result<(Vec<Incoming>, u64), Unavailable> {
+            let up_to = to.min(from + u64::try_from(max).unwrap() - 1);
+            let event = |sequence: u64| Incoming {
+                event_id: sequence.to_string(),
+                stream: "COMPUTE".into(),
+                sequence,
+                told: store::Cause::default(),
+                cause: Cause::default(),
+                change: Err(String::new()),
+            };
+            Ok(((from..=up_to).map(event).collect(), up_to))
+        }
+
+        fn handled(&mut self, _verdicts: &[Verdict]) {}
+    }
+
+    /// What survives a process.
+    #[derive(Debug, Default)]
+    struct Database {
+        floor: u64,
+        tries: u64,
+        handled: Vec<u64>,
+    }
+
+    impl Database {
+        /// One process; false: it ended when it handled the event `deadly`.
+        async fn lived_through(&mut self, found: Found, deadly: u64) -> bool {
+            let (commands, mut queue) = mpsc::channel::<Command<()>>(1);
+            let mut again = Again::new("COMPUTE", 0, self.floor, self.tries);
+            let writing = async {
+                while let Some(Command::Again {
+                    batch,
+                    reached,
+                    answer,
+                }) = queue.recv().await
+                {
+                    if batch.iter().any(|event| event.sequence == deadly) {
+                        return;
+                    }
+                    self.floor = reached.floor;
+                    self.tries = reached.tries;
+                    self.handled
+                        .extend(batch.iter().map(|event| event.sequence));
+                    let _ = answer.send(Ok(vec![Verdict::Applied; batch.len()]));
+                }
+            };
+            let mut numbers = Numbers;
+            tokio::select! {
+                () = writing => false,
+                read = again.read(found, &mut numbers, &commands) => read.is_ok(),
+            }
+        }
+    }
+
+    /// It costs a few processes, not all that there will ever be.
+    #[tokio::test]
+    async fn an_event_that_ends_each_process_is_left_out_at_last() {
+        for (acknowledged, most) in [(0, 5), (DELIVERED, 7)] {
+            for deadly in [1, 2, 256, 300, DELIVERED] {
+                let found = Found {
+                    acknowledged,
+                    delivered: DELIVERED,
+                    ..Found::default()
+                };
+                let mut database = Database::default();
+                let mut deaths = 0;
+                while !database.lived_through(found, deadly).await {
+                    deaths += 1;
+                    assert!(deaths <= most, "{deadly}: {database:?}");
+                }
+                let rest = (1..=DELIVERED).filter(|sequence| *sequence != deadly);
+                assert!(database.handled.iter().copied().eq(rest), "{deadly}");
+                assert_eq!((database.floor, database.tries), (DELIVERED, 0));
+            }
+        }
+    }
+
+    /// A process that is killed for other reasons goes on from where it was.
+    #[tokio::test]
+    async fn what_was_stored_is_not_read_once_more() {
+        let found = Found {
+            delivered: DELIVERED,
+            ..Found::default()
+        };
+        let mut database = Database::default();
+        assert!(!database.lived_through(found, 300).await);
+        assert!(database.lived_through(found, 0).await);
+        assert!(database.handled.iter().copied().eq(1..=DELIVERED));
+        assert_eq!((database.floor, database.tries), (DELIVERED, 0));
+    }
+}
