@@ -4,17 +4,20 @@
 //! takes everything at once: russh's loop waits for it. What piles up is
 //! counted in a [`Backlog`] per connection, and while a channel holds too much
 //! the connection is read no faster than the client takes data (see `wire`),
-//! which holds the container back. A channel that holds more than
-//! [`QUEUED_MAX`] all the same is closed. Nothing here does I/O.
+//! which holds the container back. That slows all its channels, so it has an
+//! end: a channel that stands for [`PATIENCE`] is let run full, and one that
+//! holds more than [`QUEUED_MAX`] is closed. Nothing here does I/O.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::task::AtomicWaker;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use super::flow::Flow;
 
@@ -27,6 +30,9 @@ const LOW: usize = 512 << 10;
 /// A channel with more than this waiting is closed.
 const QUEUED_MAX: usize = 32 << 20;
 
+/// How long a client may take nothing of a channel that is over before nobody waits for it.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// What a queued piece costs besides its bytes, so that a flood of tiny ones is bounded too.
 const PIECE: usize = 64;
 
@@ -37,14 +43,22 @@ pub(crate) struct Backlog {
     over: AtomicUsize,
     /// Bytes that the client has taken, ever.
     taken: AtomicU64,
+    /// When a channel that is over last moved. Short sections.
+    moved: Mutex<Option<Instant>>,
     /// The reader of the connection's socket.
     reader: AtomicWaker,
 }
 
 impl Backlog {
-    /// Whether some channel holds too much.
-    pub(crate) fn is_over(&self) -> bool {
+    /// Whether the container is to be held back: some channel holds too much, and moves.
+    pub(crate) fn holds_back(&self) -> bool {
+        let moved = || *self.moved();
         self.over.load(Ordering::Relaxed) > 0
+            && moved().is_some_and(|moved| moved.elapsed() < PATIENCE)
+    }
+
+    fn moved(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.moved.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Bytes that clients have taken, ever.
@@ -119,6 +133,7 @@ impl<End> Downlink<End> {
         if !queue.over && queue.held > SOFT {
             queue.over = true;
             self.backlog.over.fetch_add(1, Ordering::Relaxed);
+            *self.backlog.moved() = Some(Instant::now());
         }
         self.ready.notify_one();
         if queue.held > QUEUED_MAX {
@@ -143,6 +158,9 @@ impl<End> Downlink<End> {
         self.flow.release(cost);
         let mut queue = self.lock();
         queue.held = queue.held.saturating_sub(cost);
+        if queue.over {
+            *self.backlog.moved() = Some(Instant::now());
+        }
         if queue.over && queue.held < LOW {
             queue.over = false;
             self.backlog.over.fetch_sub(1, Ordering::Relaxed);
@@ -208,19 +226,35 @@ mod tests {
         for _ in 0..3 {
             down.push(data(len)).unwrap();
         }
-        assert!(backlog.is_over());
+        assert!(backlog.holds_back());
         for left in [true, true, false] {
             down.next().await;
-            assert!(backlog.is_over());
+            assert!(backlog.holds_back());
             down.taken(len);
-            assert_eq!(backlog.is_over(), left);
+            assert_eq!(backlog.holds_back(), left);
         }
         assert_eq!(backlog.taken(), 3 * len as u64);
         down.push(data(2 * SOFT)).unwrap();
-        assert!(backlog.is_over());
+        assert!(backlog.holds_back());
         drop(down);
-        assert!(!backlog.is_over());
+        assert!(!backlog.holds_back());
         assert_eq!(flow.held(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_channel_that_stands_is_waited_for_no_longer_than_patience() {
+        let (backlog, _flow, down) = downlink();
+        down.push(data(SOFT)).unwrap();
+        down.push(data(SOFT)).unwrap();
+        tokio::time::advance(PATIENCE / 2).await;
+        assert!(backlog.holds_back());
+        down.taken(SOFT / 2);
+        tokio::time::advance(PATIENCE / 2).await;
+        assert!(backlog.holds_back(), "it moves");
+        tokio::time::advance(PATIENCE / 2).await;
+        assert!(!backlog.holds_back());
+        down.taken(SOFT / 2);
+        assert!(backlog.holds_back(), "it moves again");
     }
 
     #[test]

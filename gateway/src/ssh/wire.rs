@@ -30,10 +30,10 @@ const PACE: Duration = Duration::from_millis(2);
 const TRICKLE_FILL: usize = 512;
 
 /// While nobody takes what a container has sent, this much is read from it…
-const SIP: usize = 8 << 10;
+const SIP: usize = 64 << 10;
 
 /// …once in so long: what else its connection carries must not stop.
-const SIP_PAUSE: Duration = Duration::from_millis(200);
+const SIP_PAUSE: Duration = Duration::from_millis(100);
 
 /// The read buffer starts here, so that an idle session is cheap…
 const BUFFER_MIN: usize = 8 << 10;
@@ -172,7 +172,7 @@ impl Pacing {
                 taken,
             } => {
                 backlog.watch(cx.waker());
-                if !backlog.is_over() {
+                if !backlog.holds_back() {
                     *taken = None;
                     return Poll::Ready(usize::MAX);
                 }
@@ -386,7 +386,7 @@ mod tests {
         let seen = BannerSeen::default();
         let cut = CancellationToken::new();
         let mut wire = Wire::upstream(socket, cut, seen, Arc::clone(&backlog));
-        let mut bytes = vec![0_u8; 64 << 10];
+        let mut bytes = vec![0_u8; 8 * SIP];
 
         let begin = Instant::now();
         container.write_all(&bytes).await.unwrap();

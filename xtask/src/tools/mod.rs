@@ -39,6 +39,10 @@ pub(crate) enum Program {
     Nghttpd,
     /// Runs clients and servers from PyPI ([`python`]).
     Python,
+    /// Fetches and sends over `ssh`.
+    Git,
+    /// Copies over `ssh`.
+    Rsync,
     /// Slow attackers.
     Slowhttptest,
     /// Judges TLS servers.
@@ -63,10 +67,12 @@ impl Program {
     ];
 
     /// What the tests need besides.
-    const TESTS: [Self; 8] = [
+    const TESTS: [Self; 10] = [
         Self::Nghttp,
         Self::Nghttpd,
         Self::Python,
+        Self::Git,
+        Self::Rsync,
         Self::Slowhttptest,
         Self::Testssl,
         Self::Openssl,
@@ -85,6 +91,8 @@ impl Program {
             Self::Nghttp => "nghttp",
             Self::Nghttpd => "nghttpd",
             Self::Python => "python3",
+            Self::Git => "git",
+            Self::Rsync => "rsync",
             Self::Slowhttptest => "slowhttptest",
             Self::Testssl => "testssl",
             Self::Openssl => "openssl",
@@ -102,6 +110,8 @@ impl Program {
             Self::Nghttp => "nghttp2-client",
             Self::Nghttpd => "nghttp2-server",
             Self::Python => "python3",
+            Self::Git => "git",
+            Self::Rsync => "rsync",
             Self::Slowhttptest => "slowhttptest",
             Self::Testssl => "testssl.sh",
             Self::Openssl => "openssl",

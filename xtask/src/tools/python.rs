@@ -14,12 +14,20 @@ use super::apt;
 use crate::child;
 
 /// What the tests import, and what that needs, at versions that are known to work.
-const PACKAGES: [&str; 9] = [
+const PACKAGES: [&str; 17] = [
+    "asyncssh==2.24.1",
+    "bcrypt==5.0.0",
+    "cffi==2.1.1",
+    "cryptography==50.0.2",
     "grpcio==1.85.1",
     "h11==0.16.0",
     "h2==4.4.1",
     "hpack==4.2.0",
     "hyperframe==6.1.0",
+    "invoke==3.0.3",
+    "paramiko==5.1.0",
+    "pycparser==3.12",
+    "pynacl==1.6.2",
     "ssh-audit==3.9.0",
     "typing-extensions==4.15.0",
     "websockets==17.4",

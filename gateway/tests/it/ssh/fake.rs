@@ -19,10 +19,15 @@ pub(crate) struct Fake {
 /// How it misbehaves.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Vice {
-    /// It opens channels towards the client that nobody asked for.
+    /// It opens channels towards the client that nobody asked for, at once and with each command.
     OpensChannels,
     /// It loses the connection when a command comes.
     DropsOnExec,
+    /// It tells the exit status first and the last output behind it, as sshd may with a terminal.
+    ExitsEarly,
+    /// It tells the exit status and keeps the output open, as sshd does for what a command has
+    /// left in the background.
+    StaysOpen,
     /// None.
     None,
 }
@@ -72,6 +77,31 @@ impl Container {
     fn tell(&self, what: impl Into<String>) {
         let _ = self.tell.send(what.into());
     }
+
+    /// Each kind twice: some are for one time only.
+    fn open_channels(&self, session: &Session) {
+        if self.vice != Vice::OpensChannels {
+            return;
+        }
+        let (handle, tell) = (session.handle(), self.tell.clone());
+        tokio::spawn(async move {
+            let mut opened = Vec::new();
+            for port in [80_u32, 81] {
+                let forwarded = handle
+                    .channel_open_forwarded_tcpip("a", port, "b", 2_u32)
+                    .await;
+                let socket = handle.channel_open_forwarded_streamlocal("/s").await;
+                let agent = handle.channel_open_agent().await;
+                let x11 = handle.channel_open_x11("a", 1).await;
+                let session = handle.channel_open_session().await;
+                let direct = handle.channel_open_direct_tcpip("a", port, "b", 2).await;
+                let all = [forwarded, socket, agent, x11, session, direct];
+                opened.extend(all.map(|channel| u8::from(channel.is_ok()).to_string()));
+                opened.push(" ".to_owned());
+            }
+            let _ = tell.send(format!("opened {}", opened.concat().trim()));
+        });
+    }
 }
 
 impl Handler for Container {
@@ -93,18 +123,7 @@ impl Handler for Container {
         session: &mut Session,
     ) -> Result<(), russh::Error> {
         reply.accept().await;
-        if self.vice == Vice::OpensChannels {
-            let (handle, tell) = (session.handle(), self.tell.clone());
-            tokio::spawn(async move {
-                let forwarded = handle
-                    .channel_open_forwarded_tcpip("a", 1_u32, "b", 2_u32)
-                    .await;
-                let agent = handle.channel_open_agent().await;
-                let x11 = handle.channel_open_x11("a", 1).await;
-                let opened = [forwarded.is_ok(), agent.is_ok(), x11.is_ok()];
-                let _ = tell.send(format!("opened {opened:?}"));
-            });
-        }
+        self.open_channels(session);
         Ok(())
     }
 
@@ -119,6 +138,17 @@ impl Handler for Container {
             return Err(russh::Error::Inconsistent);
         }
         session.channel_success(channel)?;
+        self.open_channels(session);
+        match self.vice {
+            Vice::ExitsEarly => {
+                session.exit_status_request(channel, 5)?;
+                session.data(channel, "last words")?;
+                session.eof(channel)?;
+                return session.close(channel);
+            }
+            Vice::StaysOpen => return session.exit_status_request(channel, 5),
+            Vice::DropsOnExec | Vice::None | Vice::OpensChannels => {}
+        }
         session.data(channel, "started\n")
     }
 

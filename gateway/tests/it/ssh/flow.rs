@@ -6,11 +6,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::process::{Child, ChildStdin};
 use tokio::task::JoinHandle;
 
 use super::rig::{Rig, exit_code, noise, stdout, within};
-use crate::support::{DEADLINE, eventually};
+use crate::support::{DEADLINE, eventually, free_port};
 
 /// What may lie between two processes with `ssh`, gateway and `sshd` in the way: their windows
 /// (2 MiB each way and hop), our queue, pipes and sockets.
@@ -73,6 +74,7 @@ async fn read_all(mut from: impl AsyncRead + Unpin) -> Vec<u8> {
     all
 }
 
+/// `head -c 64M /dev/zero | ssh gw cat | (sleep 6; wc -c)` hung for ever after 2 MiB.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_reader_asleep_holds_the_writer_and_nothing_is_lost() {
     let rig = Rig::start().await;
@@ -161,4 +163,156 @@ async fn an_upload_goes_on_when_the_container_reads_again() {
         .stdin(std::fs::File::open(rig.path("data")).unwrap())
         .output();
     assert_eq!(there, String::from_utf8(here.unwrap().stdout).unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn uploads_go_on_beside_one_that_stands() {
+    let rig = Rig::start().await;
+    let _c = rig.container("c1").await;
+    let _master = rig.master("c1").await;
+    let run = format!(
+        "read line; while [ -e {} ]; do sleep 0.2; done",
+        rig.at("known_hosts")
+    );
+    let mut stalled = piped(&rig, &run);
+    let mut data = b"begin\n".to_vec();
+    data.extend(noise(48 << 20));
+    let feed = Feed::start(stalled.stdin.take().unwrap(), data);
+    feed.stalled().await;
+    let data = noise(24 << 20);
+    let mut ssh = piped(&rig, "cat");
+    let upload = Feed::start(ssh.stdin.take().unwrap(), data.clone());
+    let back = read_all(ssh.stdout.take().unwrap()).await;
+    assert!(back == data, "{} of {} bytes", back.len(), data.len());
+    assert_eq!(exit_code(&mut ssh).await, Some(0));
+    upload.task.await.unwrap();
+    let taken = feed.taken();
+    assert!(
+        taken < IN_BETWEEN_MAX,
+        "the one that stands took {taken} bytes"
+    );
+}
+
+/// Uploads `len` bytes into a reader that takes `rate` bytes a second; the most that was under way
+/// at once.
+async fn slow_reader(rig: &Rig, len: usize, rate: usize) -> usize {
+    let count = rig.path("count");
+    let run = format!(
+        "n=0; while :; do c=$(head -c {} | wc -c); n=$((n + c)); echo $n >{}; \
+         [ $c = 0 ] && exit; sleep 0.1; done",
+        rate / 10,
+        count.display()
+    );
+    let mut ssh = rig
+        .ssh("c1")
+        .arg(run)
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut input = ssh.stdin.take().unwrap();
+    let chunk = noise(64 << 10);
+    let (mut taken, mut under_way) = (0, 0);
+    for sent in (0..len).step_by(chunk.len()) {
+        input.write_all(&chunk).await.unwrap();
+        let text = std::fs::read_to_string(&count).unwrap_or_default();
+        // Empty while it is being written.
+        taken = text.trim().parse().unwrap_or(taken);
+        under_way = under_way.max((sent + chunk.len()).saturating_sub(taken));
+    }
+    drop(input);
+    assert_eq!(ssh.wait().await.unwrap().code(), Some(0));
+    let taken = std::fs::read_to_string(&count).unwrap();
+    assert_eq!(taken.trim(), len.to_string());
+    under_way
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_upload_into_a_slow_reader_stays_small_under_way() {
+    let rig = Rig::start().await;
+    let _c = rig.container("c1").await;
+    let upload = slow_reader(&rig, 64 << 20, 20_000_000);
+    let under_way = within(4 * DEADLINE, "the upload", upload).await;
+    assert!(
+        under_way < IN_BETWEEN_MAX,
+        "{under_way} bytes were somewhere"
+    );
+}
+
+/// The same in full, and the memory of the whole process.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "takes four minutes and must run alone, by hand"]
+async fn a_gibibyte_into_a_reader_of_five_megabytes_a_second_costs_little_memory() {
+    let rig = Rig::start().await;
+    let _c = rig.container("c1").await;
+    let under_way = slow_reader(&rig, 1 << 30, 5_000_000).await;
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let peak = status
+        .lines()
+        .find(|line| line.starts_with("VmHWM"))
+        .unwrap();
+    let peak: usize = peak.split_whitespace().nth(1).unwrap().parse().unwrap();
+    println!("{under_way} bytes under way at most, peak of {peak} KiB");
+    assert!(peak < 64 << 10, "{peak} KiB");
+}
+
+/// What a container sends on channels that it opened waits for the client in bounded memory; one
+/// that stands is closed, and the others run on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_remote_forward_that_stands_is_closed_and_others_go_on() {
+    let rig = Rig::start().await;
+    let _c = rig.container("c1").await;
+    // It takes connections and reads nothing.
+    let stands = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let echo = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let [there, there_too] = [free_port(), free_port()];
+    let options = [
+        "-N",
+        "-R",
+        &format!("127.0.0.1:{there}:{}", stands.local_addr().unwrap()),
+        "-R",
+        &format!("127.0.0.1:{there_too}:{}", echo.local_addr().unwrap()),
+    ];
+    let _ssh = rig
+        .ssh_as(&rig.login("c1"), "owner", &options)
+        .spawn()
+        .unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut socket, _)) = echo.accept().await {
+            tokio::spawn(async move {
+                let (mut read, mut write) = socket.split();
+                let _ = tokio::io::copy(&mut read, &mut write).await;
+            });
+        }
+    });
+    eventually("the forwards listen", || async {
+        TcpStream::connect(("127.0.0.1", there_too)).await.is_ok()
+    })
+    .await;
+    let mut pusher = TcpStream::connect(("127.0.0.1", there)).await.unwrap();
+    let pushing = tokio::spawn(async move {
+        let chunk = noise(64 << 10);
+        let mut pushed = 0;
+        while pusher.write_all(&chunk).await.is_ok() {
+            pushed += chunk.len();
+        }
+        pushed
+    });
+    let _standing = within(DEADLINE, "a connection", stands.accept())
+        .await
+        .unwrap();
+    // All the while, until the one that stands is closed.
+    let mut talks = 0;
+    while !pushing.is_finished() {
+        let talk = async {
+            let mut socket = TcpStream::connect(("127.0.0.1", there_too)).await.unwrap();
+            let mut back = [0; 10_000];
+            socket.write_all(&noise(10_000)).await.unwrap();
+            socket.read_exact(&mut back).await.unwrap();
+        };
+        within(DEADLINE, "an echo", talk).await;
+        talks += 1;
+        assert!(talks < 100_000, "nobody closes it");
+    }
+    let pushed = pushing.await.unwrap();
+    assert!(pushed > 16 << 20 && pushed < 64 << 20, "{pushed} bytes");
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use russh::keys::PrivateKeyWithHashAlg;
 use russh::keys::PublicKeyOrCertificate;
-use russh::{ChannelMsg, Sig, client};
+use russh::{ChannelMsg, ChannelOpenFailure, Pty, Sig, client};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
@@ -15,6 +15,7 @@ use super::fake::{Fake, Vice};
 use super::rig::{Rig, command, exit_code, free_address, noise, output, stdout, unix_user, within};
 use crate::support::{DEADLINE, eventually};
 
+/// C5: standard error was never passed on, and unread it stopped the channel.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_command_has_its_streams_and_its_exit_code() {
     let rig = Rig::start().await;
@@ -45,6 +46,7 @@ async fn the_end_of_a_command_is_told_at_once() {
     assert!(quickest < Duration::from_millis(900), "{quickest:?}");
 }
 
+/// C8: a name without a dot was taken for a user, so the advertised form could not log in.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_id_alone_logs_in_as_root() {
     if unix_user() != "root" {
@@ -90,6 +92,7 @@ async fn fifty_exit_codes_arrive() {
     assert!(wrong.is_empty(), "{wrong:?}");
 }
 
+/// C4: the end of a client's input was not passed on, so `cat x | ssh host 'cat > y'` hung.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_goes_in_comes_out_and_the_end_of_input_arrives() {
     let rig = Rig::start().await;
@@ -165,6 +168,7 @@ async fn files_go_both_ways_by_sftp_and_scp() {
     assert_eq!(output(&mut sftp).await.status.code(), Some(1));
 }
 
+/// C2: one channel was served at a time.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn twenty_sessions_share_a_connection() {
     let rig = Arc::new(Rig::start().await);
@@ -379,22 +383,128 @@ async fn signals_reach_the_container() {
     }
 }
 
+/// A client that has asked for nothing, or for something else, gets nothing of a hostile container.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_container_opens_no_channels_to_the_client() {
+async fn a_container_opens_only_what_the_client_has_asked_for() {
     let rig = Rig::start().await;
     let mut fake = Fake::start(rig.target(free_address()), Vice::OpensChannels).await;
     rig.put("c1", fake.address, Some(&fake.host_key), |_| {});
     let client = strict_client(&rig, "c1").await;
-    let _channel = client.channel_open_session().await.unwrap();
-    within(DEADLINE, "an answer", async {
-        while let Some(seen) = fake.seen.recv().await {
-            if seen.starts_with("opened") {
-                assert_eq!(seen, "opened [false, false, false]");
-                return;
-            }
+    let mut opened = async || loop {
+        let seen = within(DEADLINE, "an answer", fake.seen.recv())
+            .await
+            .unwrap();
+        if let Some(opened) = seen.strip_prefix("opened ") {
+            return opened.to_owned();
         }
-    })
-    .await;
+    };
+    let channel = client.channel_open_session().await.unwrap();
+    assert_eq!(opened().await, "000000 000000");
+    // Nor what is carried back by another connection to the container.
+    channel.agent_forward(true).await.unwrap();
+    channel.exec(true, "agent").await.unwrap();
+    assert_eq!(opened().await, "001000 001000");
+    let channel = client.channel_open_session().await.unwrap();
+    assert_eq!(opened().await, "000000 000000");
+    let cookie = "00112233445566778899aabbccddeeff";
+    let ask = channel.request_x11(true, true, "MIT-MAGIC-COOKIE-1", cookie, 0);
+    ask.await.unwrap();
+    channel.exec(true, "one window").await.unwrap();
+    assert_eq!(opened().await, "000100 000000");
+    let channel = client.channel_open_session().await.unwrap();
+    assert_eq!(opened().await, "000000 000000");
+    let ask = channel.request_x11(true, false, "MIT-MAGIC-COOKIE-1", cookie, 0);
+    ask.await.unwrap();
+    channel.exec(true, "windows").await.unwrap();
+    assert_eq!(opened().await, "000100 000100");
+}
+
+/// C6: with the exit status everything was closed at once, and the last output lost. sshd itself
+/// tells it early when a terminal's last output is still to be read.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_exit_status_comes_behind_all_output() {
+    let rig = Rig::start().await;
+    let fake = Fake::start(rig.target(free_address()), Vice::ExitsEarly).await;
+    rig.put("c1", fake.address, Some(&fake.host_key), |_| {});
+    let client = strict_client(&rig, "c1").await;
+    let mut channel = client.channel_open_session().await.unwrap();
+    channel.exec(true, "x").await.unwrap();
+    assert!(matches!(next(&mut channel).await, ChannelMsg::Success));
+    until_data(&mut channel, "last words").await;
+    assert_eq!(until_closed(&mut channel).await, ["status 5", "eof"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_exit_status_does_not_wait_for_what_runs_on_in_the_background() {
+    let rig = Rig::start().await;
+    let fake = Fake::start(rig.target(free_address()), Vice::StaysOpen).await;
+    rig.put("c1", fake.address, Some(&fake.host_key), |_| {});
+    let client = strict_client(&rig, "c1").await;
+    let mut channel = client.channel_open_session().await.unwrap();
+    channel.exec(true, "x").await.unwrap();
+    assert!(matches!(next(&mut channel).await, ChannelMsg::Success));
+    let status = next(&mut channel).await;
+    assert!(
+        matches!(status, ChannelMsg::ExitStatus { exit_status: 5 }),
+        "{status:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn terminal_modes_reach_the_container() {
+    let rig = Rig::start().await;
+    let _c = rig.container("c1").await;
+    let client = strict_client(&rig, "c1").await;
+    let mut channel = client.channel_open_session().await.unwrap();
+    let modes = [(Pty::VINTR, 7), (Pty::ECHO, 0), (Pty::OPOST, 0)];
+    let ask = channel.request_pty(true, "dumb", 80, 24, 640, 480, &modes);
+    ask.await.unwrap();
+    assert!(matches!(next(&mut channel).await, ChannelMsg::Success));
+    channel.exec(true, "stty -a; echo $TERM.").await.unwrap();
+    assert!(matches!(next(&mut channel).await, ChannelMsg::Success));
+    let mut seen = String::new();
+    while !seen.contains("dumb.") {
+        if let ChannelMsg::Data { data } = next(&mut channel).await {
+            seen.push_str(&String::from_utf8_lossy(&data));
+        }
+    }
+    for wanted in ["intr = ^G", " -echo ", "-opost"] {
+        assert!(seen.contains(wanted), "{seen}");
+    }
+}
+
+/// C7: `keepalive@openssh.com` was refused and clients that rely on it gave up.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keepalives_of_both_sides_are_answered() {
+    let rig = Rig::start().await;
+    let options = ["ClientAliveInterval=1", "ClientAliveCountMax=1"];
+    let c1 = rig.sshd("c1", &options).await;
+    rig.put("c1", c1.address, Some(&c1.host_key), |_| {});
+    let options = ["-o", "ServerAliveInterval=1", "-o", "ServerAliveCountMax=1"];
+    let mut ssh = rig.ssh_as(&rig.login("c1"), "owner", &options);
+    assert_eq!(
+        stdout(ssh.arg("sleep 4; echo still here")).await,
+        "still here\n"
+    );
+}
+
+/// What the container says about a channel that it does not open is what the client hears.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn refusals_of_channels_have_the_containers_reason() {
+    let rig = Rig::start().await;
+    let c1 = rig.sshd("c1", &["PermitOpen=127.0.0.1:1"]).await;
+    rig.put("c1", c1.address, Some(&c1.host_key), |_| {});
+    let client = strict_client(&rig, "c1").await;
+    for (port, wanted) in [
+        (1, ChannelOpenFailure::ConnectFailed),
+        (2, ChannelOpenFailure::AdministrativelyProhibited),
+    ] {
+        let open = client.channel_open_direct_tcpip("127.0.0.1", port, "127.0.0.1", 9);
+        match within(DEADLINE, "an answer", open).await {
+            Err(russh::Error::ChannelOpenFailure(reason)) => assert_eq!(reason, wanted),
+            other => panic!("{port}: {other:?}"),
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
