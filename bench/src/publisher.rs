@@ -21,6 +21,8 @@ use crate::stats::Samples;
 pub(crate) struct Publisher {
     js: jetstream::Context,
     guest: SocketAddr,
+    /// Put in front of the subjects; empty: the gateway hears of it.
+    prefix: &'static str,
     /// Greater than every version before.
     version: AtomicI64,
 }
@@ -41,6 +43,24 @@ impl Publisher {
         Ok(Self {
             js,
             guest,
+            prefix: "",
+            version: AtomicI64::new(1),
+        })
+    }
+
+    /// A publisher of the same events into a stream that no gateway reads.
+    pub(crate) async fn elsewhere(&self) -> Result<Self> {
+        let config = jetstream::stream::Config {
+            name: "ELSEWHERE".to_owned(),
+            subjects: vec!["elsewhere.>".to_owned()],
+            ..Default::default()
+        };
+        let stream = self.js.get_or_create_stream(config).await;
+        stream.context("no stream ELSEWHERE")?;
+        Ok(Self {
+            js: self.js.clone(),
+            guest: self.guest,
+            prefix: "elsewhere.",
             version: AtomicI64::new(1),
         })
     }
@@ -108,7 +128,11 @@ impl Publisher {
         let mut headers = HeaderMap::new();
         headers.insert("Nats-Msg-Id", entry.event_id.as_str());
         self.js
-            .publish_with_headers(entry.subject, headers, entry.payload.into())
+            .publish_with_headers(
+                format!("{}{}", self.prefix, entry.subject),
+                headers,
+                entry.payload.into(),
+            )
             .await
             .context("cannot publish")
     }

@@ -4,15 +4,21 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+use futures_util::future::try_join_all;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
 use super::site::{Site, host};
 use crate::client::Client;
+use crate::publisher::Publisher;
 use crate::stats::Samples;
 
 /// A container that was stopped starts again so many changes later.
-const RESTART_AFTER: u32 = 200;
+const RESTART_AFTER: u32 = 500;
+
+/// Connections that look at changes, each at its own: one alone would be busy half of the time,
+/// and what waits for it would count as late.
+const OBSERVERS: usize = 4;
 
 /// The first changes are not counted: connections, caches and prepared statements come with them.
 const WARM_UP: Duration = Duration::from_secs(1);
@@ -43,22 +49,32 @@ struct Change {
 /// The time of each change from when it was due until it is seen.
 pub(super) async fn effect(site: &Site, containers: u32, rate: &Rate) -> Result<()> {
     let total = rate.per_second * rate.seconds;
-    let (sender, receiver) = mpsc::channel(total as usize);
     let began = Instant::now();
+    let (mut tell, mut looking) = (Vec::new(), Vec::new());
+    for _ in 0..OBSERVERS {
+        let (sender, receiver) = mpsc::channel(total as usize);
+        tell.push(sender);
+        looking.push(observe(site.client()?, receiver, began));
+    }
     let (held, seen) = tokio::try_join!(
-        publish(site, containers, rate, Some(sender)),
-        observe(site.client()?, receiver, began),
+        publish(&site.publisher, containers, rate, tell),
+        try_join_all(looking),
     )?;
-    println!("{containers:>6} containers, {held:>5.1} changes/s: publish to effect   {seen}");
+    restore(&site.publisher, containers.min(total)).await?;
+    let mut samples = Samples::default();
+    for part in seen {
+        samples.extend(&part);
+    }
+    println!("{containers:>6} containers, {held:>5.1} changes/s: publish to effect   {samples}");
     Ok(())
 }
 
 /// Publishes each change when it is due; the rate that was held.
 async fn publish(
-    site: &Site,
+    publisher: &Publisher,
     containers: u32,
     rate: &Rate,
-    tell: Option<mpsc::Sender<Change>>,
+    tell: Vec<mpsc::Sender<Change>>,
 ) -> Result<f64> {
     let gap = Duration::from_secs(1) / rate.per_second;
     let total = rate.per_second * rate.seconds;
@@ -77,15 +93,15 @@ async fn publish(
             true => turn - RESTART_AFTER / 2,
         };
         let id = format!("filled-{}", container % containers);
-        let version = site.publisher.next_version();
+        let version = publisher.next_version();
         let ack = if starts {
-            site.publisher.start(&id, version).await?
+            publisher.start(&id, version).await?
         } else {
-            site.publisher.stop(&id, version).await?
+            publisher.stop(&id, version).await?
         };
         acks.push_back(ack);
         last = Instant::now();
-        if let Some(tell) = &tell {
+        if let Some(tell) = tell.get(n as usize / 2 % OBSERVERS) {
             let status = if starts { 200 } else { 404 };
             let change = Change { due, id, status };
             tell.send(change).await.ok().context("nobody looks")?;
@@ -99,13 +115,17 @@ async fn publish(
     for ack in acks {
         ack.await.context("the stream did not take an event")?;
     }
-    // As it was before, for who comes next.
-    for container in 0..containers.min(total) {
-        let id = format!("filled-{container}");
-        let version = site.publisher.next_version();
-        site.publisher.start(&id, version).await?.await?;
-    }
     Ok(f64::from(total) / (last - began).as_secs_f64())
+}
+
+/// As it was before, for who comes next.
+async fn restore(publisher: &Publisher, containers: u32) -> Result<()> {
+    for container in 0..containers {
+        let version = publisher.next_version();
+        let id = format!("filled-{container}");
+        publisher.start(&id, version).await?.await?;
+    }
+    Ok(())
 }
 
 /// Asks for the oldest change until it is in effect, then for the next.
@@ -133,29 +153,37 @@ async fn observe(
     Ok(samples)
 }
 
-/// Paced requests to a container that nothing changes, without and with changes elsewhere.
+/// Paced requests to a container that nothing changes: while nothing is published, while the same
+/// events go where no gateway reads them, and while they are changes.
 pub(super) async fn latency(site: &Site, containers: u32, rate: &Rate) -> Result<()> {
     let stable = host(&format!("filled-{}", containers - 1));
-    let (mut quiet, mut busy) = (Samples::default(), Samples::default());
-    // By turns, so that neither has the better moments of the machine.
-    for _ in 0..2 {
-        let part = Rate {
-            per_second: rate.per_second,
-            seconds: (rate.seconds / 2).max(2),
-        };
-        let time = Duration::from_secs(part.seconds.into());
-        quiet.extend(&paced(site.client()?, &stable, time).await?);
-        let (_, samples) = tokio::try_join!(
-            publish(site, containers / 2, &part, None),
+    let elsewhere = site.publisher.elsewhere().await?;
+    let part = Rate {
+        per_second: rate.per_second,
+        seconds: (rate.seconds / 2).max(2),
+    };
+    let time = Duration::from_secs(part.seconds.into());
+    let beside = async |publisher: &Publisher, samples: &mut Samples| -> Result<()> {
+        let (_, seen) = tokio::try_join!(
+            publish(publisher, containers / 2, &part, Vec::new()),
             paced(site.client()?, &stable, time),
         )?;
-        busy.extend(&samples);
+        restore(publisher, part.per_second * part.seconds).await?;
+        samples.extend(&seen);
+        Ok(())
+    };
+    let (mut quiet, mut other) = (Samples::default(), Samples::default());
+    let mut busy = Samples::default();
+    // By turns, so that none has the better moments of the machine.
+    for _ in 0..2 {
+        quiet.extend(&paced(site.client()?, &stable, time).await?);
+        beside(&elsewhere, &mut other).await?;
+        beside(&site.publisher, &mut busy).await?;
     }
-    println!("{containers:>6} containers, a request when nothing changes    {quiet}");
-    println!(
-        "{containers:>6} containers, a request under {} changes/s    {busy}",
-        rate.per_second
-    );
+    let changes = rate.per_second;
+    println!("{containers:>6} containers, a request when nothing happens    {quiet}");
+    println!("{containers:>6} containers, a request beside {changes} other messages/s    {other}");
+    println!("{containers:>6} containers, a request under {changes} changes/s    {busy}");
     Ok(())
 }
 

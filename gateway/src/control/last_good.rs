@@ -1,15 +1,20 @@
 //! The last good table on disk: what the gateway serves when everything else is gone.
 //!
-//! Written a moment after each change by a task of its own, never on the way of
-//! an event; atomically, so that a crash leaves the old file or the new one.
+//! Written a moment after each change, never on the way of an event; atomically,
+//! so that a crash leaves the old file or the new one. A large table takes time:
+//! its writer is a thread that the system runs when nobody else wants the core.
 
+use std::fs::File;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use edd_route::RouteTable;
 use edd_route::snapshot::{Snapshot, SnapshotError};
+use rustix::process::setpriority_process;
+use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use crate::shared::Shared;
@@ -25,6 +30,13 @@ const FOLLOWED: Duration = Duration::from_millis(100);
 
 /// Pause after a failed write, and the longest of all.
 const RETRY: Duration = Duration::from_secs(5);
+
+/// Written and synced at a time, in bytes: what the database has to sync in the meantime waits for
+/// no more than this.
+const CHUNK: usize = 1 << 20;
+
+/// The lowest priority of setpriority(2).
+const LOWEST: i32 = 19;
 
 /// The file's name in `--state-dir`.
 const FILE: &str = "last-good-table";
@@ -65,21 +77,27 @@ pub fn write(state_dir: &Path, snapshot: &Snapshot) -> io::Result<()> {
     let bytes = snapshot.encode().map_err(io::Error::other)?;
     std::fs::create_dir_all(state_dir)?;
     let mut file = tempfile_in(state_dir)?;
-    let result = file
-        .0
-        .write_all(&bytes)
-        .and_then(|()| file.0.sync_all())
-        .and_then(|()| std::fs::rename(&file.1, path(state_dir)));
+    let result =
+        write_synced(&mut file.0, &bytes).and_then(|()| std::fs::rename(&file.1, path(state_dir)));
     if result.is_err() {
         let _ = std::fs::remove_file(&file.1);
         return result;
     }
     // The rename itself lives in the folder.
-    std::fs::File::open(state_dir)?.sync_all()
+    File::open(state_dir)?.sync_all()
+}
+
+/// Writes and syncs, a bounded part at a time.
+fn write_synced(file: &mut File, bytes: &[u8]) -> io::Result<()> {
+    for part in bytes.chunks(CHUNK) {
+        file.write_all(part)?;
+        file.sync_data()?;
+    }
+    file.sync_all()
 }
 
 /// The file tells who may reach what: it is its owner's alone.
-fn tempfile_in(state_dir: &Path) -> io::Result<(std::fs::File, PathBuf)> {
+fn tempfile_in(state_dir: &Path) -> io::Result<(File, PathBuf)> {
     use std::os::unix::fs::OpenOptionsExt as _;
     let path = state_dir.join(format!("{FILE}.new"));
     let file = std::fs::OpenOptions::new()
@@ -108,14 +126,10 @@ pub async fn keep(
         let current = *revision.borrow_and_update();
         if written != Some(current) {
             let table = shared.table();
-            let state_dir = shared.config.state_dir.clone();
             let revision = table.revision;
-            let result = tokio::task::spawn_blocking(move || {
-                write(&state_dir, &Snapshot::of(&table, now_ms()))
-            })
-            .await
-            .unwrap_or_else(|error| Err(io::Error::other(error)));
-            match result {
+            // Somebody waits for the file, or for the process to end.
+            let urgent = followed.load(Ordering::Relaxed) || shutdown.is_cancelled();
+            match write_aside(table, shared.config.state_dir.clone(), urgent).await {
                 Ok(()) => written = Some(revision),
                 Err(error) => {
                     failed = true;
@@ -140,6 +154,27 @@ pub async fn keep(
             }
         }
     }
+}
+
+/// Writes on a thread of its own, which unless it is urgent runs behind all others: encoding
+/// 100,000 containers would else hold up what changes meanwhile on a machine with few cores.
+///
+/// Dropped early, the thread still finishes its file.
+async fn write_aside(table: Arc<RouteTable>, state_dir: PathBuf, urgent: bool) -> io::Result<()> {
+    let (done, written) = oneshot::channel();
+    std::thread::Builder::new()
+        .name("last-good".to_owned())
+        .spawn(move || {
+            if !urgent {
+                // Refused, it is merely not as polite. On Linux this is the calling thread's alone.
+                let _ = setpriority_process(None, LOWEST);
+            }
+            let snapshot = Snapshot::of(&table, now_ms());
+            drop(table);
+            let _ = done.send(write(&state_dir, &snapshot));
+        })?;
+    // Without a word it panicked.
+    written.await.map_err(io::Error::other)?
 }
 
 /// Until the next write after one that took so long.
