@@ -9,6 +9,7 @@ use sqlx::sqlite::{Sqlite, SqliteSynchronous};
 use sqlx::{PgPool, SqlitePool};
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
+use crate::checkpoint::Checkpoints;
 use crate::open::{self, OpenError};
 use crate::query;
 use crate::url::DatabaseUrl;
@@ -40,6 +41,7 @@ pub(crate) enum Pool {
         pool: SqlitePool,
         /// Writers of this process queue here: SQLite itself makes them sleep and try again.
         writer: Arc<Mutex<()>>,
+        checkpoints: Checkpoints,
     },
 }
 
@@ -50,6 +52,8 @@ pub(crate) enum Inner {
     Postgres(sqlx::Transaction<'static, Postgres>),
     Sqlite {
         transaction: sqlx::Transaction<'static, Sqlite>,
+        /// Told of its commit; nobody when it only reads.
+        checkpoints: Option<Checkpoints>,
         /// Given back after it has ended.
         _turn: Option<OwnedMutexGuard<()>>,
     },
@@ -86,10 +90,14 @@ impl Database {
             DatabaseUrl::Postgres(options) => {
                 Pool::Postgres(open::postgres(options, url.to_string()).await?)
             }
-            DatabaseUrl::Sqlite(path) => Pool::Sqlite {
-                pool: open::sqlite(path, synchronous).await?,
-                writer: Arc::default(),
-            },
+            DatabaseUrl::Sqlite(path) => {
+                let pool = open::sqlite(path, synchronous).await?;
+                Pool::Sqlite {
+                    checkpoints: Checkpoints::of(pool.clone()),
+                    pool,
+                    writer: Arc::default(),
+                }
+            }
         }))
     }
 
@@ -121,11 +129,16 @@ impl Database {
                     .await?;
                 Inner::Postgres(transaction)
             }
-            Pool::Sqlite { pool, writer } => {
+            Pool::Sqlite {
+                pool,
+                writer,
+                checkpoints,
+            } => {
                 let turn = tokio::time::timeout(TURN_TIMEOUT, Arc::clone(writer).lock_owned());
                 let turn = turn.await.map_err(|_| sqlx::Error::PoolTimedOut)?;
                 Inner::Sqlite {
                     transaction: pool.begin_with("BEGIN IMMEDIATE").await?,
+                    checkpoints: Some(checkpoints.clone()),
                     _turn: Some(turn),
                 }
             }
@@ -144,6 +157,7 @@ impl Database {
             ),
             Pool::Sqlite { pool, .. } => Inner::Sqlite {
                 transaction: pool.begin().await?,
+                checkpoints: None,
                 _turn: None,
             },
         }))
@@ -189,7 +203,17 @@ impl Transaction {
     pub async fn commit(self) -> sqlx::Result<()> {
         match self.0 {
             Inner::Postgres(transaction) => transaction.commit().await,
-            Inner::Sqlite { transaction, .. } => transaction.commit().await,
+            Inner::Sqlite {
+                transaction,
+                checkpoints,
+                _turn,
+            } => {
+                transaction.commit().await?;
+                if let Some(checkpoints) = checkpoints {
+                    checkpoints.committed();
+                }
+                Ok(())
+            }
         }
     }
 

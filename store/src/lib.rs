@@ -11,6 +11,7 @@
 //! order becomes visible in that order.
 
 mod away;
+mod checkpoint;
 mod database;
 mod open;
 mod query;

@@ -14,6 +14,8 @@ use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{ConnectOptions as _, PgPool, SqlitePool};
 
+use crate::checkpoint::LOG_PAGES_MAX;
+
 /// How long a statement waits for the write lock of another connection.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -67,6 +69,7 @@ pub(crate) async fn sqlite(
         .foreign_keys(true)
         // What is deleted is overwritten where that costs no further page.
         .pragma("secure_delete", "FAST")
+        .pragma("wal_autocheckpoint", LOG_PAGES_MAX)
         .disable_statement_logging();
     SqlitePoolOptions::new()
         .max_connections(CONNECTIONS_MAX)
