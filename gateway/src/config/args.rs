@@ -216,6 +216,16 @@ pub struct ServeArgs {
         value_name = "MODE"
     )]
     pub proxy_protocol: String,
+    /// Raw connections that begin with a PROXY header (v2) for their container: CONTAINER,
+    /// CONTAINER:PORT or * for all
+    #[arg(
+        long,
+        env = "EDD_GATEWAY_SEND_PROXY_PROTOCOL",
+        default_value = "",
+        hide_default_value = true,
+        value_name = "LIST"
+    )]
+    pub send_proxy_protocol: String,
     /// Name servers for the names of targets, ADDRESS or ADDRESS:PORT; default: the system's
     #[arg(
         long,

@@ -13,7 +13,7 @@ use super::files::{self, Caps};
 use super::parse::{
     parse_domain, parse_ip, parse_net, parse_number, parse_port, parse_proxy_protocol, parse_server,
 };
-use super::{Config, History, NatsConfig, Ports, ProxyProtocol, ServeArgs, Timeouts};
+use super::{Announced, Config, History, NatsConfig, Ports, ProxyProtocol, ServeArgs, Timeouts};
 use crate::listener::RequestRate;
 
 impl ServeArgs {
@@ -93,6 +93,7 @@ impl ServeArgs {
             let why = "is believed of --trusted-proxies only, and there are none";
             p.push("--proxy-protocol", why);
         }
+        let send_proxy_protocol = Announced::parse(p, &self.send_proxy_protocol);
         let container_tls_ports = p.check_list(
             "--container-tls-ports",
             &self.container_tls_ports,
@@ -243,6 +244,7 @@ impl ServeArgs {
             ssh,
             trusted_proxies,
             proxy_protocol,
+            send_proxy_protocol,
             resolvers,
             timeouts,
             max_connections: caps.clients,

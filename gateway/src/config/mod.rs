@@ -1,5 +1,6 @@
 //! The configuration of `serve`: checked values, made from the command line once.
 
+mod announced;
 mod args;
 mod check;
 mod files;
@@ -20,6 +21,7 @@ use ipnet::IpNet;
 
 use crate::listener::RequestRate;
 
+pub use announced::Announced;
 pub use args::ServeArgs;
 pub use ports::Ports;
 pub use ssh::{Recordings, SshArgs, SshConfig};
@@ -73,6 +75,8 @@ pub struct Config {
     pub trusted_proxies: Vec<IpNet>,
     /// Whether they announce their clients by the PROXY protocol.
     pub proxy_protocol: ProxyProtocol,
+    /// Whose raw connections tell the container who the client is.
+    pub send_proxy_protocol: Announced,
     /// Name servers for the names of targets; empty: the system's.
     pub resolvers: Vec<SocketAddr>,
     /// Every wait on a peer.

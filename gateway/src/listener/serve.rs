@@ -21,7 +21,7 @@ use super::proxy_in::{Identified, Who, identify};
 use super::{Prefixed, Worker};
 use crate::http::{ConnectionFacts, serve_h1, serve_h2};
 use crate::ssh::SshServer;
-use crate::tcp::{self, RawKind};
+use crate::tcp::{self, Caller, RawKind};
 use crate::tls::{HandshakeError, Secured};
 
 /// Serves one connection to its end. Every wait in here has a deadline.
@@ -195,7 +195,7 @@ impl<'w> Connection<'w> {
             Ok(to) => {
                 let stream = Prefixed::new(bytes, stream);
                 let revision = table.revision;
-                let raw = tcp::raw(shared, stream, self.peer, to, RawKind::Tcp, revision);
+                let raw = tcp::raw(shared, stream, self.caller(), to, RawKind::Tcp, revision);
                 Some(Box::pin(raw))
             }
             Err(refusal) => {
@@ -232,7 +232,7 @@ impl<'w> Connection<'w> {
             TlsDecision::Passthrough(to) => {
                 let stream = Prefixed::new(bytes, stream);
                 let kind = RawKind::TlsPassthrough;
-                let raw = tcp::raw(shared, stream, self.peer, to, kind, revision);
+                let raw = tcp::raw(shared, stream, self.caller(), to, kind, revision);
                 Some(Box::pin(raw))
             }
             TlsDecision::Terminate => {
@@ -279,6 +279,13 @@ impl<'w> Connection<'w> {
     async fn answer(self, stream: TcpStream, answer: Answer) {
         let text = answer.give(&self.worker.shared, self.peer, self.begun.elapsed());
         close(stream, text.as_bytes()).await;
+    }
+
+    fn caller(&self) -> Caller {
+        Caller {
+            peer: self.peer,
+            is_known: self.who != Who::Unknown,
+        }
     }
 
     fn http1(self, stream: TcpStream, bytes: Bytes) -> Rest<'w> {

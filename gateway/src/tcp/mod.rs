@@ -10,5 +10,5 @@ mod relay;
 
 pub use over::OverTcp;
 pub(crate) use over::reset;
-pub use raw::{RawKind, raw};
+pub use raw::{Caller, RawKind, raw};
 pub use relay::{End, Relayed, Side, relay};

@@ -1,10 +1,13 @@
-//! A client's bytes to the container that was decided for it, untouched.
+//! A client's bytes to the container that was decided for it, untouched; where the operator
+//! wants it, behind a PROXY header that says whose they are.
 
+use std::io;
 use std::net::SocketAddr;
 
 use edd_route::decide::ContainerMatch;
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tracing::debug;
 
 use super::over::reset;
@@ -12,7 +15,7 @@ use super::{End, Relayed, relay};
 use crate::listener::Prefixed;
 use crate::shared::Shared;
 use crate::telemetry::access::RawRecord;
-use crate::upstream::{ConnectError, connect};
+use crate::upstream::{ConnectError, Socket, connect, proxy_out};
 
 /// What the bytes are.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -32,11 +35,20 @@ impl RawKind {
     }
 }
 
+/// Whose connection it is.
+#[derive(Clone, Copy, Debug)]
+pub struct Caller {
+    /// The client's address, or that of a proxy that cannot name its client.
+    pub peer: SocketAddr,
+    /// Whether it is the client's.
+    pub is_known: bool,
+}
+
 /// Connects, relays until one of the ends of [`End`], and writes the access record.
 pub async fn raw(
     shared: &Shared,
     mut down: Prefixed<TcpStream>,
-    peer: SocketAddr,
+    caller: Caller,
     to: ContainerMatch,
     kind: RawKind,
     revision: u64,
@@ -48,7 +60,7 @@ pub async fn raw(
         biased;
         () = to.admission.revoked() => Err(End::Revoked),
         () = cut.cancelled() => Err(End::Drained),
-        connected = connect(to.upstream, timeouts.connect, shared) => Ok(connected),
+        connected = reach(shared, &down, caller, &to) => Ok(connected),
     };
     let (relayed, note) = match connected {
         Ok(Ok(mut up)) => {
@@ -79,7 +91,7 @@ pub async fn raw(
     let record = RawRecord {
         kind: kind.label(),
         revision,
-        peer,
+        peer: caller.peer,
         port: to.port,
         container: to.id.as_str(),
         upstream: to.upstream,
@@ -89,6 +101,32 @@ pub async fn raw(
         note,
     };
     record.log();
+}
+
+/// Connects, and says who calls if the rule wants to know.
+async fn reach(
+    shared: &Shared,
+    down: &Prefixed<TcpStream>,
+    caller: Caller,
+    to: &ContainerMatch,
+) -> Result<Socket, ConnectError> {
+    let limit = shared.config.timeouts.connect;
+    let mut socket = connect(to.upstream, limit, shared).await?;
+    if shared.config.send_proxy_protocol.covers(to) {
+        let failed = |source: io::Error| ConnectError::Refused {
+            address: to.upstream,
+            source,
+        };
+        let header = match caller.is_known {
+            true => proxy_out::header(caller.peer, down.get_ref().local_addr().map_err(failed)?),
+            false => proxy_out::unknown(),
+        };
+        timeout(limit, socket.write_all(&header))
+            .await
+            .map_err(|_| ConnectError::TimedOut)?
+            .map_err(failed)?;
+    }
+    Ok(socket)
 }
 
 const NOTHING: Relayed = Relayed {

@@ -26,7 +26,7 @@ pub(crate) mod h2;
 mod io;
 mod names;
 mod pool;
-mod proxy_out;
+pub(crate) mod proxy_out;
 mod socket;
 pub mod tls;
 mod trouble;

@@ -14,6 +14,13 @@ pub(crate) fn local() -> Vec<u8> {
     header
 }
 
+/// Version 2, command PROXY, no family: somebody's connection who cannot be named.
+pub(crate) fn unknown() -> Vec<u8> {
+    let mut header = SIGNATURE.to_vec();
+    header.extend_from_slice(&[0x21, 0x00, 0, 0]);
+    header
+}
+
 /// Version 2, command PROXY, TCP: the connection of `client` to `listener`.
 ///
 /// Of mixed families both are written as IPv6.
@@ -66,6 +73,7 @@ mod tests {
         assert_eq!(v6[12..16], [0x21, 0x21, 0, 36]);
         assert_eq!(v6[48..], [0, 1, 0, 2]);
         assert_eq!(local()[12..], [0x20, 0, 0, 0]);
+        assert_eq!(unknown()[12..], [0x21, 0, 0, 0]);
     }
 
     #[test]

@@ -389,3 +389,65 @@ async fn a_stop_ends_a_connection_whose_container_is_still_being_reached() {
     assert_eq!(gateway.shared.gate.upstreams(), 0);
     drop(filling);
 }
+
+/// The client's first bytes stay the first, behind the header, whoever they are for.
+#[tokio::test]
+async fn containers_that_want_to_know_who_calls_get_a_proxy_header_first() {
+    let gateway = Gateway::start(Options {
+        flags: vec!["--send-proxy-protocol=told,named:443".into()],
+        ..Options::default()
+    })
+    .await;
+    let mut containers = Containers::of(&gateway);
+    let (port, other, https) = (gateway.port(0), gateway.port(1), gateway.addresses.https);
+    let told = echo(container_address()).await;
+    containers.run("told", told.ip(), &[(port.port(), told.port())]);
+    let untold = echo(container_address()).await;
+    containers.run("untold", untold.ip(), &[(other.port(), untold.port())]);
+
+    let (mut heard, mut own) = (Vec::new(), Vec::new());
+    for address in [port, other] {
+        let mut stream = dial(address).await;
+        own.push(stream.local_addr().unwrap());
+        stream.write_all(b"hello").await.unwrap();
+        stream.shutdown().await.unwrap();
+        heard.push(hear(&mut stream).await.unwrap());
+    }
+    assert_eq!(announced_before(&heard[0]), (own[0], &b"hello"[..]));
+    assert_eq!(heard[1], b"hello", "nobody named it");
+
+    // TLS that is passed through: nothing of the handshake is lost or moved.
+    let (seen, mut first) = tokio::sync::mpsc::channel(1);
+    let address = container_address();
+    server((address, 443).into(), move |mut stream| {
+        let seen = seen.clone();
+        async move {
+            let mut bytes = vec![0; 28 + 5];
+            stream.read_exact(&mut bytes).await?;
+            let _ = seen.send(bytes).await;
+            Ok(())
+        }
+    })
+    .await;
+    containers.run("named", address, &[(443, 443)]);
+    let refused = Greeting::anyone("named.compute.localhost")
+        .dial(https)
+        .await;
+    assert!(refused.is_err(), "it has closed");
+    let bytes = first.recv().await.unwrap();
+    let (client, rest) = announced_before(&bytes);
+    assert_eq!(client.ip(), https.ip());
+    assert_eq!(rest.first(), Some(&22), "a handshake record");
+}
+
+/// Whom the header in front of `bytes` announces, and what follows it.
+fn announced_before(bytes: &[u8]) -> (SocketAddr, &[u8]) {
+    use edd_detect::proxy::{Announcement, Client, announced};
+    match announced(bytes) {
+        Announcement::Complete {
+            client: Client::Known(client),
+            length,
+        } => (client, &bytes[length..]),
+        other => panic!("{other:?} in front of {bytes:?}"),
+    }
+}
