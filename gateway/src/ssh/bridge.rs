@@ -9,6 +9,7 @@
 
 use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use edd_route::decide::SshMatch;
@@ -27,6 +28,7 @@ use super::audit;
 use super::connection::Connection;
 use super::counting_panics;
 use super::downlink::{Downlink, Piece};
+use super::farewell;
 use super::flow::{Excess, Item, Request, Uplink};
 use super::grants::Grants;
 use super::upstream::{DialError, OpenError, Purpose, Upstream};
@@ -118,6 +120,7 @@ async fn run(connection: &Arc<Connection>, opening: Opening) {
         uplink,
         down,
         up,
+        has_terminal: AtomicBool::new(false),
     };
     bridge.run(down_read, up_read).await;
     // A program that the session has left behind may still show its windows.
@@ -184,6 +187,8 @@ pub(crate) struct Bridge<'c> {
     pub(crate) uplink: Arc<Uplink>,
     pub(crate) down: ChannelWriteHalf<Msg>,
     pub(crate) up: ChannelWriteHalf<client::Msg>,
+    /// Whether the client has asked for one.
+    pub(crate) has_terminal: AtomicBool,
 }
 
 /// What ended the client's side.
@@ -244,7 +249,8 @@ impl Bridge<'_> {
         // Kept over all phases: dropped in the middle it would lose what it holds.
         let mut queue = pin!(self.write_queue().fuse());
         let writing = async {
-            tokio::join!(queue.as_mut(), self.write_urgent());
+            let farewell = farewell::at_drain(self.connection, &self.down, &self.has_terminal);
+            tokio::join!(queue.as_mut(), self.write_urgent(), farewell);
             // The readers tell why the writers ended.
             std::future::pending::<()>().await;
         };
@@ -316,11 +322,14 @@ impl Bridge<'_> {
                 pix_height,
                 terminal_modes,
                 ..
-            } => Request::Pty {
-                term,
-                size: [col_width, row_height, pix_width, pix_height],
-                modes: terminal_modes,
-            },
+            } => {
+                self.has_terminal.store(true, Ordering::Relaxed);
+                Request::Pty {
+                    term,
+                    size: [col_width, row_height, pix_width, pix_height],
+                    modes: terminal_modes,
+                }
+            }
             ChannelMsg::SetEnv {
                 variable_name,
                 variable_value,

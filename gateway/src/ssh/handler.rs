@@ -143,7 +143,12 @@ impl ClientHandler {
         let connection = &self.connection;
         let audit = connection.audit.channel(purpose.kind(), &purpose.target());
         let permit = Arc::clone(&connection.channels).try_acquire_owned();
-        let (Some(login), Ok(permit)) = (&self.login, permit) else {
+        // What it would carry would be cut within moments. Channels that the container opens for
+        // what runs already, its agent for one, still are.
+        let permit = permit
+            .ok()
+            .filter(|_| !connection.inner.shared.drain.is_draining());
+        let (Some(login), Some(permit)) = (&self.login, permit) else {
             let reason = ChannelOpenFailure::ResourceShortage;
             audit.refused(&reason);
             reply.reject(reason).await;

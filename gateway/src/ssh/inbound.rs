@@ -5,6 +5,7 @@
 //! (see `downlink`).
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use russh::client::ChannelOpenHandle;
 use russh::server::{Handle, Msg};
@@ -92,6 +93,7 @@ async fn run(
         uplink,
         down,
         up,
+        has_terminal: AtomicBool::new(false),
     };
     let id = bridge.id();
     bridge.run(down_read, up_read).await;

@@ -27,6 +27,7 @@ mod bridge;
 mod connection;
 mod container;
 mod downlink;
+mod farewell;
 mod flow;
 mod forwards;
 mod grants;

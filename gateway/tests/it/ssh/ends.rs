@@ -3,7 +3,7 @@
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::process::{Child, ChildStdout};
 use tokio::time::timeout;
@@ -141,12 +141,12 @@ async fn revocation_does_not_wait_for_a_client_that_reads_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_restart_on_the_same_address_and_other_changes_end_nothing() {
+async fn a_restart_on_the_same_address_and_10_000_other_changes_end_nothing() {
     let rig = Rig::start().await;
     let c1 = rig.container("c1").await;
     let _master = rig.master("c1").await;
     let (mut ssh, _pipe) = live(&rig, "c1").await;
-    for n in 0..100 {
+    for n in 0..5_000 {
         rig.put(&format!("other{n}"), free_address(), None, |_| {});
         rig.put("c1", c1.address, Some(&c1.host_key), |spec| {
             if let Some(run) = &mut spec.running {
@@ -165,16 +165,43 @@ async fn a_drain_takes_no_connections_lets_sessions_live_and_cuts_in_the_end() {
     let rig = Rig::start().await;
     let _c = rig.container("c1").await;
     let _master = rig.master("c1").await;
-    let (mut ssh, _pipe) = live(&rig, "c1").await;
+    let (mut ssh, mut pipe) = live(&rig, "c1").await;
+    let mut terminal = rig.ssh("c1");
+    terminal.args(["-tt", "echo ready; exec cat"]);
+    terminal.stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut terminal = terminal.spawn().unwrap();
+    let mut screen = terminal.stdout.take().unwrap();
+    until_text(&mut screen, "ready").await;
     let drain = rig.shared.drain.clone();
     let draining = tokio::spawn(async move { drain.run(Duration::from_secs(3)).await });
     eventually("closed", || async {
         TcpStream::connect(rig.address).await.is_err()
     })
     .await;
-    assert_eq!(stdout(rig.ssh_over("c1").arg("echo in")).await, "in\n");
+    // Who sits at a terminal reads of it; a command's output has nothing of it.
+    until_text(&mut screen, "The gateway of this connection is going down").await;
+    let refused = output(
+        rig.ssh_over("c1")
+            .args(["-o", "ProxyCommand=false", "echo in"]),
+    )
+    .await;
+    assert_eq!(refused.status.code(), Some(255), "a new channel is refused");
     assert!(ssh.try_wait().unwrap().is_none());
-    assert_eq!(draining.await.unwrap(), 2);
+    ssh.stdin
+        .as_mut()
+        .unwrap()
+        .write_all(b"on\n")
+        .await
+        .unwrap();
+    let mut more = [0; 4];
+    timeout(DEADLINE, pipe.read_exact(&mut more))
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(&more, b"\non\n");
+    assert!(terminal.try_wait().unwrap().is_none());
+    assert_eq!(draining.await.unwrap(), 3);
+    assert_eq!(exit_code(&mut terminal).await, Some(255));
     assert_eq!(exit_code(&mut ssh).await, Some(255));
     let mut stderr = ssh.stderr.take().unwrap();
     until_text(&mut stderr, "the gateway is shutting down").await;
