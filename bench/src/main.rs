@@ -14,6 +14,8 @@ mod first_answer;
 mod guest;
 mod propagation;
 mod publisher;
+mod site;
+mod ssh;
 mod stats;
 mod swaps;
 mod ws_echo;
@@ -43,6 +45,8 @@ enum Command {
     Propagation(propagation::Args),
     /// Copy bytes between clients and the origin: the floor under every proxy
     Relay(compare::relay::Args),
+    /// Measure SSH through a gateway beside the same straight to sshd
+    Ssh(ssh::Args),
     /// Change routes, certificates and the process under a load, and count what clients notice
     Swaps(swaps::Args),
     /// Send a message over a WebSocket and expect it back
@@ -66,6 +70,7 @@ fn main() -> ExitCode {
             Command::Origin(args) => runtime.block_on(compare::origin::run(args)),
             Command::Propagation(args) => runtime.block_on(propagation::run(args)),
             Command::Relay(args) => runtime.block_on(compare::relay::run(args)),
+            Command::Ssh(args) => runtime.block_on(ssh::run(args)),
             Command::Swaps(args) => runtime.block_on(swaps::run(args)),
             Command::WsEcho(args) => runtime.block_on(ws_echo::run(args)),
         });

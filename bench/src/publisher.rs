@@ -12,7 +12,8 @@ use edd_events::envelope::{Cause, EventMessage, seal};
 use edd_events::stream::{self, COMPUTE};
 use edd_events::subject::EntityId;
 use edd_proto::compute::{
-    ContainerCreated, ContainerStarted, ContainerStopped, IngressRuleRequested,
+    ContainerCreated, ContainerSshToggled, ContainerStarted, ContainerStopped,
+    IngressRuleRequested, SshKeyCreated,
 };
 
 use crate::stats::Samples;
@@ -106,6 +107,33 @@ impl Publisher {
             ..ContainerStarted::default()
         };
         self.publish(id, version, started).await
+    }
+
+    /// SSH is on, and this key is the owner's.
+    pub(crate) async fn let_in(
+        &self,
+        id: &str,
+        public_key: &str,
+        fingerprint: &str,
+    ) -> Result<Vec<PublishAckFuture>> {
+        let toggled = ContainerSshToggled {
+            container_id: id.to_owned(),
+            ssh_enabled: true,
+            ..ContainerSshToggled::default()
+        };
+        let key = SshKeyCreated {
+            key_id: 1,
+            user_id: 1,
+            name: "bench".to_owned(),
+            public_key: public_key.to_owned(),
+            fingerprint: fingerprint.to_owned(),
+            ..SshKeyCreated::default()
+        };
+        let version = self.next_version();
+        Ok(vec![
+            self.publish(id, version, toggled).await?,
+            self.publish("1", version, key).await?,
+        ])
     }
 
     /// It runs no more.

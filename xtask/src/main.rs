@@ -54,6 +54,8 @@ Commands:
                             compare the end state; a result in bench/results
   bench propagation [...]   start a gateway and measure publish to first request (arguments are
                             those of `edd-bench propagation`)
+  bench ssh [...]           measure SSH through the gateway beside the same straight to sshd; a
+                            result in bench/results (arguments: those of `edd-bench ssh`)
   bench swaps [...]         change routes, certificates and the process under a load and count what
                             clients notice; a result in bench/results (arguments: those of
                             `edd-bench swaps`)

@@ -8,9 +8,9 @@ use futures_util::future::try_join_all;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
-use super::site::{Site, host};
 use crate::client::Client;
 use crate::publisher::Publisher;
+use crate::site::{Site, host};
 use crate::stats::Samples;
 
 /// A container that was stopped starts again so many changes later.

@@ -7,7 +7,6 @@
 //! Latency: paced requests to one container while nothing changes, and under the same changes.
 
 mod changes;
-mod site;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -16,8 +15,8 @@ use std::time::Instant;
 use anyhow::Result;
 
 use crate::guest;
+use crate::site::{Engine, Site};
 use crate::stats::{machine_noise, millis};
-use site::{Engine, Site};
 
 /// The arguments of `edd-bench events`.
 #[derive(clap::Args)]

@@ -1,6 +1,6 @@
 //! `cargo xtask bench`: measurements on this machine, with everything they need started and ended.
 //!
-//! `events`, `faults`, `propagation` and `swaps` are of their own; without a subcommand the gateway
+//! `events`, `faults`, `propagation`, `ssh` and `swaps` are of their own; without a subcommand the gateway
 //! is measured beside other proxies. The measuring itself is in the crate `edd-bench`.
 
 use anyhow::Result;
@@ -13,6 +13,7 @@ mod peers;
 mod propagation;
 mod report;
 mod rows;
+mod ssh;
 mod swaps;
 
 pub(crate) use options::BadOption;
@@ -23,6 +24,7 @@ pub(crate) fn run(args: &[&str]) -> Result<()> {
         ["events", rest @ ..] => events::run(rest),
         ["faults", rest @ ..] => faults::run(rest),
         ["propagation", rest @ ..] => propagation::run(rest),
+        ["ssh", rest @ ..] => ssh::run(rest),
         ["swaps", rest @ ..] => swaps::run(rest),
         flags => match options::parse(flags)? {
             options::Wanted::List => {

@@ -13,11 +13,46 @@ use super::peers::Kind;
 use super::rows::{Judged, Row};
 use crate::child;
 use crate::up::plan::write_whole;
+use crate::up::stack;
 use crate::workspace;
 
 /// A proxy that makes more connections to the origin than so many for 1,000 requests does not
 /// keep them as it should, which is said.
 const UNKEPT_PER_THOUSAND: f64 = 5.0;
+
+/// Prints what a benchmark of its own, `cargo xtask bench NAME`, has said, and writes it with
+/// what it means to `bench/results/`.
+pub(super) fn measured(
+    name: &str,
+    began: &time_now::Started,
+    args: &[&str],
+    said: &[u8],
+    about: &str,
+) -> Result<()> {
+    let said = String::from_utf8_lossy(said);
+    print!("{said}");
+    let text = format!(
+        "# cargo xtask bench {name}\n\n\
+         - Date: {}, commit {}, profile {}\n\
+         - Machine: {}\n\
+         - Arguments: {}\n\n\
+         ```\n{said}```\n\n\
+         {about}\n",
+        began.text(),
+        commit(),
+        stack::PROFILE,
+        machine(),
+        match args {
+            [] => "none".to_owned(),
+            args => args.join(" "),
+        },
+    );
+    let file = format!("{}-{name}.md", began.file_stamp());
+    let file = workspace::root().join("bench/results").join(file);
+    write_whole(&file, text.as_bytes())?;
+    println!("written to {}", file.display());
+    Ok(())
+}
 
 /// One measurement.
 #[derive(Clone, Copy, Debug)]

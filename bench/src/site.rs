@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -31,7 +31,7 @@ const POLL: Duration = Duration::from_millis(5);
 
 /// Where the gateway keeps its state.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, clap::ValueEnum)]
-pub(super) enum Engine {
+pub(crate) enum Engine {
     Sqlite,
     Postgresql,
 }
@@ -46,13 +46,17 @@ impl fmt::Display for Engine {
 }
 
 /// Dropped, everything ends at once.
-pub(super) struct Site {
-    pub(super) publisher: Publisher,
+pub(crate) struct Site {
+    pub(crate) publisher: Publisher,
     gateway: PathBuf,
     process: Option<Child>,
     database_url: String,
     https: u16,
     admin: u16,
+    /// Where the gateway's SSH listens.
+    pub(crate) ssh: u16,
+    /// Further flags for the gateway.
+    pub(crate) flags: Vec<String>,
     nats: NatsServer,
     _postgres: Option<Postgres>,
     folder: TempDir,
@@ -60,7 +64,7 @@ pub(super) struct Site {
 
 impl Site {
     /// Starts broker and database, both empty.
-    pub(super) async fn prepare(
+    pub(crate) async fn prepare(
         gateway: PathBuf,
         engine: Engine,
         guest: SocketAddr,
@@ -87,6 +91,8 @@ impl Site {
             database_url,
             https: free_port()?,
             admin: free_port()?,
+            ssh: free_port()?,
+            flags: Vec::new(),
             nats,
             _postgres: postgres,
             folder,
@@ -94,7 +100,7 @@ impl Site {
     }
 
     /// Publishes containers that run, three events each.
-    pub(super) async fn fill(&self, containers: u32) -> Result<()> {
+    pub(crate) async fn fill(&self, containers: u32) -> Result<()> {
         let mut under_way = VecDeque::new();
         for container in 0..containers {
             let id = format!("filled-{container}");
@@ -112,7 +118,7 @@ impl Site {
     }
 
     /// Starts the gateway, without waiting for it.
-    pub(super) fn start(&mut self) -> Result<()> {
+    pub(crate) fn start(&mut self) -> Result<()> {
         let log = std::fs::File::create(self.folder.path().join("log"))?;
         let loopback = |port: u16| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let mut command = Command::new(&self.gateway);
@@ -122,12 +128,14 @@ impl Site {
                 "--platform-domain=localhost",
                 "--ports-addr=127.0.0.1",
             ])
-            .args(["--http-addr=127.0.0.1:0", "--ssh-addr=127.0.0.1:0"])
+            .arg("--http-addr=127.0.0.1:0")
+            .arg(format!("--ssh-addr={}", loopback(self.ssh)))
             .arg(format!("--https-addr={}", loopback(self.https)))
             .arg(format!("--admin-addr={}", loopback(self.admin)))
             .arg(format!("--ports={}", free_port()?))
             .arg("--container-cidrs=127.64.0.0/16")
             .arg(format!("--nats-url={}", self.nats.url()))
+            .args(&self.flags)
             .current_dir(self.folder.path())
             .env_clear()
             .env("DATABASE_URL", &self.database_url)
@@ -140,7 +148,7 @@ impl Site {
     }
 
     /// Waits until it says that everything published is in force.
-    pub(super) async fn until_ready(&mut self) -> Result<()> {
+    pub(crate) async fn until_ready(&mut self) -> Result<()> {
         let began = Instant::now();
         while !self.ready().await.unwrap_or(false) {
             let process = self.process.as_mut().context("no gateway")?;
@@ -163,7 +171,7 @@ impl Site {
     }
 
     /// The first and the last container answer.
-    pub(super) async fn expect_served(&self, containers: u32) -> Result<()> {
+    pub(crate) async fn expect_served(&self, containers: u32) -> Result<()> {
         let mut client = self.client()?;
         for container in [0, containers - 1] {
             let host = host(&format!("filled-{container}"));
@@ -176,14 +184,24 @@ impl Site {
         Ok(())
     }
 
+    /// The folder of everything here; the gateway's working directory.
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// The gateway's process, when it runs.
+    pub(crate) fn process_id(&self) -> Option<u32> {
+        self.process.as_ref().and_then(Child::id)
+    }
+
     /// A client of its containers.
-    pub(super) fn client(&self) -> Result<Client> {
+    pub(crate) fn client(&self) -> Result<Client> {
         let ca = self.folder.path().join("data/dev-certs/dev-ca.crt");
         Client::new(&format!("127.0.0.1:{}", self.https), &host("x"), &ca)
     }
 
     /// Ends the gateway as an operator would.
-    pub(super) async fn stop(mut self) -> Result<()> {
+    pub(crate) async fn stop(mut self) -> Result<()> {
         let mut process = self.process.take().context("no gateway")?;
         let pid = process.id().and_then(|id| Pid::from_raw(id.cast_signed()));
         kill_process(pid.context("the gateway has ended")?, Signal::TERM)?;
@@ -195,11 +213,12 @@ impl Site {
 }
 
 /// What a container is asked by.
-pub(super) fn host(id: &str) -> String {
+pub(crate) fn host(id: &str) -> String {
     format!("{id}.compute.localhost")
 }
 
-fn free_port() -> Result<u16> {
+/// A port that is free now.
+pub(crate) fn free_port() -> Result<u16> {
     let socket = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     Ok(socket.local_addr()?.port())
 }
