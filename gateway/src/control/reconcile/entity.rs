@@ -200,7 +200,9 @@ impl ContainerEntity {
             running: self.run.running.as_ref().map(|running| RunSpec {
                 address: running.address,
                 ssh_host_key: running.ssh_host_key.clone(),
-                start: self.run.stamp.sequence,
+                // Not the stamp's, which is forgotten when the stream is made anew: it is
+                // still the same start.
+                start: sequence_of(&running.origin),
                 origin: running.origin.clone(),
             }),
             ssh_enabled: self.ssh.on,

@@ -332,6 +332,24 @@ fn a_fact_of_a_table_learns_its_version_from_its_own_event() {
     assert_eq!(effects.announcements, vec![]);
 }
 
+/// Found by the simulation: what a start admitted goes on.
+#[test]
+fn a_stream_made_anew_changes_nothing_that_is_in_force() {
+    let (mut state, _) = run(&[
+        change(0, 1, created("a", 1)),
+        change(0, 2, started("a", "10.0.0.2")),
+        change(0, 3, rule("a", 8000, 80)),
+        change(0, 4, key(7, 1)),
+    ]);
+    let before = table(&state);
+    state.forget_sequences();
+    assert_eq!(table(&state), before);
+    let mut effects = Effects::default();
+    state.apply(&change(0, 1, started("a", "10.0.0.3")), NOW, &mut effects);
+    let running = state.container_spec(&id("a")).unwrap().running;
+    assert_eq!(running.unwrap().address.to_string(), "10.0.0.3");
+}
+
 #[test]
 fn a_rule_deleted_before_it_is_requested_stays_deleted() {
     let (state, told) = run(&[
