@@ -17,7 +17,8 @@ impl<S: GatewayStore> Writer<S> {
         self.revision_min = self.revision_min.max(stored.revision);
         self.stored_revision = stored.revision;
         self.position = stored.position;
-        if session.lost || stored.rebuilding || session.replaced {
+        let starts_over = session.lost || stored.rebuilding || session.replaced;
+        if starts_over {
             // The consumers start over. What is still on its way from them is of
             // another database.
             self.round = session.number;
@@ -47,7 +48,9 @@ impl<S: GatewayStore> Writer<S> {
             if rebuilding {
                 status.database = DatabaseStatus::Lost;
             }
-            if rebuilding || (events && session.replaced) {
+            // What they have said counts as long as they go on: others may have handled the rest
+            // while no database was open here.
+            if events && starts_over {
                 status.caught_up = false;
             }
         });
@@ -123,6 +126,10 @@ impl<S: GatewayStore> Writer<S> {
         mut commit: Commit<'_>,
     ) -> Result<(), WriteError> {
         let turn = self.turn().await?;
+        if !self.withheld && self.table.table().revision < self.stored_revision {
+            // Nothing differs but the number: whoever waits for it waits here too.
+            self.table.advance();
+        }
         let table = self.table.table();
         let revision = match self.table.is_changed() {
             true => self.next_revision(),

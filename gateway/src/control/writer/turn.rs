@@ -96,6 +96,13 @@ impl<S: GatewayStore> Writer<S> {
             commit.revision = Some(revision);
             let refreshed = announce::refreshed(revision, containers, statics, &plan.cause);
             commit.outbox.push(refreshed);
+        } else if self.withheld
+            && let Some((_, touched)) = &change
+            && (!touched.containers.is_empty() || !touched.key_owners.is_empty())
+        {
+            // Our table waits; that of another gateway, which follows, does not, and its revision
+            // must be one that all know.
+            commit.revision = Some(self.next_revision());
         }
         if self.statics_unsaved || plan.statics.is_some() {
             let in_force = || self.table.table().static_specs().cloned().collect();
