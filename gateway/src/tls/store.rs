@@ -216,6 +216,15 @@ impl CertStore {
         self.cover(hosts);
     }
 
+    /// Whether [`CertStore::cover`] may have anything to do: there is a development certificate,
+    /// or somebody is at work on what there is. Does not block.
+    pub fn may_cover(&self) -> bool {
+        match self.source.try_lock() {
+            Ok(source) => matches!(*source, Source::Dev { .. }),
+            Err(_) => true,
+        }
+    }
+
     /// Makes the development certificate cover `hosts` too; without one in use, does nothing.
     ///
     /// Blocks for a few milliseconds, on a file, when there is a new host.

@@ -1,22 +1,18 @@
-//! A database that keeps what commits touch, and fails as the world wants it.
+//! What is in the database: what commits touch.
 //!
 //! Rows are kept one by one, from the effects alone, as the real store writes them: an
 //! effect that is missing is a row that is wrong after the next start.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
-use std::time::Duration;
 
 use edd_events::outbox::OutboxEntry;
 use edd_route::{ContainerId, StaticRouteSpec, UserId};
 
-use super::world::{Failure, World};
-use crate::config::History;
 use crate::control::reconcile::{ContainerEntity, KeyEntity, RuleEntity, State, UserEntity};
-use crate::control::store::{
-    Ahead, Begun, Commit, Entry, GatewayStore, Past, StoreError, Stored, Then,
-};
-use crate::tls::TicketKey;
+use crate::control::store::{Ahead, Commit, Line, Stored};
+
+/// Who lacks more of the journal reads everything instead; small, so that it is met.
+const AHEAD_MAX: usize = 12;
 
 /// What is in the database.
 #[derive(Clone, Debug, Default)]
@@ -35,13 +31,13 @@ pub(super) struct Rows {
     positions: BTreeMap<String, u64>,
     floors: BTreeMap<String, u64>,
     tries: BTreeMap<String, u64>,
-    streams: BTreeMap<String, i64>,
+    pub(super) streams: BTreeMap<String, i64>,
     pub(super) revision: u64,
     pub(super) born: bool,
     rebuilding: bool,
     pub(super) statics: Vec<StaticRouteSpec>,
-    /// Lines in the journal.
-    position: u64,
+    /// With the revision after each.
+    journal: Vec<(Line, u64)>,
 }
 
 impl Rows {
@@ -52,7 +48,7 @@ impl Rows {
         }
     }
 
-    fn write(&mut self, commit: &Commit<'_>) {
+    pub(super) fn write(&mut self, commit: &Commit<'_>) {
         self.inbox
             .extend(commit.event_ids.iter().map(|id| (*id).to_owned()));
         if let Some((state, effects)) = commit.changes {
@@ -122,6 +118,11 @@ impl Rows {
         if let Some((stream, created)) = commit.stream {
             self.streams.insert(stream.to_owned(), created);
         }
+        assert_eq!(
+            (commit.position, commit.revision_before),
+            (self.position(), self.revision),
+            "written to another past"
+        );
         if let Some(revision) = commit.revision {
             assert!(
                 revision > self.revision,
@@ -130,18 +131,30 @@ impl Rows {
             );
             self.revision = revision;
         }
-        assert_eq!(commit.position, self.position, "written to another past");
-        self.position += commit.journal.len() as u64;
+        let lines = commit.journal.iter().cloned();
+        self.journal.extend(lines.map(|line| (line, self.revision)));
         self.born |= commit.birth;
         self.rebuilding = commit.rebuilding.unwrap_or(self.rebuilding);
     }
 
-    /// There is one gateway: whoever has another position has another database.
-    fn ahead(&self, since: u64) -> Ahead {
+    /// The number of the journal's last line.
+    pub(super) fn position(&self) -> u64 {
+        self.journal.len() as u64
+    }
+
+    /// What was committed after `since`.
+    pub(super) fn ahead(&self, since: u64) -> Ahead {
+        let since = usize::try_from(since).expect("small");
+        let lines = self.journal.get(since..);
+        let lines = lines.filter(|lines| lines.len() <= AHEAD_MAX);
+        let entries = lines.map(|lines| {
+            let entry = |(line, revision): &(Line, u64)| line.entry(*revision, 0);
+            lines.iter().map(entry).collect::<Result<_, _>>()
+        });
         Ahead {
-            position: self.position,
+            position: self.position(),
             revision: self.revision,
-            entries: (since == self.position).then(Vec::new),
+            entries: entries.transpose().expect("what was written can be read"),
         }
     }
 
@@ -173,131 +186,12 @@ impl Rows {
         Stored {
             state,
             born: self.born,
-            position: self.position,
+            position: self.position(),
             revision: self.revision,
             rebuilding: self.rebuilding,
             positions: self.positions.clone(),
             floors: self.floors.clone(),
             tries: self.tries.clone(),
         }
-    }
-}
-
-/// One opening of the database.
-#[derive(Clone)]
-pub(super) struct Opening {
-    pub(super) world: Arc<World>,
-    pub(super) identity: u64,
-}
-
-impl Opening {
-    /// Every statement passes here: before it, it may crash; it may fail on either side.
-    async fn statement<T>(&self, run: impl FnOnce() -> T) -> Result<T, StoreError> {
-        self.world.point().await;
-        let failure = self.world.failure();
-        if failure == Some(Failure::Slow) {
-            self.world.pause(9_000).await;
-        }
-        if let Some(failure) = failure {
-            self.world
-                .note(|| format!("the database fails: {failure:?}"));
-        }
-        if failure == Some(Failure::Before) {
-            self.world.lock().counts.failed_before += 1;
-            return Err(StoreError::TimedOut);
-        }
-        if self.world.lock().rows.identity != self.identity {
-            return Err(StoreError::Gone);
-        }
-        let done = run();
-        self.world.point().await;
-        if failure == Some(Failure::After) {
-            self.world.lock().counts.failed_after += 1;
-            return Err(StoreError::TimedOut);
-        }
-        Ok(done)
-    }
-}
-
-impl GatewayStore for Opening {
-    async fn load(&self) -> Result<Stored, StoreError> {
-        self.statement(|| self.world.lock().rows.load()).await
-    }
-
-    type Turn = ();
-
-    async fn begin(&self, since: u64, event_ids: &[&str]) -> Result<Begun<()>, StoreError> {
-        let begin = || {
-            let inner = self.world.lock();
-            let ids = event_ids
-                .iter()
-                .filter(|id| inner.rows.inbox.contains(**id));
-            Begun {
-                turn: (),
-                ahead: inner.rows.ahead(since),
-                seen: ids.map(|id| (*id).to_owned()).collect(),
-            }
-        };
-        self.statement(begin).await
-    }
-
-    async fn stream_created(&self, (): &mut (), name: &str) -> Result<Option<i64>, StoreError> {
-        let created = || self.world.lock().rows.streams.get(name).copied();
-        self.statement(created).await
-    }
-
-    async fn ahead(&self, since: u64) -> Result<Ahead, StoreError> {
-        self.statement(|| self.world.lock().rows.ahead(since)).await
-    }
-
-    async fn at(&self, _past: Past) -> Result<Option<Then>, StoreError> {
-        Ok(None)
-    }
-
-    async fn log(&self, _name: &str, _limit: u16) -> Result<Vec<Entry>, StoreError> {
-        Ok(Vec::new())
-    }
-
-    async fn commit(&self, (): (), commit: &Commit<'_>) -> Result<u64, StoreError> {
-        super::model::in_force_is_committed(&self.world);
-        let write = || {
-            let mut inner = self.world.lock();
-            self.world.note(|| {
-                let outbox = commit.outbox.iter().map(|entry| &entry.subject);
-                format!(
-                    "commit {:?}, revision {:?}, positions {:?}, floors {:?}, rebuilding {:?}, {:?}",
-                    commit.event_ids,
-                    commit.revision,
-                    commit.positions,
-                    commit.floors,
-                    commit.rebuilding,
-                    outbox.collect::<Vec<_>>()
-                )
-            });
-            inner.rows.write(commit);
-            let position = inner.rows.position;
-            inner.counts.commits += 1;
-            inner.counts.announcements += commit.outbox.len() as u64;
-            position
-        };
-        self.statement(write).await
-    }
-
-    async fn probe(&self) -> Result<(), StoreError> {
-        self.statement(|| ()).await
-    }
-
-    async fn share_ticket_keys(
-        &self,
-        offered: &[TicketKey],
-        _oldest: u64,
-    ) -> Result<Vec<TicketKey>, StoreError> {
-        tokio::time::sleep(Duration::ZERO).await;
-        Ok(offered.to_vec())
-    }
-
-    async fn prune(&self, _now_ms: u64, _history: History) -> Result<(), StoreError> {
-        // Nothing here is eight days old.
-        self.statement(|| ()).await
     }
 }

@@ -3,7 +3,8 @@
 use edd_route::{ContainerId, UserId};
 
 use super::random::Random;
-use super::world::{Message, World};
+use super::streams::Message;
+use super::world::World;
 use crate::control::reconcile::What;
 
 const CONTAINERS: usize = 6;

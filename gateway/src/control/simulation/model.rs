@@ -9,7 +9,8 @@ use edd_route::{Fact, RouteTable};
 use prost::Message as _;
 
 use super::process::routes;
-use super::world::{Inner, Logged, Message, World};
+use super::streams::{Logged, Message};
+use super::world::{Inner, World};
 use crate::control::reconcile::What;
 
 /// A container as others see it.
@@ -225,13 +226,14 @@ fn committed(inner: &Inner) -> Table {
     containers.collect()
 }
 
-/// Right before each commit: no table tells what the database does not have.
-pub(super) fn in_force_is_committed(world: &World) {
+/// Right before each commit: the table of who commits tells what the database has.
+pub(super) fn in_force_is_committed(world: &World, seat: usize) {
     let inner = world.lock();
-    let Some(shared) = inner
+    let seat = &inner.seats[seat];
+    let Some(shared) = seat
         .shared
         .as_ref()
-        .filter(|_| inner.whole && !inner.was_behind)
+        .filter(|_| seat.whole && !inner.was_behind)
     else {
         return;
     };
@@ -258,21 +260,22 @@ pub(super) fn check(world: &World) {
     inner.counts.checks += 1;
     let inner = &*inner;
     let log = Log::of(inner);
-    let shared = inner.shared.as_ref().expect("a process");
-    let table = shared.table();
     let wanted = log.table();
     assert_eq!(committed(inner), wanted, "the database and the model");
-    assert_eq!(shown(&table), wanted, "the table in force and the model");
     let file = routes(inner.routes);
-    assert!(
-        table.static_specs().eq(file.iter()),
-        "static routes are the file's"
-    );
-    assert_eq!(inner.rows.statics, file, "and stored");
-    assert!(
-        table.revision <= inner.rows.revision,
-        "a revision that is not stored"
-    );
+    assert_eq!(inner.rows.statics, file, "the file is stored");
+    for (number, seat) in inner.seats.iter().enumerate() {
+        let table = seat.shared.as_ref().expect("a process").table();
+        assert_eq!(shown(&table), wanted, "{number}'s table and the model");
+        assert!(
+            table.static_specs().eq(file.iter()),
+            "{number}'s static routes are the file's"
+        );
+        assert!(
+            table.revision <= inner.rows.revision,
+            "{number} has a revision that is not stored"
+        );
+    }
     let poison = inner
         .all
         .iter()

@@ -1,34 +1,30 @@
 //! One gateway process: the real writer, and what stands around it.
 //!
-//! Plays `sources::database`, `sources::events` with the consumers of the event
-//! library, `sources::watch` and `last_good`, by their documented behaviour.
+//! Plays `sources::database`, `sources::replicas`, `sources::watch` and `last_good` by
+//! their documented behaviour; [`consuming`](super::consuming) plays `sources::events`.
 
-use std::cell::Cell;
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use clap::Parser;
-use edd_events::consumer::{Unavailable, Verdict};
-use edd_events::envelope::Cause;
 use edd_route::snapshot::Snapshot;
 use edd_route::table::Settings;
 use edd_route::{Origin, RouteTable, StaticRouteSpec, TableWriter, TargetSpec};
 use prometheus_client::registry::Registry;
 use tokio::runtime::Handle;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::database::Opening;
 use super::model::Watched;
-use super::world::{Message, STREAMS, World};
+use super::opening::Opening;
+use super::world::World;
 use crate::config::{Config, ServeArgs};
-use crate::control::reconcile::{Change, Stamp, State};
-use crate::control::sources::again::{Again, Reader};
+use crate::control::reconcile::State;
 use crate::control::status::{DatabaseStatus, NatsStatus, StatusBoard};
-use crate::control::store::{self, GatewayStore as _};
-use crate::control::writer::{Command, Floor, Incoming, Session, Writer};
+use crate::control::store::GatewayStore as _;
+use crate::control::writer::{Command, Session, Writer};
 use crate::drain::Drain;
 use crate::listener::{Doors, Gate, RequestGate};
 use crate::shared::Shared;
@@ -36,8 +32,8 @@ use crate::telemetry::{AccessLog, Metrics};
 use crate::tls::CertStore;
 use crate::upstream::Fleet;
 
-/// Most events of one batch.
-const BATCH_MAX: usize = 8;
+/// A look at the database without any news.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 #[derive(Parser)]
 struct Flags {
@@ -114,30 +110,33 @@ pub(super) fn routes(content: usize) -> Vec<StaticRouteSpec> {
 
 /// A process that was started and not yet ended.
 pub(super) struct Process {
-    world: Arc<World>,
-    shared: Arc<Shared>,
+    pub(super) world: Arc<World>,
+    pub(super) seat: usize,
+    pub(super) shared: Arc<Shared>,
     writer: Option<Writer<Opening>>,
-    board: StatusBoard,
+    pub(super) board: StatusBoard,
     revision: watch::Sender<u64>,
+    /// What was delivered to it and is not answered: stream, its making, sequence.
+    pub(super) held: Mutex<BTreeSet<(usize, u32, u64)>>,
 }
 
 /// What the consumers must know of an opened database.
 #[derive(Clone)]
-struct Opened {
-    number: u64,
-    lost: bool,
-    replaced: bool,
-    positions: BTreeMap<String, u64>,
-    floors: BTreeMap<String, u64>,
-    tries: BTreeMap<String, u64>,
+pub(super) struct Opened {
+    pub(super) number: u64,
+    pub(super) lost: bool,
+    pub(super) replaced: bool,
+    pub(super) positions: BTreeMap<String, u64>,
+    pub(super) floors: BTreeMap<String, u64>,
+    pub(super) tries: BTreeMap<String, u64>,
 }
 
 impl Process {
     /// What `Boot` does: the last good table, and the file.
-    pub(super) fn boot(world: &Arc<World>, parts: &Parts) -> Self {
+    pub(super) fn boot(world: &Arc<World>, seat: usize, parts: &Parts) -> Self {
         let (last_good, content) = {
             let inner = world.lock();
-            (inner.last_good.clone(), inner.routes)
+            (inner.seats[seat].last_good.clone(), inner.routes)
         };
         let mut table = RouteTable::empty(Settings::new("example.com", vec![443]));
         let last_good_revision = last_good.as_ref().map_or(0, |snapshot| snapshot.revision);
@@ -163,13 +162,15 @@ impl Process {
             board.clone(),
             revision.clone(),
         );
-        world.lock().shared = Some(Arc::clone(&shared));
+        world.lock().seats[seat].shared = Some(Arc::clone(&shared));
         Self {
             world: Arc::clone(world),
+            seat,
             shared,
             writer: Some(writer),
             board,
             revision,
+            held: Mutex::default(),
         }
     }
 
@@ -181,8 +182,9 @@ impl Process {
         tokio::join!(
             writer.run(queue, CancellationToken::new()),
             self.database(commands.clone(), opened),
-            self.events(commands.clone(), sessions),
-            self.file(commands),
+            self.replicas(&commands),
+            self.events(&commands, sessions),
+            self.file(&commands),
             self.last_good(),
             self.status(),
         );
@@ -199,11 +201,13 @@ impl Process {
             let identity = self.world.lock().rows.identity;
             let store = Opening {
                 world: Arc::clone(&self.world),
+                seat: self.seat,
                 identity,
             };
             if let Ok(mut stored) = store.load().await {
-                let lost = !stored.born && self.world.lock().marker;
-                self.world.lock().marker = true;
+                let had_one =
+                    std::mem::replace(&mut self.world.lock().seats[self.seat].marker, true);
+                let lost = !stored.born && had_one;
                 if lost {
                     let (state, last) = State::of_table(&self.shared.table());
                     stored.state = state;
@@ -229,18 +233,17 @@ impl Process {
                     waker: None,
                     failed: failed.clone(),
                 };
-                self.world.note(|| {
-                    let Opened {
-                        positions, floors, ..
-                    } = &now;
+                self.note(|| {
+                    let (positions, floors) = (&now.positions, &now.floors);
                     format!(
-                        "opened {number}, lost {lost}, replaced {replaced}, {positions:?}, {floors:?}"
+                        "opened {number}, lost {lost}, replaced {replaced}, {positions:?}, \
+                         {floors:?}"
                     )
                 });
                 let handed = commands.send(Command::Opened(Box::new(session))).await;
                 assert!(handed.is_ok(), "the writer ends with the process");
-                self.world.point().await;
-                self.world.lock().opened = Some(identity);
+                self.world.point(self.seat).await;
+                self.world.lock().seats[self.seat].opened = Some(identity);
                 opened.send_replace(Some(now));
                 failed.cancelled().await;
             }
@@ -248,191 +251,34 @@ impl Process {
         }
     }
 
-    async fn events(
-        &self,
-        commands: mpsc::Sender<Command<Opening>>,
-        mut sessions: watch::Receiver<Option<Opened>>,
-    ) {
-        let mut is_first = true;
-        loop {
-            let opened = sessions
-                .wait_for(Option::is_some)
-                .await
-                .expect("it runs")
-                .clone();
-            let opened = opened.expect("there");
-            let number = opened.number;
-            let anew = |later: &Option<Opened>| {
-                let later = later.as_ref();
-                later.is_some_and(|l| l.number > number && (l.lost || l.replaced))
-            };
-            tokio::select! {
-                biased;
-                _ = sessions.wait_for(anew) => {}
-                () = self.consume(&commands, opened, is_first) => {}
-            }
-            is_first = false;
+    /// Follows the others: at their word, which may be late or lost, and every second.
+    async fn replicas(&self, commands: &mpsc::Sender<Command<Opening>>) {
+        if self.world.gateways() == 1 {
+            return std::future::pending().await;
         }
-    }
-
-    async fn consume(
-        &self,
-        commands: &mpsc::Sender<Command<Opening>>,
-        opened: Opened,
-        is_first: bool,
-    ) {
-        let mut agains = Vec::new();
-        for (stream, name) in STREAMS.into_iter().enumerate() {
-            let of = |known: &BTreeMap<String, u64>| known.get(name).copied().unwrap_or_default();
-            let tries = if is_first { of(&opened.tries) } else { 0 };
-            let mut again = Again::new(name, of(&opened.positions), of(&opened.floors), tries);
-            loop {
-                self.world.point().await;
-                let found = self.world.found(stream);
-                if again.identify(found, commands).await.is_ok() {
-                    break;
-                }
-                self.world.pause(500).await;
-            }
-            agains.push(again);
-        }
-        self.board.update(|status| status.consuming = true);
-        let through = [Cell::new(false), Cell::new(false)];
-        let compute = agains.pop().expect("two");
-        let auth = agains.pop().expect("two");
-        tokio::join!(
-            self.consumer(0, auth, &through[0], commands),
-            self.consumer(1, compute, &through[1], commands),
-            self.caught_up(&through, commands, opened.number),
-        );
-    }
-
-    async fn caught_up(
-        &self,
-        through: &[Cell<bool>; 2],
-        commands: &mpsc::Sender<Command<Opening>>,
-        number: u64,
-    ) {
-        let mut told = false;
         loop {
-            let now = through.iter().all(Cell::get);
-            if now && (!told || self.world.percent(5)) {
-                let floors = STREAMS.into_iter().enumerate().map(|(stream, name)| {
-                    let found = self.world.found(stream);
-                    Floor {
-                        stream: name,
-                        created: found.created,
-                        sequence: found.acknowledged,
-                    }
-                });
-                let floors = floors.collect();
-                self.world.point().await;
-                let _ = commands.send(Command::Acknowledged(number, floors)).await;
-            }
-            if now && !told {
-                let _ = commands.send(Command::CaughtUp(number)).await;
-            }
-            if told && !now {
-                self.board.update(|status| status.caught_up = false);
-            }
-            told = now;
-            tokio::time::sleep(Duration::from_millis(250)).await;
-        }
-    }
-
-    async fn consumer(
-        &self,
-        stream: usize,
-        mut again: Again,
-        through: &Cell<bool>,
-        commands: &mpsc::Sender<Command<Opening>>,
-    ) {
-        loop {
-            self.world.bind(stream);
-            let making = self.world.making(stream);
-            let found = self.world.found(stream);
-            self.world.point().await;
-            let mut reader = Reading {
-                world: &self.world,
-                stream,
-                making,
-                last: 0,
-            };
-            let greeted = async {
-                again.identify(found, commands).await?;
-                again.read(found, &mut reader, commands).await
-            };
-            if greeted.await.is_err() {
-                self.world.pause(5_000).await;
-                continue;
-            }
-            let mut seen_all = false;
-            loop {
-                let max =
-                    1 + usize::try_from(self.shared.table().revision).unwrap_or(0) % BATCH_MAX;
-                let Some(batch) = self.world.fetch(stream, making, max) else {
-                    break;
+            let word = self.world.refreshed.notified();
+            if tokio::time::timeout(LOOK_INTERVAL, word).await.is_ok() {
+                let is_heard = {
+                    let inner = self.world.lock();
+                    let revision = self.shared.table().revision;
+                    inner.seats[self.seat].has_nats() && inner.rows.revision > revision
                 };
-                if batch.is_empty() {
-                    seen_all |= self.world.is_delivered(stream);
-                    through.set(seen_all);
-                    let news = self.world.news.notified();
-                    let _ = tokio::time::timeout(Duration::from_millis(500), news).await;
+                self.world.pause(20).await;
+                if !is_heard {
                     continue;
                 }
-                self.world.point().await;
-                self.work(stream, making, &batch, commands).await;
             }
-            through.set(false);
+            let _ = commands.send(Command::Follow).await;
         }
     }
 
-    async fn work(
-        &self,
-        stream: usize,
-        making: u32,
-        batch: &[(u64, Message)],
-        commands: &mpsc::Sender<Command<Opening>>,
-    ) {
-        let sequences: Vec<u64> = batch.iter().map(|(sequence, _)| *sequence).collect();
-        let verdicts = loop {
-            let (answer, verdicts) = oneshot::channel();
-            let events = batch.iter().map(|(at, event)| incoming(stream, *at, event));
-            let command = Command::Events {
-                batch: events.collect(),
-                answer,
-            };
-            let sent = commands.send(command).await;
-            assert!(sent.is_ok(), "the writer ends with the process");
-            match verdicts.await.expect("an answer") {
-                Ok(verdicts) => break verdicts,
-                Err(_unavailable) => {
-                    self.world.pause(5_000).await;
-                    self.world.progress(stream, making, &sequences);
-                }
-            }
-        };
-        assert_eq!(verdicts.len(), batch.len());
-        for ((sequence, message), verdict) in batch.iter().zip(verdicts) {
-            self.world.point().await;
-            if let Verdict::Reject(_) = verdict {
-                assert!(message.what.is_none(), "a good event refused: {message:?}");
-                let letter = (stream, making, *sequence);
-                self.world.lock().dead_letters.insert(letter);
-                self.world.point().await;
-            } else {
-                super::model::is_durable(&self.world, message);
-            }
-            self.world.acknowledge(stream, making, *sequence);
-        }
-    }
-
-    async fn file(&self, commands: mpsc::Sender<Command<Opening>>) {
+    async fn file(&self, commands: &mpsc::Sender<Command<Opening>>) {
         let mut seen = None;
         loop {
             let now = self.world.lock().routes;
             if seen.replace(now) != Some(now) {
-                self.world.point().await;
+                self.world.point(self.seat).await;
                 let _ = commands.send(Command::Routes(routes(now))).await;
             }
             let news = self.world.news.notified();
@@ -453,15 +299,15 @@ impl Process {
                 continue;
             }
             let table = self.shared.table();
-            let saved = self
-                .world
-                .lock()
-                .last_good
-                .as_ref()
-                .map(|saved| saved.revision);
+            let saved = {
+                let inner = self.world.lock();
+                let saved = inner.seats[self.seat].last_good.as_ref();
+                saved.map(|saved| saved.revision)
+            };
             if saved != Some(table.revision) {
-                self.world.point().await;
-                self.world.lock().last_good = Some(Snapshot::of(&table, 0));
+                self.world.point(self.seat).await;
+                let saved = Some(Snapshot::of(&table, 0));
+                self.world.lock().seats[self.seat].last_good = saved;
             }
         }
     }
@@ -470,78 +316,17 @@ impl Process {
         let mut status = self.board.watch();
         loop {
             let now = status.borrow_and_update().clone();
-            self.world.lock().whole =
+            self.world.lock().seats[self.seat].whole =
                 now.is_whole() && now.database == DatabaseStatus::Ok && now.consuming;
             if status.changed().await.is_err() {
                 return;
             }
         }
     }
-}
 
-/// The stream past its durable consumer.
-struct Reading<'a> {
-    world: &'a World,
-    stream: usize,
-    making: u32,
-    /// Events that were read last.
-    last: usize,
-}
-
-impl Reader for Reading<'_> {
-    async fn read(
-        &mut self,
-        from: u64,
-        to: u64,
-        max: usize,
-    ) -> Result<(Vec<Incoming>, u64), Unavailable> {
-        self.world.point().await;
-        let up_to = to.min(from + u64::try_from(max.min(BATCH_MAX)).expect("small") - 1);
-        let messages = self.world.read(self.stream, self.making, from..=up_to);
-        let messages = messages.ok_or_else(|| Unavailable("another stream".into()))?;
-        self.world.lock().counts.read += 1;
-        self.last = messages.len();
-        let events = messages
-            .iter()
-            .map(|(at, event)| incoming(self.stream, *at, event));
-        Ok((events.collect(), up_to))
-    }
-
-    fn handled(&mut self, verdicts: &[Verdict]) {
-        if verdicts.len() < self.last {
-            self.world.left_out();
-        }
-    }
-}
-
-fn incoming(stream: usize, sequence: u64, message: &Message) -> Incoming {
-    let stamp = Stamp {
-        version: message.version,
-        sequence,
-    };
-    let origin = Origin::Event {
-        subject: "simulated".into(),
-        sequence,
-        event_id: message.event_id.clone(),
-        at_ms: 0,
-    };
-    let change = match &message.what {
-        Some(what) => Ok(Change {
-            stamp,
-            origin,
-            what: what.clone(),
-        }),
-        None => Err("poison".to_owned()),
-    };
-    Incoming {
-        event_id: message.event_id.clone(),
-        stream: STREAMS[stream].to_owned(),
-        sequence,
-        told: store::Cause::default(),
-        cause: Cause {
-            causation_id: Some(message.event_id.clone()),
-            ..Cause::default()
-        },
-        change,
+    pub(super) fn note(&self, what: impl FnOnce() -> String) {
+        let inner = &mut *self.world.lock();
+        self.world
+            .note(inner, || format!("{}: {}", self.seat, what()));
     }
 }

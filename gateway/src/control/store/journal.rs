@@ -128,6 +128,21 @@ impl Line {
         containers.chain(rules).chain(keys).chain(users).collect()
     }
 
+    /// As it is read again.
+    #[cfg(test)]
+    pub(in crate::control) fn entry(&self, revision: u64, at_ms: u64) -> Result<Entry, StoreError> {
+        let row = Row {
+            revision: int(revision),
+            at: int(at_ms),
+            kind: self.kind.to_owned(),
+            name: self.name.clone(),
+            part: self.part.clone(),
+            cause: self.cause.clone(),
+            after: self.after.clone(),
+        };
+        row.entry()
+    }
+
     /// A static route that is new or different (`spec`), or gone.
     pub(super) fn of_route(host: &str, path: &str, spec: Option<&str>) -> Self {
         Self {

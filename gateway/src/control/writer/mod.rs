@@ -328,6 +328,9 @@ impl<S: GatewayStore> Writer<S> {
 
     /// New hosts have their development certificate before they are served.
     async fn cover(&self, specs: &[StaticRouteSpec]) {
+        if !self.shared.certs.may_cover() {
+            return;
+        }
         let hosts: Vec<_> = specs.iter().map(|spec| spec.host.clone()).collect();
         let certs = Arc::clone(&self.shared.certs);
         // Signs a leaf and writes files.
