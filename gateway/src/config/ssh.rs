@@ -26,7 +26,7 @@ pub struct SshArgs {
     #[arg(
         long,
         env = "EDD_GATEWAY_SSH_MAX_STARTUPS_PER_IP",
-        default_value = "64",
+        default_value = "128",
         value_name = "N"
     )]
     pub ssh_max_startups_per_ip: String,

@@ -129,6 +129,9 @@ impl ClientHandler {
         debug!(peer = %self.connection.peer, user = ?refused.name, reason = refused.reason,
             "ssh key refused");
         self.connection.refused(refused);
+        if let Some(ticket) = &self.ticket {
+            ticket.refused();
+        }
         let time = inner.refusals.refused(self.connection.peer.ip());
         if time > REFUSAL {
             inner.shared.metrics.ssh_auth_delayed();

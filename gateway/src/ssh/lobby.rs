@@ -4,20 +4,25 @@
 //! counted in all and per address. Who has logged in is not counted here.
 //!
 //! Where sshd's `MaxStartups` drops the newcomer, somebody else has to go here:
-//! of the address that has the most, the one that has got the least far, and of
-//! these the one that waits the longest. A newcomer that goes on speaking is
-//! thereby let in whatever stands at the door, also from the same address: to
-//! push it out, somebody has to open as many connections as there are places
-//! within the round trip that it needs for its next step.
+//! of the address that has the most, whoever is least on the way to a login
+//! ([`Way`]), and of these the one that came first. A newcomer is thereby let in
+//! whatever stands at the door, also from the same address: to push it out,
+//! somebody has to open as many connections as there are places within the
+//! moment that its login takes.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::listener::subscriber;
+
+/// Who has not got further for so long is not on its way any more.
+const STALLED: Duration = Duration::from_millis(1500);
 
 /// How many may wait, and from when on some of them go.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -66,7 +71,36 @@ struct Waiting {
 struct Guest {
     address: IpAddr,
     stage: Stage,
+    /// When it got there.
+    since: Instant,
+    /// Whether it has shown a key that does not fit.
+    refused: bool,
     leave: CancellationToken,
+}
+
+/// Whether it looks like somebody who will log in; the first has to go first.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+enum Way {
+    /// Half-open: it has stopped before the key exchange was over.
+    Stopped,
+    /// It guesses, or has many keys.
+    Refused,
+    /// Its user may be typing a passphrase.
+    Waiting,
+    /// It goes on.
+    Going,
+}
+
+impl Guest {
+    fn way(&self, now: Instant) -> Way {
+        let stalled = now.saturating_duration_since(self.since) >= STALLED;
+        match (self.stage, stalled) {
+            (Stage::Connected | Stage::Identified, true) => Way::Stopped,
+            _ if self.refused => Way::Refused,
+            (Stage::Keyed, true) => Way::Waiting,
+            _ => Way::Going,
+        }
+    }
 }
 
 /// How far it has got.
@@ -119,18 +153,18 @@ impl Lobby {
 
     /// Takes a place. There always is one; who had to go for it, if anybody.
     pub(crate) fn enter(self: &Arc<Self>, peer: IpAddr) -> (Ticket, Option<Full>) {
-        self.enter_by(peer, rand::random_range(0..100))
+        self.enter_by(peer, rand::random_range(0..100), Instant::now())
     }
 
-    fn enter_by(self: &Arc<Self>, peer: IpAddr, dice: u8) -> (Ticket, Option<Full>) {
+    fn enter_by(self: &Arc<Self>, peer: IpAddr, dice: u8, now: Instant) -> (Ticket, Option<Full>) {
         let address = subscriber(peer);
         let mut waiting = self.lock();
         let of_address = waiting.by_address.get(&address).copied().unwrap_or(0);
         let full = if of_address >= self.per_address_max {
-            waiting.send_away(Some(address));
+            waiting.send_away(Some(address), now);
             Some(Full::Address)
         } else if self.startups.is_over(waiting.guests.len(), dice) {
-            waiting.send_away(None);
+            waiting.send_away(None, now);
             Some(Full::All)
         } else {
             None
@@ -142,6 +176,8 @@ impl Lobby {
         let guest = Guest {
             address,
             stage: Stage::Connected,
+            since: now,
+            refused: false,
             leave: leave.clone(),
         };
         waiting.guests.insert(number, guest);
@@ -160,13 +196,13 @@ impl Lobby {
 
 impl Waiting {
     /// Sends one away: of `address`, or of the address with the most.
-    fn send_away(&mut self, address: Option<IpAddr>) {
+    fn send_away(&mut self, address: Option<IpAddr>, now: Instant) {
         let of = |guest: &Guest| self.by_address.get(&guest.address).copied();
         let found = self
             .guests
             .iter()
             .filter(|(_, guest)| address.is_none_or(|address| guest.address == address))
-            .min_by_key(|(number, guest)| (Reverse(of(guest)), guest.stage, **number))
+            .min_by_key(|(number, guest)| (Reverse(of(guest)), guest.way(now), **number))
             .map(|(number, _)| *number);
         if let Some(guest) = found.and_then(|number| self.remove(number)) {
             guest.leave.cancel();
@@ -193,8 +229,22 @@ impl Ticket {
 
     /// Its holder has got so far.
     pub(crate) fn advance(&self, stage: Stage) {
+        self.advance_at(stage, Instant::now());
+    }
+
+    fn advance_at(&self, stage: Stage, now: Instant) {
+        if let Some(guest) = self.lobby.lock().guests.get_mut(&self.number)
+            && guest.stage < stage
+        {
+            guest.stage = stage;
+            guest.since = now;
+        }
+    }
+
+    /// Its holder has shown a key that does not fit.
+    pub(crate) fn refused(&self) {
         if let Some(guest) = self.lobby.lock().guests.get_mut(&self.number) {
-            guest.stage = guest.stage.max(stage);
+            guest.refused = true;
         }
     }
 }
@@ -252,19 +302,25 @@ mod tests {
     }
 
     #[test]
-    fn who_has_got_least_far_goes_first_and_then_who_waits_longest() {
-        let lobby = Lobby::new(hard(100), 3);
-        let enter = || lobby.enter(ip("192.0.2.1")).0;
-        let (keyed, silent, speaking) = (enter(), enter(), enter());
-        keyed.advance(Stage::Keyed);
-        speaking.advance(Stage::Identified);
-        let newer = enter();
-        assert!(gone(&silent) && !gone(&keyed) && !gone(&speaking));
-        let newest = enter();
-        assert!(gone(&newer));
-        newest.advance(Stage::Keyed);
-        let _another = enter();
-        assert!(gone(&speaking) && !gone(&keyed) && !gone(&newest));
+    fn who_is_least_on_the_way_goes_first_and_then_who_came_first() {
+        let lobby = Lobby::new(hard(100), 6);
+        let begin = Instant::now();
+        let later = begin + STALLED;
+        let enter = |now| lobby.enter_by(ip("192.0.2.1"), 99, now).0;
+        let [typing, guessing, silent, half_open] = std::array::from_fn(|_| enter(begin));
+        typing.advance_at(Stage::Keyed, begin);
+        guessing.advance_at(Stage::Keyed, later);
+        guessing.refused();
+        half_open.advance_at(Stage::Identified, begin);
+        let first = enter(later);
+        let going = enter(later);
+        going.advance_at(Stage::Keyed, later);
+        for expected in [&silent, &half_open, &guessing, &typing, &first, &going] {
+            assert!(!gone(expected));
+            // Kept, or its place would be free again.
+            std::mem::forget(enter(later));
+            assert!(gone(expected));
+        }
     }
 
     #[test]
@@ -272,10 +328,9 @@ mod tests {
         let lobby = Lobby::new(hard(6), 5);
         let single = lobby.enter(ip("192.0.2.1")).0;
         let crowd: Vec<_> = (0..5).map(|_| lobby.enter(ip("192.0.2.2")).0).collect();
-        crowd[0].advance(Stage::Identified);
         let (_new, full) = lobby.enter(ip("192.0.2.3"));
         assert_eq!(full, Some(Full::All));
-        assert!(gone(&crowd[1]) && !gone(&crowd[0]) && !gone(&single));
+        assert!(gone(&crowd[0]) && !gone(&crowd[1]) && !gone(&single));
     }
 
     #[test]
@@ -293,8 +348,9 @@ mod tests {
         assert_eq!(least(110), None);
         let lobby = Lobby::new(startups, 100);
         let held: Vec<_> = (0..10).map(|_| lobby.enter(ip("192.0.2.1")).0).collect();
-        assert_eq!(lobby.enter_by(ip("192.0.2.2"), 30).1, None);
-        assert_eq!(lobby.enter_by(ip("192.0.2.2"), 29).1, Some(Full::All));
+        let enter = |dice| lobby.enter_by(ip("192.0.2.2"), dice, Instant::now());
+        assert_eq!(enter(30).1, None);
+        assert_eq!(enter(29).1, Some(Full::All));
         assert!(gone(&held[0]));
     }
 }

@@ -34,7 +34,7 @@ impl Default for Limits {
                 rate: 30,
                 full: 1024,
             },
-            waiting_per_address_max: 64,
+            waiting_per_address_max: 128,
         }
     }
 }
