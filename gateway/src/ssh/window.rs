@@ -12,6 +12,16 @@ use std::hash::Hash;
 
 use super::flow::{TRICKLE, WINDOW};
 
+/// What all channels that upload may have under way together. With a key exchange begun by us
+/// russh ends a client that has more under way than twice the first window (4 MiB).
+const TOGETHER: u32 = 3 << 20;
+
+/// The least that one of them is granted.
+const SHARE_MIN: u32 = 128 << 10;
+
+/// So many grants back a channel counts as uploading.
+const RECENT: usize = 16;
+
 /// What a running channel is granted beside one that stands.
 const OPEN: u32 = 256 << 10;
 
@@ -29,6 +39,8 @@ pub(crate) struct Windows<Id> {
     trickles: VecDeque<(Id, u32)>,
     /// Trickles in a row.
     rows: HashMap<Id, u32>,
+    /// Whose the last grants were.
+    recent: VecDeque<Id>,
 }
 
 /// What the decision looks at.
@@ -46,6 +58,7 @@ impl<Id> Default for Windows<Id> {
         Self {
             trickles: VecDeque::new(),
             rows: HashMap::new(),
+            recent: VecDeque::with_capacity(RECENT + 1),
         }
     }
 }
@@ -53,10 +66,14 @@ impl<Id> Default for Windows<Id> {
 impl<Id: Copy + Eq + Hash> Windows<Id> {
     /// `channel` was just granted `used`; what the next channel is granted.
     pub(crate) fn next(&mut self, channel: Id, used: u32, load: &impl Load<Id>) -> u32 {
+        self.recent.push_back(channel);
+        if self.recent.len() > RECENT {
+            self.recent.pop_front();
+        }
         if !load.some_over() && !load.is_full() {
             self.trickles.clear();
             self.rows.clear();
-            return WINDOW;
+            return self.share();
         }
         self.trickles.retain(|(id, _)| *id != channel);
         if used > TRICKLE {
@@ -83,10 +100,20 @@ impl<Id: Copy + Eq + Hash> Windows<Id> {
         }
     }
 
+    /// The window while nothing stands: all of it for one that uploads, a part for each of many.
+    fn share(&self) -> u32 {
+        let earlier = |at: usize, id: &Id| self.recent.iter().take(at).any(|other| other == id);
+        let different = self.recent.iter().enumerate();
+        let different = different.filter(|(at, id)| !earlier(*at, id)).count();
+        let share = TOGETHER / u32::try_from(different).unwrap_or(1).max(1);
+        share.clamp(SHARE_MIN, WINDOW)
+    }
+
     /// The channel has ended.
     pub(crate) fn forget(&mut self, channel: Id) {
         self.trickles.retain(|(id, _)| *id != channel);
         self.rows.remove(&channel);
+        self.recent.retain(|id| *id != channel);
     }
 }
 
@@ -138,6 +165,28 @@ mod tests {
         assert_eq!(windows.next('a', WINDOW, &Over::default()), WINDOW);
         assert_eq!(windows.next('a', TRICKLE, &Over("a", false)), TRICKLE);
         assert_eq!(windows.next('a', TRICKLE, &Over::default()), WINDOW);
+    }
+
+    #[test]
+    fn many_uploads_share_what_may_be_under_way() {
+        let mut windows = Windows::default();
+        let letters: Vec<char> = ('a'..='z').collect();
+        for (uploads, wanted) in [
+            (1, WINDOW),
+            (3, WINDOW),
+            (6, TOGETHER / 6),
+            (16, TOGETHER / 16),
+        ] {
+            for turn in 0..uploads * 20 {
+                windows.next(letters[turn % uploads], WINDOW, &Over::default());
+            }
+            let granted = windows.next(letters[0], WINDOW, &Over::default());
+            assert_eq!(granted, wanted, "{uploads} uploads");
+        }
+        for id in &letters[1..] {
+            windows.forget(*id);
+        }
+        assert_eq!(windows.next('a', WINDOW, &Over::default()), WINDOW);
     }
 
     #[test]

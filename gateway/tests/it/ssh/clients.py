@@ -44,13 +44,16 @@ class Echo:
 def with_paramiko():
     import paramiko
 
-    client = paramiko.SSHClient()
-    algorithm, blob = HOST_KEY.split()[:2]
-    key = paramiko.Ed25519Key(data=base64.b64decode(blob))
-    client.get_host_keys().add(f"[{HOST}]:{PORT}", algorithm, key)
-    client.connect(
-        HOST, PORT, USER, key_filename=KEY, look_for_keys=False, allow_agent=False, timeout=DEADLINE
-    )
+    def connected():
+        client = paramiko.SSHClient()
+        algorithm, blob = HOST_KEY.split()[:2]
+        key = paramiko.Ed25519Key(data=base64.b64decode(blob))
+        client.get_host_keys().add(f"[{HOST}]:{PORT}", algorithm, key)
+        options = dict(key_filename=KEY, look_for_keys=False, allow_agent=False, timeout=DEADLINE)
+        client.connect(HOST, PORT, USER, **options)
+        return client
+
+    client = connected()
     transport = client.get_transport()
 
     stdin, stdout, stderr = client.exec_command("echo out; echo err >&2; exit 3", timeout=DEADLINE)
@@ -141,8 +144,12 @@ def with_paramiko():
     assert answers == {n: (f"{n}\n".encode(), n) for n in range(8)}, answers
     good("many at once")
 
+    client.close()
+
     # Key exchanges in the middle. Paramiko hangs by itself if a channel's close comes in one, so
-    # the command waits until all has been read.
+    # there is but one, and its command waits until all has been read.
+    client = connected()
+    transport = client.get_transport()
     transport.packetizer.REKEY_BYTES = 1 << 20
     stdin, stdout, _ = client.exec_command("head -c 8000000 /dev/zero; read line", timeout=DEADLINE)
     assert len(stdout.read(8_000_000)) == 8_000_000

@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::process::{Child, ChildStdin};
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 
 use super::rig::{Rig, exit_code, noise, stdout, within};
 use crate::support::{DEADLINE, eventually, free_port};
@@ -191,6 +191,45 @@ async fn uploads_go_on_beside_one_that_stands() {
         taken < IN_BETWEEN_MAX,
         "the one that stands took {taken} bytes"
     );
+}
+
+/// Key exchanges come in the middle of all of them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_uploads_and_downloads_share_a_connection_that_rekeys() {
+    let rig = Arc::new(Rig::start().await);
+    let _c = rig.container("c1").await;
+    let socket = format!("ControlPath={}", rig.at("master"));
+    let options = [
+        "-N",
+        "-o",
+        &socket,
+        "-o",
+        "ControlMaster=yes",
+        "-o",
+        "RekeyLimit=4M",
+    ];
+    let _master = rig
+        .ssh_as(&rig.login("c1"), "owner", &options)
+        .spawn()
+        .unwrap();
+    eventually("the master's socket", || async {
+        rig.path("master").exists()
+    })
+    .await;
+    let mut runs = JoinSet::new();
+    for n in 0..8 {
+        let rig = Arc::clone(&rig);
+        runs.spawn(async move {
+            let data = noise((8 << 20) + n);
+            let mut ssh = piped(&rig, "cat");
+            let upload = Feed::start(ssh.stdin.take().unwrap(), data.clone());
+            let back = read_all(ssh.stdout.take().unwrap()).await;
+            assert!(back == data, "{n}: {} of {} bytes", back.len(), data.len());
+            assert_eq!(exit_code(&mut ssh).await, Some(0));
+            upload.task.await.unwrap();
+        });
+    }
+    runs.join_all().await;
 }
 
 /// Uploads `len` bytes into a reader that takes `rate` bytes a second; the most that was under way
