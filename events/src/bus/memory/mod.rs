@@ -6,11 +6,13 @@
 //! passes when somebody waits, so that a paused clock drives all of it and the
 //! same calls in the same order give the same deliveries.
 //!
-//! `stream` keeps messages, `durable` decides what is delivered when; here is
-//! how clients get at them.
+//! `stream` keeps messages, `durable` decides what is delivered when, `state` has
+//! them all, `subscription` is what clients hold; here is how they get at them.
 
 mod durable;
+mod state;
 mod stream;
+mod subscription;
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -20,27 +22,27 @@ use std::{
 
 use async_nats::{
     HeaderMap,
-    jetstream::{
-        AckKind,
-        context::{CreateStreamError, CreateStreamErrorKind, PublishError, PublishErrorKind},
-    },
+    jetstream::context::{PublishError, PublishErrorKind},
 };
 use bytes::Bytes;
 use tokio::{
     sync::{Notify, mpsc, oneshot, watch},
-    time::{Instant, sleep_until, timeout},
+    time::{Instant, timeout},
 };
 
 use super::{
-    Acknowledgement, BindError, Binding, Bus, ConsumerState, Durable, Info, Kept, Lost, Message,
-    Request, Requests, StateError, Stored, StreamState, Subscription, message,
+    Acknowledgement, BindError, Binding, Bus, ConsumerState, Durable, Kept, Request, StateError,
+    StreamState, message,
 };
 use crate::{
     request::RequestError,
     stream::{EnsureError, StreamSpec, takes},
 };
 use durable::Consumer;
-use stream::Stream;
+use state::{Buffer, Responder, State};
+
+pub(super) use state::Delivered;
+pub use subscription::{MemoryRequests, MemorySubscription};
 
 /// What nats-server takes unless told otherwise, headers included, in bytes.
 const PAYLOAD_MAX: usize = 1024 * 1024;
@@ -74,52 +76,6 @@ struct LinkState {
     /// Cut the connection when so many more messages are stored, before their
     /// acknowledgement.
     cut_after: Option<u64>,
-}
-
-#[derive(Debug)]
-struct State {
-    streams: BTreeMap<String, Stream>,
-    responders: Vec<Responder>,
-    subscriptions: BTreeMap<u64, Buffer>,
-    next_id: u64,
-    payload_max: usize,
-    started: (Instant, SystemTime),
-    /// Counts what was wiped: messages of an older store are settled by nobody.
-    store: u64,
-}
-
-/// What a subscription was sent and has not looked at, and what it may be sent.
-#[derive(Debug)]
-struct Buffer {
-    messages: VecDeque<Delivered>,
-    credit: usize,
-    notify: Arc<Notify>,
-    bus: MemoryBus,
-    /// The connection over which it was asked for.
-    connects: u64,
-}
-
-#[derive(Debug)]
-struct Responder {
-    id: u64,
-    subject: &'static str,
-    group: &'static str,
-    link: Arc<Link>,
-    requests: mpsc::Sender<Request>,
-}
-
-/// A message as it was delivered.
-#[derive(Clone, Debug)]
-pub(super) struct Delivered {
-    pub(super) message: async_nats::Message,
-    stream: Arc<str>,
-    durable: Arc<str>,
-    sequence: u64,
-    deliveries: u64,
-    pending: u64,
-    published: SystemTime,
-    store: u64,
-    bus: MemoryBus,
 }
 
 impl Default for MemoryBus {
@@ -476,347 +432,5 @@ impl Bus for MemoryBus {
             id,
             incoming,
         })
-    }
-}
-
-impl Buffer {
-    /// Whether it asked, over a connection that still stands.
-    fn may_take(&self) -> bool {
-        let link = *self.bus.link.state.borrow();
-        self.credit > 0 && link.connected && link.connects == self.connects
-    }
-}
-
-impl State {
-    /// The stream as it is now.
-    fn fresh(&mut self, stream: &str) -> Option<&mut Stream> {
-        let found = self.streams.get_mut(stream)?;
-        found.expire(Instant::now());
-        Some(found)
-    }
-
-    fn id(&mut self) -> u64 {
-        self.next_id += 1;
-        self.next_id
-    }
-
-    /// Unix nanoseconds on tokio's clock.
-    fn now_ns(&self) -> i64 {
-        let now = self.started.1 + self.started.0.elapsed();
-        let since = now.duration_since(SystemTime::UNIX_EPOCH);
-        i64::try_from(since.unwrap_or_default().as_nanos()).unwrap_or(i64::MAX)
-    }
-
-    fn ensure(&mut self, spec: &StreamSpec) -> Result<(), EnsureError> {
-        let overlaps = |pattern: &str, other: &str| takes(pattern, other) || takes(other, pattern);
-        let taken = self.streams.iter().find(|(name, stream)| {
-            name.as_str() != spec.name
-                && stream
-                    .subjects
-                    .iter()
-                    .any(|other| spec.subjects.iter().any(|mine| overlaps(mine, other)))
-        });
-        if let Some((other, _)) = taken {
-            return Err(EnsureError::Create {
-                stream: spec.name,
-                source: CreateStreamError::with_source(
-                    CreateStreamErrorKind::Response,
-                    format!("subjects overlap with those of {other}"),
-                ),
-            });
-        }
-        let made = match self.streams.contains_key(spec.name) {
-            true => 0,
-            // No two are made at once, though the clock may stand still.
-            false => self.now_ns().saturating_add(self.id().cast_signed()),
-        };
-        let stream = self
-            .streams
-            .entry(spec.name.to_owned())
-            .or_insert_with(|| Stream::new(spec.name, made));
-        for subject in spec.subjects {
-            if !stream.subjects.iter().any(|has| takes(has, subject)) {
-                stream.subjects.push((*subject).to_owned());
-            }
-        }
-        Ok(())
-    }
-
-    fn store(
-        &mut self,
-        subject: &str,
-        headers: HeaderMap,
-        payload: Bytes,
-        now: Instant,
-    ) -> Result<Stored, PublishError> {
-        let published = self.started.1 + (now - self.started.0);
-        let Some((name, stream)) = self
-            .streams
-            .iter_mut()
-            .find(|(_, stream)| stream.subjects.iter().any(|has| takes(has, subject)))
-        else {
-            return Err(PublishError::new(PublishErrorKind::StreamNotFound));
-        };
-        let stored = stream.store(subject, headers, payload, now, published);
-        if !stored.duplicate {
-            let name = name.clone();
-            let durables: Vec<_> = stream.durables.keys().cloned().collect();
-            for durable in durables {
-                self.pump(&name, &durable);
-            }
-        }
-        Ok(stored)
-    }
-
-    /// Delivers what can be delivered to those who asked.
-    fn pump(&mut self, stream: &str, durable: &str) {
-        let now = Instant::now();
-        let store = self.store;
-        let mut advisories = Vec::new();
-        if let Some(found) = self.streams.get_mut(stream) {
-            found.expire(now);
-            let Stream {
-                name,
-                messages,
-                durables,
-                ..
-            } = found;
-            let Some(durable) = durables.get_mut(durable) else {
-                return;
-            };
-            durable.time_passes(now);
-            let buffers = &mut self.subscriptions;
-            while let Some(id) = durable.turn(|id| buffers.get(&id).is_some_and(Buffer::may_take))
-                && let Some(buffer) = buffers.get_mut(&id)
-                && let Some(next) = durable.deliver(messages, now, &mut advisories)
-            {
-                buffer.credit -= 1;
-                buffer.messages.push_back(Delivered {
-                    message: next.message,
-                    stream: Arc::clone(name),
-                    durable: Arc::clone(&durable.name),
-                    sequence: next.sequence,
-                    deliveries: next.deliveries,
-                    pending: durable.unseen,
-                    published: next.published,
-                    store,
-                    bus: buffer.bus.clone(),
-                });
-                buffer.notify.notify_one();
-            }
-        }
-        for (sequence, deliveries) in advisories {
-            let subject = format!("$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.{stream}.{durable}");
-            let advisory = serde_json::json!({
-                "type": "io.nats.jetstream.advisory.v1.max_deliver",
-                "stream": stream, "consumer": durable,
-                "stream_seq": sequence, "deliveries": deliveries,
-            });
-            // Kept only if a stream takes such subjects.
-            let payload = Bytes::from(advisory.to_string());
-            let _ = self.store(&subject, HeaderMap::new(), payload, now);
-        }
-    }
-
-    /// One of a group that answers on this subject and is connected; the groups
-    /// and their members take turns.
-    fn responder(&mut self, subject: &str) -> Option<mpsc::Sender<Request>> {
-        let found = self
-            .responders
-            .iter()
-            .position(|one| one.subject == subject && one.link.is_connected())?;
-        let responder = self.responders.remove(found);
-        let requests = responder.requests.clone();
-        tracing::trace!(subject, group = responder.group, "request");
-        self.responders.push(responder);
-        Some(requests)
-    }
-}
-
-impl Delivered {
-    pub(super) fn info(&self) -> Info<'_> {
-        Info {
-            stream: &self.stream,
-            stream_sequence: self.sequence,
-            delivered: self.deliveries,
-            pending: self.pending,
-            published: self.published,
-        }
-    }
-
-    pub(super) fn ack_with(&self, kind: AckKind) -> Result<(), async_nats::Error> {
-        if !self.bus.is_connected() {
-            return Err("not connected".into());
-        }
-        let mut state = self.bus.state();
-        if state.store != self.store {
-            return Ok(());
-        }
-        let (stream, durable) = (&*self.stream, &*self.durable);
-        if let Some(found) = state
-            .streams
-            .get_mut(stream)
-            .and_then(|stream| stream.durables.get_mut(durable))
-        {
-            found.settle(self.sequence, kind, Instant::now());
-        }
-        state.pump(stream, durable);
-        Ok(())
-    }
-}
-
-/// Messages of a durable consumer within this process. Dropped, what it was sent
-/// and has not acknowledged is delivered again after the ack wait.
-#[derive(Debug)]
-pub struct MemorySubscription {
-    bus: MemoryBus,
-    stream: &'static str,
-    durable: String,
-    batch: usize,
-    connects: u64,
-    id: u64,
-    notify: Arc<Notify>,
-    store: u64,
-    /// Whether the durable consumer knows about us.
-    asked: bool,
-}
-
-impl MemorySubscription {
-    /// Takes what has arrived; then asks for more when few are on their way.
-    fn take(&mut self, ask: bool) -> Result<Option<Message>, Lost> {
-        let link = *self.bus.link.state.borrow();
-        let is_here = link.connected && link.connects == self.connects;
-        let mut state = self.bus.state();
-        if is_here {
-            if state.store != self.store {
-                return Err(Lost::Status(409, "Consumer Deleted".into()));
-            }
-            if ask {
-                let Some(durable) = state
-                    .streams
-                    .get_mut(self.stream)
-                    .and_then(|stream| stream.durables.get_mut(&self.durable))
-                else {
-                    return Err(Lost::Status(409, "Consumer Deleted".into()));
-                };
-                if !durable.waiting.contains(&self.id) {
-                    if self.asked {
-                        return Err(Lost::Status(409, "Consumer Deleted".into()));
-                    }
-                    durable.waiting.push(self.id);
-                    self.asked = true;
-                }
-                if let Some(buffer) = state.subscriptions.get_mut(&self.id)
-                    && buffer.credit <= self.batch / 2
-                {
-                    buffer.credit += self.batch;
-                }
-            }
-            state.pump(self.stream, &self.durable);
-        } else if let Some(buffer) = state.subscriptions.get_mut(&self.id) {
-            // The server forgot us with the connection.
-            buffer.credit = 0;
-        }
-        let Some(buffer) = state.subscriptions.get_mut(&self.id) else {
-            return Err(Lost::Closed);
-        };
-        if let Some(delivered) = buffer.messages.pop_front() {
-            return Ok(Some(Message(message::From::Memory(delivered))));
-        }
-        if link.connects != self.connects {
-            return Err(Lost::Reconnected);
-        }
-        Ok(None)
-    }
-
-    /// When something may have to be delivered again.
-    fn due(&self) -> Option<Instant> {
-        let state = self.bus.state();
-        let durable = state
-            .streams
-            .get(self.stream)?
-            .durables
-            .get(&self.durable)?;
-        durable.next_due()
-    }
-}
-
-impl Subscription for MemorySubscription {
-    async fn next(&mut self) -> Result<Message, Lost> {
-        let mut link = self.bus.link.state.subscribe();
-        loop {
-            link.mark_unchanged();
-            if let Some(message) = self.take(true)? {
-                return Ok(message);
-            }
-            let due = self.due();
-            tokio::select! {
-                biased;
-                () = self.notify.notified() => {}
-                // The sender lives as long as `self`.
-                _ = link.changed() => {}
-                () = async { sleep_until(due.unwrap_or_else(Instant::now)).await }, if due.is_some() => {}
-            }
-        }
-    }
-
-    fn try_next(&mut self) -> Result<Option<Message>, Lost> {
-        self.take(false)
-    }
-
-    async fn end(&mut self) -> Vec<Message> {
-        let mut rest = Vec::new();
-        while let Ok(Some(message)) = self.take(false) {
-            rest.push(message);
-        }
-        self.leave();
-        rest
-    }
-
-    async fn state(&mut self) -> Result<ConsumerState, StateError> {
-        let state = self.bus.consumer_state(self.stream, &self.durable).await?;
-        state.ok_or_else(|| StateError("consumer not found".into()))
-    }
-}
-
-impl Drop for MemorySubscription {
-    fn drop(&mut self) {
-        self.leave();
-    }
-}
-
-impl MemorySubscription {
-    /// Nothing is delivered here any more.
-    fn leave(&self) {
-        let mut state = self.bus.state();
-        state.subscriptions.remove(&self.id);
-        if let Some(durable) = state
-            .streams
-            .get_mut(self.stream)
-            .and_then(|stream| stream.durables.get_mut(&self.durable))
-        {
-            durable.waiting.retain(|id| *id != self.id);
-        }
-    }
-}
-
-/// Requests within this process.
-#[derive(Debug)]
-pub struct MemoryRequests {
-    bus: MemoryBus,
-    id: u64,
-    incoming: mpsc::Receiver<Request>,
-}
-
-impl Requests for MemoryRequests {
-    async fn next(&mut self) -> Option<Request> {
-        self.incoming.recv().await
-    }
-}
-
-impl Drop for MemoryRequests {
-    fn drop(&mut self) {
-        let mut state = self.bus.state();
-        state.responders.retain(|responder| responder.id != self.id);
     }
 }
