@@ -5,6 +5,7 @@ use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -57,8 +58,9 @@ pub(crate) struct Site {
     pub(crate) ssh: u16,
     /// Further flags for the gateway.
     pub(crate) flags: Vec<String>,
-    nats: NatsServer,
-    _postgres: Option<Postgres>,
+    nats: Arc<NatsServer>,
+    /// Lives as long as the gateways on it.
+    postgres: Option<Arc<Postgres>>,
     folder: TempDir,
 }
 
@@ -69,9 +71,7 @@ impl Site {
         engine: Engine,
         guest: SocketAddr,
     ) -> Result<Self> {
-        let folder = TempDir::with_prefix("edd-bench-")?;
-        std::fs::create_dir(folder.path().join("certs"))?;
-        std::fs::write(folder.path().join("routes.yaml"), "routes: []\n")?;
+        let folder = folder()?;
         let (postgres, database_url) = match engine {
             Engine::Sqlite => {
                 let file = folder.path().join("gateway.db");
@@ -80,10 +80,34 @@ impl Site {
             Engine::Postgresql => {
                 let server = Postgres::start().await;
                 let url = server.database().await.to_string();
-                (Some(server), url)
+                (Some(Arc::new(server)), url)
             }
         };
-        let nats = NatsServer::start().await;
+        let nats = Arc::new(NatsServer::start().await);
+        Self::of(gateway, guest, folder, database_url, nats, postgres).await
+    }
+
+    /// Another gateway on the same broker and database, not started yet.
+    pub(crate) async fn replica(&self, guest: SocketAddr) -> Result<Self> {
+        Self::of(
+            self.gateway.clone(),
+            guest,
+            folder()?,
+            self.database_url.clone(),
+            Arc::clone(&self.nats),
+            self.postgres.clone(),
+        )
+        .await
+    }
+
+    async fn of(
+        gateway: PathBuf,
+        guest: SocketAddr,
+        folder: TempDir,
+        database_url: String,
+        nats: Arc<NatsServer>,
+        postgres: Option<Arc<Postgres>>,
+    ) -> Result<Self> {
         Ok(Self {
             publisher: Publisher::connect(&nats.url(), guest).await?,
             gateway,
@@ -94,7 +118,7 @@ impl Site {
             ssh: free_port()?,
             flags: Vec::new(),
             nats,
-            _postgres: postgres,
+            postgres,
             folder,
         })
     }
@@ -215,6 +239,14 @@ impl Site {
 /// What a container is asked by.
 pub(crate) fn host(id: &str) -> String {
     format!("{id}.compute.localhost")
+}
+
+/// What a gateway needs to start.
+fn folder() -> Result<TempDir> {
+    let folder = TempDir::with_prefix("edd-bench-")?;
+    std::fs::create_dir(folder.path().join("certs"))?;
+    std::fs::write(folder.path().join("routes.yaml"), "routes: []\n")?;
+    Ok(folder)
 }
 
 /// A port that is free now.

@@ -1,12 +1,14 @@
 //! `edd-bench events`: the speed of the control path, with a gateway and a broker of its own.
 //!
-//! Three measurements. Catch-up: the events of many containers are in the stream, the database
+//! Four measurements. Catch-up: the events of many containers are in the stream, the database
 //! is empty, the gateway starts; the time until all of them are in force, on SQLite and on
 //! PostgreSQL. Effect: so many changes a second arrive, whether or not the gateway keeps up
 //! (open loop); each is timed from the moment it was due until a request is answered as it wants.
+//! Replicas: of several gateways on one PostgreSQL, how long after the first the last has a change.
 //! Latency: paced requests to one container while nothing changes, and under the same changes.
 
 mod changes;
+mod replicas;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -33,6 +35,9 @@ pub(crate) struct Args {
     /// Changes a second
     #[arg(long, default_value_t = 500)]
     per_second: u32,
+    /// Gateways on one PostgreSQL whose swaps are compared; below two: none
+    #[arg(long, default_value_t = 3)]
+    replicas: u32,
     /// How long changes arrive
     #[arg(long, default_value_t = 20)]
     seconds: u32,
@@ -43,6 +48,9 @@ pub(crate) struct Args {
     #[arg(long, default_value = "127.64.254.1:8080")]
     guest: SocketAddr,
 }
+
+/// Containers, and changes of them, that several gateways follow.
+const REPLICATED: u32 = 400;
 
 /// Runs all of them, prints the figures.
 pub(crate) async fn run(args: Args) -> Result<()> {
@@ -58,6 +66,10 @@ pub(crate) async fn run(args: Args) -> Result<()> {
     }
     for containers in &args.containers {
         steady(&args, *containers).await?;
+    }
+    if args.replicas > 1 {
+        let (gateway, guest) = (args.gateway.clone(), args.guest);
+        replicas::measure(gateway, guest, args.replicas, REPLICATED, REPLICATED).await?;
     }
     println!(
         "machine's noise (lateness of a 1 ms sleep)           {}",

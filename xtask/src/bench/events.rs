@@ -37,4 +37,5 @@ const ABOUT: &str = "\
     effect: from when the change was due until a request over a kept HTTPS connection is \
     answered as it wants; four connections look at a change each, asking again and again. \
     Requests: 1,000 a second over one kept HTTPS connection, from when each was due; other \
-    messages are the same events in a stream that the gateway does not read. Publisher, client, broker, database, web server and gateway share the machine.";
+    messages are the same events in a stream that the gateway does not read. Several gateways: \
+    one change at a time, all of them asked without a pause over a connection each. Publisher, client, broker, database, web server and gateway share the machine.";
