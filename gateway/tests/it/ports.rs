@@ -451,3 +451,29 @@ fn announced_before(bytes: &[u8]) -> (SocketAddr, &[u8]) {
         other => panic!("{other:?} in front of {bytes:?}"),
     }
 }
+
+/// S13: raw connections without a word stayed for ever.
+#[tokio::test]
+async fn a_raw_connection_ends_after_its_silence_and_not_before() {
+    let gateway = Gateway::start(Options::default().flag("--stream-idle-timeout", "1s")).await;
+    let mut containers = Containers::of(&gateway);
+    let port = gateway.port(0);
+    let upstream = echo(container_address()).await;
+    containers.run("a1", upstream.ip(), &[(port.port(), upstream.port())]);
+    let mut stream = dial(port).await;
+    let begun = Instant::now();
+    let mut last = begun;
+    // Longer than the limit in all, and never silent for as long.
+    while begun.elapsed() < Duration::from_millis(1500) {
+        stream.write_all(b"\x01here").await.unwrap();
+        let mut heard = [0; 5];
+        stream.read_exact(&mut heard).await.unwrap();
+        last = Instant::now();
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    // Not an end that could be taken for that of the data.
+    let end = hear(&mut stream).await;
+    assert_eq!(end.unwrap_err().kind(), ErrorKind::ConnectionReset);
+    let silent = last.elapsed();
+    assert!(silent >= Duration::from_millis(950), "{silent:?}");
+}
