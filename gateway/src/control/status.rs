@@ -46,6 +46,9 @@ pub struct Status {
     /// Whether everything that was in the streams when NATS was last connected
     /// is in effect.
     pub caught_up: bool,
+    /// The last opening of the database, by its number, that found it older than
+    /// it was: what it lacks was acknowledged. 0: none did.
+    pub set_back: u64,
     /// Since when the table may be behind the events.
     pub stale_since: Option<SystemTime>,
 }
@@ -64,6 +67,7 @@ impl Status {
             consuming: !events,
             paused: false,
             caught_up: !events,
+            set_back: 0,
             stale_since: Some(SystemTime::now()),
         }
     }

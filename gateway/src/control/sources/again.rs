@@ -102,14 +102,16 @@ impl Again {
         found: Found,
         writer: &mpsc::Sender<Command<S>>,
     ) -> Result<(), Unavailable> {
-        let is_shorter = found.last < std::mem::take(&mut self.position);
+        let is_shorter = found.last < self.position;
         let ask = |answer| Command::Stream {
             name: self.stream,
             created: found.created,
             is_shorter,
             answer,
         };
-        if asked(writer, ask).await? {
+        let is_another = asked(writer, ask).await?;
+        self.position = 0;
+        if is_another {
             self.floor = 0;
             self.is_through = false;
         }

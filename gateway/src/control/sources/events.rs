@@ -111,6 +111,7 @@ impl Events {
             tokio::select! {
                 () = self.consume(&opened, is_first, &tasks, &round) => {}
                 () = lost_again(&mut later, opened.number) => {}
+                number = self.set_back(opened.number) => after = number - 1,
                 () = self.away() => {
                     tracing::warn!("the database is away: events are left to other gateways");
                     after = opened.number;
@@ -137,6 +138,18 @@ impl Events {
         match shutdown.run_until_cancelled(there).await {
             Some(Ok(opened)) if !shutdown.is_cancelled() => opened.clone(),
             _ => None,
+        }
+    }
+
+    /// Ends when an opening later than the `number`th found the database older
+    /// than it was; its number.
+    async fn set_back(&self, number: u64) -> u64 {
+        let mut status = self.board.watch();
+        let later = status.wait_for(|status| status.set_back > number).await;
+        match later.map(|status| status.set_back) {
+            Ok(later) => later,
+            // The board ends with the process.
+            Err(_) => std::future::pending().await,
         }
     }
 

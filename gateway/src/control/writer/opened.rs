@@ -13,11 +13,22 @@ impl<S: GatewayStore> Writer<S> {
     /// A database was opened: its content is the state.
     pub(super) async fn opened(&mut self, session: Session<S>) {
         let stored = session.stored;
+        // The same database, as it was before: a standby that lacks the last
+        // transactions took over, or a copy was put back into it.
+        let set_back = !session.lost && !session.replaced && stored.position < self.position;
+        if set_back {
+            tracing::error!(
+                known = self.position,
+                found = stored.position,
+                "the database is older than it was: it gets the events again"
+            );
+        }
+        let replaced = session.replaced || set_back;
         self.statics_unsaved = true;
         self.revision_min = self.revision_min.max(stored.revision);
         self.stored_revision = stored.revision;
         self.position = stored.position;
-        let starts_over = session.lost || stored.rebuilding || session.replaced;
+        let starts_over = session.lost || stored.rebuilding || replaced;
         if starts_over {
             // The consumers start over. What is still on its way from them is of
             // another database.
@@ -33,7 +44,7 @@ impl<S: GatewayStore> Writer<S> {
         // What serves may be newer than the database (lost, restored from a
         // backup): falling back would end connections for nothing.
         let last_good = std::mem::take(&mut self.last_good_revision);
-        let served = match session.replaced {
+        let served = match replaced {
             true => self.table.table().revision,
             false => last_good,
         };
@@ -52,6 +63,9 @@ impl<S: GatewayStore> Writer<S> {
             // while no database was open here.
             if events && starts_over {
                 status.caught_up = false;
+            }
+            if set_back {
+                status.set_back = session.number;
             }
         });
         if self.withheld {

@@ -248,8 +248,103 @@ async fn one_that_is_cut_off_from_the_database_holds_nothing_up() {
     );
 }
 
+/// A standby takes over that lacks the last transactions, of events that were acknowledged.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_is_set_back_while_they_run_gets_the_events_again() {
+    let bus = Bus::start().await;
+    let postgres = Postgres::shared().await;
+    let (database, operator) = (postgres.database().await, postgres.database().await);
+    let operator = sqlx::PgPool::connect(&operator.to_string())
+        .await
+        .expect("connected");
+    let url = database.to_string();
+    let (server, name) = url
+        .strip_prefix("postgres://edd@")
+        .and_then(|rest| rest.split_once('/'))
+        .expect("a URL");
+    let mut way = Way::new(server.parse().expect("an address")).await;
+    let over_it = format!("postgres://edd@{}/{name}", way.at);
+    let gateways = [
+        Gateway::start(on(&bus, &over_it)).await,
+        Gateway::start(on(&bus, &over_it)).await,
+    ];
+    let until_ready = || async {
+        for gateway in &gateways {
+            eventually("ready", || async {
+                super::ready(gateway.admin).await.1 == "ready"
+            })
+            .await;
+        }
+    };
+    until_ready().await;
+    bus.container("c1", 1, "127.64.0.1", &[(80, 8080)]).await;
+    for gateway in &gateways {
+        let both = |table: &RouteTable| table.container("c1").is_some_and(|c| c.rule(80).is_some());
+        gateway.until("c1", both).await;
+    }
+    let run = |sql: String| {
+        let operator = operator.clone();
+        async move {
+            let done = sqlx::query(sqlx::AssertSqlSafe(sql))
+                .execute(&operator)
+                .await;
+            done.is_ok()
+        }
+    };
+    way.cut().await;
+    // As soon as nobody is connected to it.
+    let standby = format!("CREATE DATABASE {name}_standby TEMPLATE {name}");
+    eventually("a standby", || run(standby.clone())).await;
+    way.mend().await;
+    bus.container("c2", 1, "127.64.0.2", &[]).await;
+    bus.stopped("c1").await;
+    let newest = |table: &RouteTable| {
+        let c1 = table.container("c1");
+        c1.is_some_and(|c| c.running.is_none()) && runs_at(table, "c2", "127.64.0.2")
+    };
+    for gateway in &gateways {
+        gateway.until("what the standby lacks", newest).await;
+    }
+    until_ready().await;
+    let facts = gateways.each_ref().map(|gateway| {
+        let table = gateway.table();
+        let c2 = table.container("c2").expect("there");
+        c2.running.as_ref().expect("it runs").fact.clone()
+    });
+    way.cut().await;
+    eventually("the old one is gone", || {
+        run(format!("DROP DATABASE {name}"))
+    })
+    .await;
+    let renamed = format!("ALTER DATABASE {name}_standby RENAME TO {name}");
+    eventually("it took over", || run(renamed.clone())).await;
+    way.mend().await;
+    let stored = sqlx::PgPool::connect(&url).await.expect("connected");
+    eventually("stored again", || async {
+        let count = sqlx::query_scalar::<_, i64>(
+            "SELECT COUNT(*) FROM containers WHERE (id = 'c1' AND address IS NULL) \
+             OR (id = 'c2' AND address IS NOT NULL)",
+        );
+        count.fetch_one(&stored).await.is_ok_and(|count| count == 2)
+    })
+    .await;
+    stored.close().await;
+    until_ready().await;
+    for (gateway, fact) in gateways.iter().zip(&facts) {
+        gateway.until("as before", newest).await;
+        assert!(!fact.is_revoked(), "its connections live on");
+    }
+    for gateway in gateways {
+        gateway.stop().await;
+    }
+}
+
 /// A gateway as a process; its admin address.
-pub(super) async fn process(folder: &std::path::Path, bus: &Bus, url: &str) -> (Daemon, SocketAddr) {
+pub(super) async fn process(
+    folder: &std::path::Path,
+    bus: &Bus,
+    url: &str,
+) -> (Daemon, SocketAddr) {
     std::fs::create_dir_all(folder).expect("a folder");
     std::fs::write(folder.join("routes.yaml"), "routes: []\n").expect("a file");
     let flags = [
