@@ -224,8 +224,29 @@ impl Site {
         Client::new(&format!("127.0.0.1:{}", self.https), &host("x"), &ca)
     }
 
-    /// Ends the gateway as an operator would.
+    /// An empty database in the place of the old one, while no gateway runs. The
+    /// streams and their consumers stay.
+    pub(crate) async fn lose_database(&mut self) -> Result<()> {
+        if let Some(server) = &self.postgres {
+            self.database_url = server.database().await.to_string();
+            return Ok(());
+        }
+        for name in ["gateway.db", "gateway.db-wal", "gateway.db-shm"] {
+            let file = self.folder.path().join(name);
+            if file.exists() {
+                std::fs::remove_file(file)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends the gateway as an operator would, and everything else.
     pub(crate) async fn stop(mut self) -> Result<()> {
+        self.end().await
+    }
+
+    /// Ends the gateway as an operator would.
+    pub(crate) async fn end(&mut self) -> Result<()> {
         let mut process = self.process.take().context("no gateway")?;
         let pid = process.id().and_then(|id| Pid::from_raw(id.cast_signed()));
         kill_process(pid.context("the gateway has ended")?, Signal::TERM)?;

@@ -78,7 +78,8 @@ pub(crate) async fn run(args: Args) -> Result<()> {
     Ok(())
 }
 
-/// The stream is full, the database empty.
+/// The stream is full, the database empty; then the database is lost, and all of it
+/// was acknowledged before.
 async fn catch_up(args: &Args, engine: Engine) -> Result<()> {
     let mut site = Site::prepare(args.gateway.clone(), engine, args.guest).await?;
     site.fill(args.catch_up).await?;
@@ -91,6 +92,18 @@ async fn catch_up(args: &Args, engine: Engine) -> Result<()> {
     println!(
         "catch-up of {events} events ({} containers), {engine:<10} {}   {:.0} events/s",
         args.catch_up,
+        millis(took),
+        f64::from(events) / took.as_secs_f64()
+    );
+    site.end().await?;
+    site.lose_database().await?;
+    let began = Instant::now();
+    site.start()?;
+    site.until_ready().await?;
+    let took = began.elapsed();
+    site.expect_served(args.catch_up).await?;
+    println!(
+        "the same into a database in the place of a lost one, {engine:<10} {}   {:.0} events/s",
         millis(took),
         f64::from(events) / took.as_secs_f64()
     );
