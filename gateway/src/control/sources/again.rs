@@ -85,6 +85,11 @@ impl Again {
         }
     }
 
+    /// Whether the database has all that was acknowledged for it, and will have.
+    pub fn is_through(&self) -> bool {
+        self.is_through
+    }
+
     /// Up to here the database has all.
     pub fn floor(&self) -> u64 {
         self.floor

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_nats::jetstream::consumer::{self, DeliverPolicy, FromConsumer as _, pull};
@@ -70,6 +71,10 @@ const SPECS: [ConsumerSpec; 2] = [
     },
 ];
 
+/// Of which streams a round has read all that the database lacked.
+#[derive(Debug, Default)]
+struct Through([Arc<AtomicBool>; SPECS.len()]);
+
 /// What consuming needs.
 #[derive(Debug)]
 pub struct Events {
@@ -107,9 +112,10 @@ impl Events {
         while let Some(opened) = self.next_opened(after, &shutdown).await {
             let round = shutdown.child_token();
             let tasks = TaskTracker::new();
+            let through = Through::default();
             let mut later = self.opened.clone();
             tokio::select! {
-                () = self.consume(&opened, is_first, &tasks, &round) => {}
+                () = self.consume(&opened, is_first, &through, &tasks, &round) => {}
                 () = lost_again(&mut later, opened.number) => {}
                 number = self.set_back(opened.number) => after = number - 1,
                 () = self.away() => {
@@ -123,7 +129,7 @@ impl Events {
             tasks.close();
             tasks.wait().await;
             if shutdown.is_cancelled() {
-                self.tell_floors(&opened, &mut Vec::new()).await;
+                self.tell_floors(&opened, &through, &mut Vec::new()).await;
             }
         }
     }
@@ -178,11 +184,12 @@ impl Events {
         &self,
         opened: &Opened,
         is_first: bool,
+        through: &Through,
         tasks: &TaskTracker,
         round: &CancellationToken,
     ) {
         let mut handlers = Vec::new();
-        for spec in SPECS {
+        for (spec, is_through) in SPECS.into_iter().zip(&through.0) {
             let name = spec.stream.name;
             let of = |known: &BTreeMap<String, u64>| known.get(name).copied().unwrap_or_default();
             // What this process began has not ended it.
@@ -200,6 +207,7 @@ impl Events {
                 checks: Arc::clone(&self.checks),
                 writer: self.writer.clone(),
                 again,
+                is_through: Arc::clone(is_through),
             });
         }
         let consumers = SPECS.map(|spec| {
@@ -228,14 +236,14 @@ impl Events {
         let mut tell = tokio::time::interval(FLOORS_INTERVAL);
         tell.set_missed_tick_behavior(MissedTickBehavior::Delay);
         while all_true(&mut auth, &mut compute).await {
-            self.tell_floors(opened, &mut told).await;
+            self.tell_floors(opened, through, &mut told).await;
             // The writer is gone only at the end.
             let _ = self.writer.send(Command::CaughtUp(opened.number)).await;
             let changed = loop {
                 tokio::select! {
                     changed = auth.changed() => break changed,
                     changed = compute.changed() => break changed,
-                    _ = tell.tick() => self.tell_floors(opened, &mut told).await,
+                    _ = tell.tick() => self.tell_floors(opened, through, &mut told).await,
                 }
             };
             if changed.is_err() {
@@ -247,13 +255,18 @@ impl Events {
 
     /// The database is as far as what was acknowledged for it, once it has what was
     /// delivered before: it is told when that differs from what it was `told` last.
-    async fn tell_floors(&self, opened: &Opened, told: &mut Vec<Floor>) {
+    /// Not of a stream that is not read `through`: the durable consumer may be far
+    /// ahead of this database, and what lies between would never be read.
+    async fn tell_floors(&self, opened: &Opened, through: &Through, told: &mut Vec<Floor>) {
         if !is_connected(&self.js.client()) {
             return;
         }
         let looking = async {
             let mut floors = Vec::new();
-            for spec in SPECS {
+            for (spec, is_through) in SPECS.into_iter().zip(&through.0) {
+                if !is_through.load(Ordering::Acquire) {
+                    continue;
+                }
                 let stream = self.js.get_stream(spec.stream.name).await?;
                 if let Some(found) = consumer_info(&stream).await? {
                     floors.push(Floor {
@@ -460,6 +473,14 @@ struct EventHandler {
     checks: Arc<Checks>,
     writer: mpsc::Sender<Command<SqlStore>>,
     again: Again,
+    is_through: Arc<AtomicBool>,
+}
+
+impl EventHandler {
+    fn tell_if_through(&self) {
+        let is_through = self.again.is_through();
+        self.is_through.store(is_through, Ordering::Release);
+    }
 }
 
 impl Handler for EventHandler {
@@ -477,12 +498,15 @@ impl Handler for EventHandler {
             delivered: binding.durable.delivered,
         };
         self.again.identify(found, &self.writer).await?;
+        // A stream made anew is to be read first.
+        self.tell_if_through();
         let mut reader = BoundReader {
             binding,
             checks: &self.checks,
             last: Vec::new(),
         };
         self.again.read(found, &mut reader, &self.writer).await?;
+        self.tell_if_through();
         Ok(true)
     }
 }

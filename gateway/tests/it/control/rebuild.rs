@@ -4,11 +4,13 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use edd_route::{RouteTable, UserId};
 
 use super::runs_at;
 use crate::support::{Bus, Gateway, Options};
+use rustix::process::{Pid, Signal, kill_process};
 
 const FINGERPRINT: &str = "SHA256:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
 
@@ -94,4 +96,79 @@ async fn without_streams_to_replay_nothing_is_touched() {
     assert_eq!(code, Some(1), "{text}");
     assert!(text.contains("NATS is not there"), "{text}");
     assert!(folder.path().join("gateway.db").exists());
+}
+
+/// How far a database says that it has COMPUTE, if it is there and says so.
+async fn floor(file: &Path) -> Option<i64> {
+    use sqlx::{ConnectOptions as _, Connection as _};
+    let options = sqlx::sqlite::SqliteConnectOptions::new()
+        .filename(file)
+        .read_only(true);
+    let mut connection = options.connect().await.ok()?;
+    let floor = sqlx::query_scalar("SELECT value FROM meta WHERE key = 'floor:COMPUTE'")
+        .fetch_optional(&mut connection)
+        .await;
+    let _ = connection.close().await;
+    floor.ok().flatten()
+}
+
+/// All is acknowledged long ago, for a database that is gone: what a stopped rebuild has
+/// not read, the next gateway reads.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rebuild_that_is_stopped_halfway_is_gone_on_with() {
+    const COUNT: usize = 3000;
+    let bus = Bus::start().await;
+    let gateway = Gateway::start(Options::default().bus(&bus)).await;
+    for n in 0..COUNT {
+        bus.created(&format!("c{n}"), 7).await;
+    }
+    let is_whole = |table: &RouteTable| table.containers().count() == COUNT;
+    gateway.until("all of it", is_whole).await;
+    let (folder, admin) = (Arc::clone(&gateway.folder), gateway.admin);
+    gateway.stop().await;
+    let last = i64::try_from(COUNT).unwrap();
+    let mut halfway = None;
+    for attempt in 0..5 {
+        let file = folder.path().join(format!("new{attempt}.db"));
+        let path = |name: &str| folder.path().join(name).display().to_string();
+        let mut child = Command::new(env!("CARGO_BIN_EXE_edd-gateway"))
+            .arg("rebuild")
+            .args(["--nats-url", &bus.server.url()])
+            .args(["--database-url", &format!("sqlite://{}", file.display())])
+            .args(["--routes", &path("routes.yaml")])
+            .args(["--state-dir", &path("state")])
+            .args(["--container-cidrs", "127.64.0.0/16"])
+            .args(["--admin-addr", &admin.to_string()])
+            .spawn()
+            .expect("it runs");
+        let begun = Instant::now();
+        while floor(&file).await.is_none_or(|floor| floor == 0) {
+            assert!(begun.elapsed() < Duration::from_secs(30), "nothing is read");
+        }
+        let pid = Pid::from_raw(child.id().cast_signed()).unwrap();
+        kill_process(pid, Signal::TERM).expect("sent");
+        let ended = tokio::task::spawn_blocking(move || child.wait());
+        let ended = tokio::time::timeout(Duration::from_secs(30), ended).await;
+        let status = ended
+            .expect("an end in time")
+            .expect("waited")
+            .expect("a status");
+        if !status.success() {
+            halfway = Some(file);
+            break;
+        }
+    }
+    let file = halfway.expect("stopped before it was done");
+    let floor = floor(&file).await.expect("it began");
+    assert!(floor < last, "{floor} is more than it has read");
+    // What it serves is what the database and the streams tell.
+    std::fs::remove_file(folder.path().join("state/last-good-table")).unwrap();
+    let again = Options {
+        folder: Some(Arc::clone(&folder)),
+        ..Options::default()
+    };
+    let url = format!("sqlite://{}", file.display());
+    let gateway = Gateway::start(again.bus(&bus).flag("--database-url", url)).await;
+    gateway.until("the rest", is_whole).await;
+    gateway.stop().await;
 }
