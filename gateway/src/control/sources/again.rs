@@ -12,7 +12,7 @@
 //!
 //! An event that kills the process would do so at each start, and its deliveries
 //! would not be counted as those of the durable consumer are. So each reading that
-//! begins is counted in the database until it takes a step. After two that took
+//! has its first events in hand is counted in the database until it takes a step. After two that took
 //! none the events go one by one; an event that was begun with three times is left
 //! to the durable consumer, which makes a dead letter of it after five deliveries.
 //! One that was acknowledged already, and so does not come again, has five tries.
@@ -137,11 +137,7 @@ impl Again {
             // Acknowledged for this database, then.
             self.floor = self.floor.max(found.acknowledged);
         }
-        if self.floor < found.delivered {
-            let begun = self.reach(self.floor, self.tries + 1, Vec::new(), writer);
-            begun.await?;
-            self.steps(found, reader, writer).await?;
-        }
+        self.steps(found, reader, writer).await?;
         self.is_through = true;
         Ok(())
     }
@@ -152,16 +148,27 @@ impl Again {
         reader: &mut impl Reader,
         writer: &mpsc::Sender<Command<S>>,
     ) -> Result<(), Unavailable> {
+        if self.floor >= found.delivered {
+            return Ok(());
+        }
         let one_by_one = self.tries >= WHOLE_TRIES;
         let max = if one_by_one { 1 } else { BATCH_MAX };
         let mut events = 0;
         let begin = self.floor;
+        let mut is_counted = false;
         while self.floor < found.delivered {
             let from = self.floor + 1;
             let (mut batch, up_to) = reader.read(from, found.delivered, max).await?;
             if self.is_deadly(&batch, found) {
                 batch.clear();
             }
+            if !is_counted && !batch.is_empty() {
+                // Now that there is what may end the process: that NATS did not
+                // answer, or that somebody stopped us before, is no event's fault.
+                let begun = self.reach(self.floor, self.tries + 1, Vec::new(), writer);
+                begun.await?;
+            }
+            is_counted = true;
             events += batch.len();
             let tries = match one_by_one && up_to < found.delivered {
                 true => WHOLE_TRIES,
@@ -238,6 +245,8 @@ pub(super) async fn asked<S, T>(
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use edd_events::envelope::Cause;
 
     use super::*;
@@ -270,6 +279,27 @@ mod tests {
         fn handled(&mut self, _verdicts: &[Verdict]) {}
     }
 
+    /// NATS does not answer, or not before the process is stopped.
+    struct Silent {
+        answers: bool,
+    }
+
+    impl Reader for Silent {
+        async fn read(
+            &mut self,
+            _from: u64,
+            _to: u64,
+            _max: usize,
+        ) -> Result<(Vec<Incoming>, u64), Unavailable> {
+            if self.answers {
+                return Err(Unavailable("no responders".into()));
+            }
+            std::future::pending().await
+        }
+
+        fn handled(&mut self, _verdicts: &[Verdict]) {}
+    }
+
     /// What survives a process.
     #[derive(Debug, Default)]
     struct Database {
@@ -281,6 +311,10 @@ mod tests {
     impl Database {
         /// One process; false: it ended when it handled the event `deadly`.
         async fn lived_through(&mut self, found: Found, deadly: u64) -> bool {
+            self.read_by(&mut Numbers, found, deadly).await
+        }
+
+        async fn read_by(&mut self, reader: &mut impl Reader, found: Found, deadly: u64) -> bool {
             let (commands, mut queue) = mpsc::channel::<Command<()>>(1);
             let mut again = Again::new("COMPUTE", 0, self.floor, self.tries);
             let writing = async {
@@ -300,10 +334,17 @@ mod tests {
                     let _ = answer.send(Ok(vec![Verdict::Applied; batch.len()]));
                 }
             };
-            let mut numbers = Numbers;
             tokio::select! {
                 () = writing => false,
-                read = again.read(found, &mut numbers, &commands) => read.is_ok(),
+                read = again.read(found, reader, &commands) => {
+                    assert_eq!(again.is_through(), read.is_ok());
+                    read.is_ok()
+                }
+                // Somebody stops it.
+                () = tokio::time::sleep(Duration::from_secs(1)) => {
+                    assert!(!again.is_through());
+                    false
+                }
             }
         }
     }
@@ -329,6 +370,23 @@ mod tests {
                 assert_eq!((database.floor, database.tries), (DELIVERED, 0));
             }
         }
+    }
+
+    /// Five starts without NATS are no reason to leave an event out.
+    #[tokio::test(start_paused = true)]
+    async fn what_was_never_read_is_not_counted() {
+        let found = Found {
+            delivered: DELIVERED,
+            ..Found::default()
+        };
+        let mut database = Database::default();
+        for answers in [true, false, true, false, true] {
+            let mut silent = Silent { answers };
+            assert!(!database.read_by(&mut silent, found, 0).await);
+            assert_eq!((database.floor, database.tries), (0, 0));
+        }
+        assert!(database.lived_through(found, 0).await);
+        assert!(database.handled.iter().copied().eq(1..=DELIVERED));
     }
 
     /// A process that is killed for other reasons goes on from where it was.
