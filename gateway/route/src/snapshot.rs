@@ -65,13 +65,37 @@ impl Snapshot {
     }
 
     /// The bytes of the file.
+    ///
+    /// # Errors
+    /// None is known for these types.
     pub fn encode(&self) -> Result<Vec<u8>, SnapshotError> {
-        let body = postcard::to_stdvec(self)?;
-        let mut bytes = Vec::with_capacity(MAGIC.len() + 4 + body.len());
-        bytes.extend_from_slice(MAGIC);
-        bytes.extend_from_slice(&crc32fast::hash(&body).to_le_bytes());
-        bytes.extend_from_slice(&body);
-        Ok(bytes)
+        Ok(closed(postcard::to_extend(self, begun())?))
+    }
+
+    /// The bytes of what [`Snapshot::of`] takes out of `table`, one entry at a time: a large
+    /// table is not copied whole in between.
+    ///
+    /// # Errors
+    /// As [`Snapshot::encode`].
+    pub fn encode_table(table: &RouteTable, taken_ms: u64) -> Result<Vec<u8>, SnapshotError> {
+        // The fields in their order; a list is its length and its entries.
+        let mut bytes = postcard::to_extend(&(table.revision, taken_ms), begun())?;
+        let statics: Vec<_> = table.static_specs().collect();
+        bytes = postcard::to_extend(&statics, bytes)?;
+        let mut containers: Vec<_> = table.containers().collect();
+        containers.sort_by(|a, b| a.id.cmp(&b.id));
+        bytes = postcard::to_extend(&containers.len(), bytes)?;
+        for container in containers {
+            bytes = postcard::to_extend(&container.to_spec(), bytes)?;
+        }
+        let mut owners: Vec<_> = table.key_owners().collect();
+        owners.sort_by_key(|(user, _)| *user);
+        bytes = postcard::to_extend(&owners.len(), bytes)?;
+        for (user, keys) in owners {
+            let keys: Vec<_> = keys.iter().map(|key| &key.spec).collect();
+            bytes = postcard::to_extend(&(user, keys), bytes)?;
+        }
+        Ok(closed(bytes))
     }
 
     /// Reads the bytes of the file.
@@ -83,6 +107,21 @@ impl Snapshot {
         let rest = bytes.strip_prefix(MAGIC).ok_or(SnapshotError::Magic)?;
         Ok(postcard::from_bytes(whole(rest)?)?)
     }
+}
+
+/// What stands in front of the body, the checksum still open.
+fn begun() -> Vec<u8> {
+    [MAGIC, &[0; 4]].concat()
+}
+
+/// With the checksum of the body.
+fn closed(mut bytes: Vec<u8>) -> Vec<u8> {
+    if let Some((front, body)) = bytes.split_at_mut_checked(MAGIC.len() + 4)
+        && let Some(sum) = front.last_chunk_mut()
+    {
+        *sum = crc32fast::hash(body).to_le_bytes();
+    }
+    bytes
 }
 
 /// The body behind its checksum, if it is the one that was written.

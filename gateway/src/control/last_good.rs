@@ -2,7 +2,7 @@
 //!
 //! Written a moment after each change, never on the way of an event; atomically,
 //! so that a crash leaves the old file or the new one. A large table takes time:
-//! its writer is a thread that the system runs when nobody else wants the core.
+//! its writer is a thread that stands behind all others where they want the core.
 
 use std::fs::File;
 use std::io::{self, Write as _};
@@ -35,8 +35,9 @@ const RETRY: Duration = Duration::from_secs(5);
 /// no more than this.
 const CHUNK: usize = 1 << 20;
 
-/// The lowest priority of setpriority(2).
-const LOWEST: i32 = 19;
+/// For setpriority(2): a tenth of what everybody else gets, where a core is wanted by both. Less
+/// would hold up a stop, which waits for the file that is being written.
+const NICE: i32 = 10;
 
 /// The file's name in `--state-dir`.
 const FILE: &str = "last-good-table";
@@ -73,12 +74,11 @@ pub fn read(state_dir: &Path) -> Result<Option<Snapshot>, ReadError> {
 ///
 /// # Errors
 /// The system refuses; the old file is still there.
-pub fn write(state_dir: &Path, snapshot: &Snapshot) -> io::Result<()> {
-    let bytes = snapshot.encode().map_err(io::Error::other)?;
+fn write(state_dir: &Path, bytes: &[u8]) -> io::Result<()> {
     std::fs::create_dir_all(state_dir)?;
     let mut file = tempfile_in(state_dir)?;
     let result =
-        write_synced(&mut file.0, &bytes).and_then(|()| std::fs::rename(&file.1, path(state_dir)));
+        write_synced(&mut file.0, bytes).and_then(|()| std::fs::rename(&file.1, path(state_dir)));
     if result.is_err() {
         let _ = std::fs::remove_file(&file.1);
         return result;
@@ -167,11 +167,11 @@ async fn write_aside(table: Arc<RouteTable>, state_dir: PathBuf, urgent: bool) -
         .spawn(move || {
             if !urgent {
                 // Refused, it is merely not as polite. On Linux this is the calling thread's alone.
-                let _ = setpriority_process(None, LOWEST);
+                let _ = setpriority_process(None, NICE);
             }
-            let snapshot = Snapshot::of(&table, now_ms());
+            let bytes = Snapshot::encode_table(&table, now_ms()).map_err(io::Error::other);
             drop(table);
-            let _ = done.send(write(&state_dir, &snapshot));
+            let _ = done.send(bytes.and_then(|bytes| write(&state_dir, &bytes)));
         })?;
     // Without a word it panicked.
     written.await.map_err(io::Error::other)?
@@ -211,7 +211,7 @@ mod tests {
             ..Snapshot::default()
         };
         for _ in 0..2 {
-            write(&state_dir, &snapshot).unwrap();
+            write(&state_dir, &snapshot.encode().unwrap()).unwrap();
             assert_eq!(read(&state_dir).unwrap().unwrap(), snapshot);
         }
         let whole = std::fs::read(path(&state_dir)).unwrap();
@@ -237,14 +237,14 @@ mod tests {
     fn a_write_that_fails_leaves_the_old_file() {
         let folder = tempfile::tempdir().unwrap();
         let snapshot = Snapshot::default();
-        write(folder.path(), &snapshot).unwrap();
+        write(folder.path(), &snapshot.encode().unwrap()).unwrap();
         // A folder where the new file should go.
         std::fs::create_dir(folder.path().join("last-good-table.new")).unwrap();
         let newer = Snapshot {
             revision: 9,
             ..Snapshot::default()
         };
-        assert!(write(folder.path(), &newer).is_err());
+        assert!(write(folder.path(), &newer.encode().unwrap()).is_err());
         assert_eq!(read(folder.path()).unwrap().unwrap(), snapshot);
     }
 }

@@ -46,6 +46,8 @@ fn a_table_survives_the_disk() {
     writer.replace_dynamic(read.containers, read.keys);
     let published = writer.publish(read.revision).expect("a table");
     assert_eq!(Snapshot::of(&published.table, 123), snapshot);
+    let entry_by_entry = Snapshot::encode_table(&published.table, 123).unwrap();
+    assert_eq!(entry_by_entry, snapshot.encode().unwrap());
 }
 
 #[test]
