@@ -17,7 +17,7 @@ use crate::{
 const KEEP_ALIVE_MIN: Duration = Duration::from_millis(50);
 const KEEP_ALIVE_MAX: Duration = Duration::from_secs(ACK_WAIT.as_secs() / 3);
 /// How long an acknowledgement may wait for the client's queue.
-const ACK_SEND_TIMEOUT: Duration = Duration::from_secs(2);
+pub(super) const ACK_SEND_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a batch may take after the shutdown began.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
 

@@ -17,6 +17,7 @@ mod bind;
 mod bound;
 mod breaker;
 mod burial;
+mod kept;
 mod session;
 
 use std::{future::Future, sync::Arc, time::Duration};
@@ -37,6 +38,7 @@ use crate::{
 pub use bound::{Bound, Stretch};
 use breaker::Breaker;
 pub use breaker::BreakerState;
+pub use kept::LastDeliveries;
 use session::{End, Session};
 
 /// After this many deliveries a failing event is a dead letter.
@@ -135,6 +137,7 @@ pub struct Consumer {
     archive: Option<Database>,
     caught_up: watch::Sender<bool>,
     verifier: Option<Arc<Verifier>>,
+    last: LastDeliveries,
 }
 
 impl Consumer {
@@ -158,6 +161,7 @@ impl Consumer {
             archive: None,
             caught_up: watch::Sender::new(false),
             verifier: None,
+            last: LastDeliveries::default(),
         }
     }
 
@@ -165,6 +169,14 @@ impl Consumer {
     #[must_use]
     pub fn with_verifier(mut self, verifier: Option<Arc<Verifier>>) -> Self {
         self.verifier = verifier;
+        self
+    }
+
+    /// What a consumer before this one kept is handled first, and what this one
+    /// cannot give back is kept.
+    #[must_use]
+    pub fn with_last_deliveries(mut self, last: LastDeliveries) -> Self {
+        self.last = last;
         self
     }
 

@@ -142,6 +142,8 @@ impl<'a, H: Handler> Session<'a, H> {
         self.consumer
             .metrics
             .pending(self.consumer.spec.stream.name, state.pending);
+        let kept = self.consumer.last.take(stream.created);
+        self.held.extend(kept);
         self.is_through = state.pending == 0 && self.held.is_empty();
         self.unsettled_to = (state.ack_pending > 0 && !settled).then_some(state.delivered);
         self.tell_if_caught_up();
@@ -231,12 +233,29 @@ impl<'a, H: Handler> Session<'a, H> {
     }
 
     /// Gives back what was delivered and not handled, for the next process.
-    /// What will not be delivered again becomes a dead letter instead of
-    /// vanishing.
+    /// What will not be delivered again is kept for the next consumer of this
+    /// process; if there is none, it becomes a dead letter instead of vanishing.
     pub(super) async fn hand_back(&mut self) {
         let consumer = self.consumer;
+        let mut held = std::mem::take(&mut self.held);
+        if let Some(created) = self.stream_created {
+            if consumer.last.is_keeping() {
+                held.retain(|message| {
+                    let is_last = Dead::at_last_delivery(message).is_some();
+                    if is_last {
+                        consumer
+                            .last
+                            .push(created, self.keep_alive, message.clone());
+                    }
+                    !is_last
+                });
+            } else {
+                // The binding that would have taken them never came.
+                held.extend(consumer.last.take(created));
+            }
+        }
         let give_back = async {
-            for message in std::mem::take(&mut self.held) {
+            for message in held {
                 if let Some(dead) = Dead::at_last_delivery(&message) {
                     // A failure is not silent: the log has had its reason.
                     let _ = dead.bury(consumer).await;

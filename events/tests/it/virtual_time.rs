@@ -7,7 +7,7 @@ use async_nats::HeaderMap;
 use edd_events::{
     Metrics,
     bus::{Bus as _, MemoryBus},
-    consumer::{Consumer, RETRY_DELAYS, Unavailable, Verdict},
+    consumer::{Consumer, LastDeliveries, RETRY_DELAYS, Unavailable, Verdict},
     stream::COMPUTE,
 };
 use tokio::{task::JoinHandle, time::Instant};
@@ -157,4 +157,75 @@ async fn a_cut_connection_and_a_lost_store_are_survived() {
         .await;
     assert!(*consuming.caught_up.borrow());
     consuming.stop().await;
+}
+
+/// A database that comes and goes ends a consumer again and again, and each time what it
+/// holds is given back: that is no event's fault.
+#[tokio::test(start_paused = true)]
+async fn a_flapping_world_buries_nothing() {
+    let bus = MemoryBus::new();
+    bus.ensure(&COMPUTE, 1).await.unwrap();
+    let last = LastDeliveries::default();
+    let consumer = |recorder: &Recorder| {
+        let consumer = Consumer::new(bus.connection(), SPEC, 1, Metrics::default())
+            .with_last_deliveries(last.clone());
+        let shutdown = CancellationToken::new();
+        let caught_up = consumer.caught_up();
+        let task = tokio::spawn(consumer.run(recorder.clone(), shutdown.clone()));
+        Consuming {
+            bus: bus.clone(),
+            task,
+            shutdown,
+            caught_up,
+        }
+    };
+    let away = Recorder::answering(|_| Err(Unavailable("no database".into())));
+    last.keep(true);
+    for round in 0..8 {
+        let consuming = consumer(&away);
+        if round == 0 {
+            consuming.publish(1).await;
+        }
+        let calls = away.look(|seen| seen.calls);
+        consuming
+            .until("a try", |_| away.look(|seen| seen.calls) > calls)
+            .await;
+        consuming.stop().await;
+        assert_eq!(Consuming::letters(&bus), 0, "{round}");
+    }
+    // Long after the ack wait, for the same process.
+    let long = tokio::time::sleep(Duration::from_secs(600));
+    tokio::select! {
+        () = last.stay_alive() => {}
+        () = long => {}
+    }
+    let back = Recorder::new();
+    let consuming = consumer(&back);
+    consuming
+        .until("the event", |_| {
+            back.look(|seen| seen.deliveries.len()) == 1
+        })
+        .await;
+    assert_eq!(back.look(|seen| seen.deliveries[0].deliveries), 5);
+    consuming.stop().await;
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(Consuming::letters(&bus), 0);
+
+    // At the process's end nobody is left who could keep it.
+    last.keep(true);
+    for round in 0..5 {
+        let consuming = consumer(&away);
+        if round == 0 {
+            consuming.publish(2).await;
+        }
+        let calls = away.look(|seen| seen.calls);
+        consuming
+            .until("a try", |_| away.look(|seen| seen.calls) > calls)
+            .await;
+        if round == 4 {
+            last.keep(false);
+        }
+        consuming.stop().await;
+    }
+    assert_eq!(Consuming::letters(&bus), 1);
 }

@@ -13,7 +13,7 @@ use async_nats::jetstream::stream::Stream;
 use async_nats::jetstream::{self, Context};
 use edd_events::connect::is_connected;
 use edd_events::consumer::{
-    Bound, BreakerState, Consumer, ConsumerSpec, Handler, Unavailable, Verdict,
+    Bound, BreakerState, Consumer, ConsumerSpec, Handler, LastDeliveries, Unavailable, Verdict,
 };
 use edd_events::envelope::Cause;
 use edd_events::event::Delivery;
@@ -22,7 +22,7 @@ use edd_events::stream::{AUTH, COMPUTE, ensure};
 use edd_events::subject::subject;
 use rand::RngExt as _;
 use tokio::sync::{mpsc, watch};
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -49,6 +49,14 @@ const PREPARE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A shared database may be away for so long before others get the events.
 const HAND_BACK_AFTER: Duration = Duration::from_secs(2);
+
+/// Pauses before events are asked for again after a shared database was away: each
+/// time that they are given back costs them a delivery.
+const AWAY_FIRST: Duration = Duration::from_secs(1);
+const AWAY_MAX: Duration = Duration::from_secs(30);
+
+/// A round of this length is no part of the same trouble.
+const AWAY_STEADY: Duration = Duration::from_secs(60);
 
 /// How often the database is told how far both consumers are.
 const FLOORS_INTERVAL: Duration = Duration::from_secs(10);
@@ -105,29 +113,55 @@ pub struct Events {
 impl Events {
     /// Consumes from the first opening of the database until `shutdown`; starts
     /// over when the database was lost or replaced meanwhile, and pauses while
-    /// one that others share is away from here.
-    pub async fn run(mut self, shutdown: CancellationToken) {
+    /// one that others share is away from here. What cannot be given back then,
+    /// because it would not be delivered again, is kept for the next round.
+    pub async fn run(self, shutdown: CancellationToken) {
+        let last: [LastDeliveries; SPECS.len()] = Default::default();
+        let [auth, compute] = last.clone();
+        tokio::select! {
+            () = self.rounds(&last, &shutdown) => {}
+            () = auth.stay_alive() => {}
+            () = compute.stay_alive() => {}
+        }
+    }
+
+    async fn rounds(mut self, last: &[LastDeliveries; SPECS.len()], shutdown: &CancellationToken) {
         let mut after = 0;
         let mut is_first = true;
-        while let Some(opened) = self.next_opened(after, &shutdown).await {
+        let mut pause = AWAY_FIRST;
+        while let Some(opened) = self.next_opened(after, shutdown).await {
+            let begun = Instant::now();
+            let mut is_away = false;
             let round = shutdown.child_token();
             let tasks = TaskTracker::new();
             let through = Through::default();
             let mut later = self.opened.clone();
             tokio::select! {
-                () = self.consume(&opened, is_first, &through, &tasks, &round) => {}
+                () = self.consume(&opened, is_first, (last, &through), &tasks, &round) => {}
                 () = lost_again(&mut later, opened.number) => {}
                 number = self.set_back(opened.number) => after = number - 1,
                 () = self.away() => {
                     tracing::warn!("the database is away: events are left to other gateways");
                     after = opened.number;
+                    is_away = true;
                 }
                 () = shutdown.cancelled() => {}
             }
             is_first = false;
+            let goes_on = !shutdown.is_cancelled();
+            last.iter().for_each(|last| last.keep(goes_on));
             round.cancel();
             tasks.close();
             tasks.wait().await;
+            last.iter().for_each(|last| last.keep(false));
+            if is_away {
+                if begun.elapsed() > AWAY_STEADY {
+                    pause = AWAY_FIRST;
+                }
+                let some = pause.mul_f64(rand::rng().random_range(0.5..=1.0));
+                pause = (pause * 2).min(AWAY_MAX);
+                shutdown.run_until_cancelled(tokio::time::sleep(some)).await;
+            }
             if shutdown.is_cancelled() {
                 self.tell_floors(&opened, &through, &mut Vec::new()).await;
             }
@@ -184,7 +218,7 @@ impl Events {
         &self,
         opened: &Opened,
         is_first: bool,
-        through: &Through,
+        (last, through): (&[LastDeliveries; SPECS.len()], &Through),
         tasks: &TaskTracker,
         round: &CancellationToken,
     ) {
@@ -210,9 +244,11 @@ impl Events {
                 is_through: Arc::clone(is_through),
             });
         }
-        let consumers = SPECS.map(|spec| {
+        let [auth, compute] = SPECS;
+        let consumers = [(auth, &last[0]), (compute, &last[1])].map(|(spec, last)| {
             Consumer::new(self.js.clone(), spec, self.replicas, self.metrics.clone())
                 .with_verifier(self.verifier.clone())
+                .with_last_deliveries(last.clone())
         });
         let caught_up = consumers.each_ref().map(Consumer::caught_up);
         let breakers = consumers.each_ref().map(Consumer::breaker);
