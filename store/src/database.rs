@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sqlx::postgres::Postgres;
 use sqlx::sqlite::{Sqlite, SqliteSynchronous};
@@ -20,6 +20,10 @@ const WRITER: i64 = 0x6564_6420_7772_6974;
 
 /// How long a writer waits for the others of its process.
 const TURN_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long the log is tried to be cut, and the pause between.
+const FORGET_MAX: Duration = Duration::from_secs(2);
+const FORGET_PAUSE: Duration = Duration::from_millis(20);
 
 /// Which engine it is.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -171,18 +175,31 @@ impl Database {
         query("SELECT 1").run(self).await.map(drop)
     }
 
-    /// Cuts the write-ahead log of a file, which still holds what was deleted.
+    /// Cuts the write-ahead log of a file, which still holds what was deleted; true:
+    /// it is cut.
+    ///
+    /// Whoever reads, writes or copies the log at the moment is in its way: it tries
+    /// again for 2 s, beside what one attempt waits. After that the log is written
+    /// over in time. PostgreSQL's log is its operator's.
     ///
     /// # Errors
-    /// The file cannot be written. That somebody reads at the moment is none: it
-    /// is written over in time then. PostgreSQL's log is its operator's.
-    pub async fn forget_log(&self) -> sqlx::Result<()> {
-        match &self.0 {
-            Pool::Postgres(_) => Ok(()),
-            Pool::Sqlite { .. } => query("PRAGMA wal_checkpoint(TRUNCATE)")
-                .run(self)
-                .await
-                .map(drop),
+    /// The file cannot be written.
+    pub async fn forget_log(&self) -> sqlx::Result<bool> {
+        let Pool::Sqlite { .. } = &self.0 else {
+            return Ok(true);
+        };
+        let begun = Instant::now();
+        loop {
+            // Its first column: somebody was in the way.
+            let sql = "PRAGMA wal_checkpoint(TRUNCATE)";
+            let busy: i64 = query(sql).value(self).await?;
+            if busy == 0 {
+                return Ok(true);
+            }
+            if begun.elapsed() > FORGET_MAX {
+                return Ok(false);
+            }
+            tokio::time::sleep(FORGET_PAUSE).await;
         }
     }
 
