@@ -101,8 +101,14 @@ impl<S: GatewayStore> Writer<S> {
             && (!touched.containers.is_empty() || !touched.key_owners.is_empty())
         {
             // Our table waits; that of another gateway, which follows, does not, and its revision
-            // must be one that all know.
-            commit.revision = Some(self.next_revision());
+            // must be one that all know. It follows when it hears of it.
+            let revision = self.next_revision();
+            let table = self.table.table();
+            let containers = i64::try_from(table.containers().len()).unwrap_or(i64::MAX);
+            let statics = table.statics().iter().len();
+            commit.revision = Some(revision);
+            let refreshed = announce::refreshed(revision, containers, statics, &plan.cause);
+            commit.outbox.push(refreshed);
         }
         if self.statics_unsaved || plan.statics.is_some() {
             let in_force = || self.table.table().static_specs().cloned().collect();
