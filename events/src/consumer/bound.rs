@@ -10,7 +10,7 @@
 use std::time::Duration;
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tracing::{debug, info};
 
 use super::{Consumer, Unavailable, Verdict};
@@ -22,6 +22,8 @@ use crate::{
 
 /// Questions on their way at once.
 const AT_ONCE: usize = 64;
+/// Questions one after the other: as many as are answered within this make a stretch.
+const FIND_TIME: Duration = Duration::from_secs(5);
 /// One stretch.
 const READ_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -54,8 +56,8 @@ impl<'a> Bound<'a> {
     }
 
     /// Reads the consumer's events in the stream from the sequence `from` to the
-    /// sequence `to`, the first `max` messages at most (at least 1). Nothing is
-    /// acknowledged, and nothing counts as delivered.
+    /// sequence `to`, the first `max` messages at most (at least 1; fewer from a
+    /// slow server). Nothing is acknowledged, and nothing counts as delivered.
     ///
     /// # Errors
     /// The server does not answer.
@@ -110,7 +112,9 @@ impl<'a> Bound<'a> {
         let Consumer { bus, spec, .. } = self.consumer;
         let mut found = Vec::new();
         let mut next = from;
-        while found.len() < max {
+        let begun = Instant::now();
+        // What is found slowly is found all the same, in shorter stretches.
+        while found.len() < max && (next == from || begun.elapsed() < FIND_TIME) {
             match bus.find(spec.stream.name, spec.filter, next).await? {
                 Some(kept) if kept.sequence <= to => {
                     next = kept.sequence + 1;
