@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -139,6 +139,8 @@ async fn a_rebuild_that_is_stopped_halfway_is_gone_on_with() {
             .args(["--state-dir", &path("state")])
             .args(["--container-cidrs", "127.64.0.0/16"])
             .args(["--admin-addr", &admin.to_string()])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
             .spawn()
             .expect("it runs");
         let begun = Instant::now();
