@@ -20,6 +20,11 @@ use super::audit::ChannelAudit;
 /// Window granted to a channel while nothing is in the way, in bytes.
 pub(crate) const WINDOW: u32 = 1 << 20;
 
+/// Window of a channel that opens, in bytes. Twice what is granted later: with a key exchange
+/// begun by us a client may have twice this under way before its answer, over all channels, and
+/// russh ends it beyond.
+pub(crate) const FIRST_WINDOW: u32 = 2 * WINDOW;
+
 /// Window while something is: the least that still gets the next decision made.
 /// Never 1: half of it is 0, and russh would never grant nor ask again.
 pub(crate) const TRICKLE: u32 = 2;
@@ -36,6 +41,11 @@ const QUEUED_MAX: i64 = TOTAL_MAX + (8 << 20);
 
 /// All channels of a connection together; beyond it everything trickles.
 const TOTAL_MAX: i64 = 32 << 20;
+
+/// Beyond [`TOTAL_MAX`] and the windows that are open then (none is larger than
+/// [`FIRST_WINDOW`]) nothing comes from a client that keeps to them; this much is forgiven. russh
+/// itself takes whatever is sent.
+const FORGIVEN: i64 = 8 << 20;
 
 /// What all channels that containers have opened towards one client may hold.
 const HELD_MAX: usize = 64 << 20;
@@ -59,6 +69,8 @@ pub(crate) struct Flow {
     over: AtomicUsize,
     /// Bytes that wait, all channels.
     total: AtomicI64,
+    /// Channels whose bytes are counted.
+    live: AtomicI64,
     /// Bytes that wait for the client in channels of containers.
     held: AtomicUsize,
     bytes_in: AtomicU64,
@@ -80,6 +92,12 @@ impl Flow {
     /// Whether all together hold too much.
     pub(crate) fn is_full(&self) -> bool {
         self.total.load(Ordering::Relaxed) > TOTAL_MAX
+    }
+
+    /// What waits once every window that was open when everything began to trickle is used up.
+    fn total_max(&self) -> i64 {
+        let windows = self.live.load(Ordering::Relaxed) * i64::from(FIRST_WINDOW);
+        TOTAL_MAX + windows + FORGIVEN
     }
 
     /// Counts bytes that wait for the client; false if they are too many, and not counted.
@@ -240,6 +258,7 @@ struct Queue {
 impl Uplink {
     /// An empty one, counted in `flow`.
     pub(crate) fn new(flow: Arc<Flow>) -> Arc<Self> {
+        flow.live.fetch_add(1, Ordering::Relaxed);
         Arc::new(Self {
             flow,
             audit: OnceLock::new(),
@@ -278,14 +297,14 @@ impl Uplink {
             audit.arrived(bytes);
         }
         let len = signed(bytes);
-        self.flow.total.fetch_add(len, Ordering::Relaxed);
+        let total = self.flow.total.fetch_add(len, Ordering::Relaxed) + len;
         let mut count = lock(&self.count);
         count.queued += len;
         if !count.over && count.queued > SOFT {
             count.over = true;
             self.flow.over.fetch_add(1, Ordering::Relaxed);
         }
-        if count.queued > QUEUED_MAX {
+        if count.queued > QUEUED_MAX || total > self.flow.total_max() {
             return Err(Excess);
         }
         Ok(())
@@ -403,6 +422,7 @@ impl Drop for Uplink {
             self.flow.over.fetch_sub(1, Ordering::Relaxed);
         }
         self.flow.total.fetch_sub(count.queued, Ordering::Relaxed);
+        self.flow.live.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -520,6 +540,32 @@ mod tests {
         drop(up);
         assert!(!flow.is_over());
         assert_eq!(flow.total.load(Ordering::Relaxed), 0);
+        assert_eq!(flow.live.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn many_channels_together_hold_what_their_windows_allow_and_no_more() {
+        let flow = Arc::new(Flow::default());
+        let channels: Vec<_> = (0..100).map(|_| Uplink::new(Arc::clone(&flow))).collect();
+        // The first window of each is used up, and more came before all were.
+        for up in &channels {
+            up.arrived(FIRST_WINDOW as usize).unwrap();
+        }
+        channels[0].arrived(TOTAL_MAX as usize).unwrap();
+        let total = || flow.total.load(Ordering::Relaxed);
+        let flooded = channels
+            .iter()
+            .skip(1)
+            .any(|up| up.arrived(TOTAL_MAX as usize) == Err(Excess));
+        assert!(flooded);
+        assert!(total() < 300 << 20, "{}", total());
+
+        let one = Arc::new(Flow::default());
+        let up = Uplink::new(Arc::clone(&one));
+        let second = Uplink::new(one);
+        up.arrived(TOTAL_MAX as usize).unwrap();
+        second.arrived(FIRST_WINDOW as usize).unwrap();
+        assert_eq!(second.arrived(TOTAL_MAX as usize), Err(Excess));
     }
 
     #[test]

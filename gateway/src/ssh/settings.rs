@@ -9,7 +9,7 @@ use russh::{
     MethodKind, MethodSet, Preferred, SshId, cipher, client, compression, kex, mac, server,
 };
 
-use super::flow::WINDOW;
+use super::flow::FIRST_WINDOW;
 use super::lobby::Startups;
 use super::patience::REFUSAL;
 use crate::config::SshConfig;
@@ -161,9 +161,7 @@ pub(crate) fn downstream(
         auth_rejection_time: REFUSAL,
         auth_rejection_time_initial: Some(Duration::ZERO),
         keys: host_keys,
-        // Twice what is granted later: with a key exchange begun by us a client may have twice
-        // this under way before its answer, over all channels, and russh ends it beyond.
-        window_size: 2 * WINDOW,
+        window_size: FIRST_WINDOW,
         // The readers never wait, so this is only for the moments before they run.
         channel_buffer_size: 1024,
         event_buffer_size: 64,
