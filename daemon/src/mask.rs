@@ -8,6 +8,9 @@
 //! base64url, upper and lower case), what follows `Bearer`, `Basic`,
 //! `Authorization` and `token=`, `password=` and the like, passwords in URLs,
 //! and e-mail addresses, of which the first letter and the domain stay.
+//!
+//! A line is one line: line ends and other control characters within it are
+//! escaped, so that nobody writes lines of his own into the log.
 
 use std::{borrow::Cow, io, sync::LazyLock};
 
@@ -254,6 +257,26 @@ fn address(line: &[u8], local_end: usize, domain_start: usize, spans: &mut Vec<S
     spans.push((start + shown, local_end));
 }
 
+/// The line without control characters but for its end, tabs, and the escape of colours, which the
+/// subscriber lets through for its own only; itself when it has none.
+fn one_line(line: &[u8]) -> Cow<'_, [u8]> {
+    let is_control = |byte: &u8| *byte < 0x20 && !matches!(byte, b'\t' | 0x1b);
+    let text = line.strip_suffix(b"\n").unwrap_or(line);
+    if !text.iter().any(is_control) {
+        return Cow::Borrowed(line);
+    }
+    let mut escaped = Vec::with_capacity(line.len() + 16);
+    for byte in text {
+        if is_control(byte) {
+            escaped.extend(byte.escape_ascii());
+        } else {
+            escaped.push(*byte);
+        }
+    }
+    escaped.extend_from_slice(line.get(text.len()..).unwrap_or_default());
+    Cow::Owned(escaped)
+}
+
 /// A writer that masks what passes.
 #[derive(Clone, Debug)]
 pub(crate) struct Masking<W>(pub(crate) W);
@@ -273,7 +296,7 @@ impl<'w, W: MakeWriter<'w>> MakeWriter<'w> for Masking<W> {
 /// The subscriber writes whole lines.
 impl<W: io::Write> io::Write for Masking<W> {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        self.0.write_all(&mask(line))?;
+        self.0.write_all(&one_line(&mask(line)))?;
         Ok(line.len())
     }
 

@@ -4,7 +4,7 @@
 //! Written by a thread of its own behind a bounded queue: a slow reader of
 //! stdout costs log lines, which are counted, and never a request.
 
-use std::{io::IsTerminal as _, str::FromStr, sync::OnceLock};
+use std::{borrow::Cow, io::IsTerminal as _, str::FromStr, sync::OnceLock};
 
 use tracing::Subscriber;
 use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
@@ -73,6 +73,8 @@ impl Guard {
 }
 
 /// Reads a `tracing` filter, for checking a configuration before it is used.
+///
+/// What russh logs has words of clients in it and is left out, unless the filter names russh.
 pub fn parse_filter(filter: &str) -> Result<EnvFilter, FilterError> {
     let error = || FilterError {
         filter: filter.to_owned(),
@@ -80,7 +82,12 @@ pub fn parse_filter(filter: &str) -> Result<EnvFilter, FilterError> {
     if filter.trim().is_empty() {
         return Err(error());
     }
-    EnvFilter::builder().parse(filter).map_err(|_| error())
+    let names_russh = |directive: &str| directive.trim_start().starts_with("russh");
+    let quiet = match filter.split(',').any(names_russh) {
+        true => Cow::Borrowed(filter),
+        false => Cow::Owned(format!("{filter},russh=off")),
+    };
+    EnvFilter::builder().parse(quiet).map_err(|_| error())
 }
 
 /// How the lines of this process look, for whoever writes some to stdout by itself.
@@ -145,6 +152,8 @@ fn wants_colour() -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{Arc, Mutex};
+
     use super::*;
 
     #[test]
@@ -155,6 +164,54 @@ mod tests {
         for bad in ["", "  ", "edd_gateway=loud", "a=b=c"] {
             assert!(parse_filter(bad).is_err(), "{bad}");
         }
+    }
+
+    #[derive(Clone, Default)]
+    struct Sink(Arc<Mutex<Vec<u8>>>);
+
+    impl std::io::Write for Sink {
+        fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(line);
+            Ok(line.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn logged(filter: &str, log: impl FnOnce()) -> String {
+        let sink = Sink::default();
+        let to = sink.clone();
+        let lines = subscriber(filter, LogFormat::Text, false, move || to.clone()).unwrap();
+        tracing::subscriber::with_default(lines, log);
+        let bytes = sink.0.lock().unwrap().clone();
+        String::from_utf8(bytes).unwrap()
+    }
+
+    #[test]
+    fn russh_is_silent_unless_it_is_named() {
+        let log = || {
+            tracing::warn!(target: "russh::server::encrypted", "of a client");
+            tracing::warn!(target: "edd_gateway", "of ours");
+        };
+        for filter in ["info", "trace", "debug,hyper=off", "info,"] {
+            let text = logged(filter, log);
+            assert!(
+                text.contains("of ours") && !text.contains("of a client"),
+                "{filter}"
+            );
+        }
+        for filter in ["info,russh=warn", "russh::server=debug"] {
+            assert!(logged(filter, log).contains("of a client"), "{filter}");
+        }
+    }
+
+    #[test]
+    fn an_event_is_one_line_whatever_is_in_it() {
+        let text = logged("info", || tracing::info!("a\nb\r\x07c\td {}", "e\n"));
+        assert!(text.ends_with("a\\nb\\r\\x07c\td e\\n\n"), "{text:?}");
+        assert_eq!(text.lines().count(), 1);
     }
 
     #[test]
