@@ -5,6 +5,7 @@
 //! short list of the first ones. What clients send is cut to bounds and escaped
 //! by the log; label values come from fixed lists.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -13,7 +14,7 @@ use bytes::Bytes;
 use russh::{ChannelOpenFailure, Sig};
 use tokio::time::Instant;
 
-use super::flow::Request;
+use super::flow::{Excess, Request};
 use super::handler::Login;
 use super::recording::{Recorder, Recording, Subject};
 use crate::telemetry::access::SshChannelRecord;
@@ -21,6 +22,9 @@ use crate::telemetry::{Metrics, SshBytes};
 
 /// Of a command, a path, a host: so many characters are logged.
 const TEXT_MAX: usize = 256;
+
+/// Requests to run something that the container has not answered: clients send one.
+const ASKED_MAX: usize = 16;
 
 /// Channels that the session's own record names.
 const NAMED_MAX: usize = 8;
@@ -57,12 +61,22 @@ struct State {
     /// Which of the connection's channels; 0: not open yet.
     number: u64,
     terminal: Option<Terminal>,
-    /// `shell`, `exec`, `subsystem`.
-    request: Option<&'static str>,
-    command: String,
+    /// What the container is to run and has not answered, in order.
+    asked: VecDeque<Run>,
+    /// What runs, or what was refused last.
+    run: Option<Run>,
+    /// Whether it runs.
+    accepted: bool,
     exit: Option<String>,
     refused: Option<&'static str>,
     recording: Option<Recording>,
+}
+
+/// What a container is asked to run.
+struct Run {
+    /// `shell`, `exec`, `subsystem`.
+    request: &'static str,
+    command: String,
 }
 
 struct Terminal {
@@ -137,17 +151,17 @@ impl ChannelAudit {
         self.state().refused = Some(reason);
     }
 
-    /// The client asks for something in it.
-    pub(crate) fn request(&self, request: &Request) {
+    /// The client asks for something in it; an error if it asks on and on and awaits no answer.
+    pub(crate) fn request(&self, request: &Request) -> Result<(), Excess> {
         let mut state = self.state();
-        let (what, command) = match request {
+        let (request, command) = match request {
             Request::Pty { term, size, .. } => {
                 let [columns, rows, ..] = *size;
                 state.terminal = Some(Terminal {
                     term: cut(term),
                     size: (columns, rows),
                 });
-                return;
+                return Ok(());
             }
             Request::WindowChange([columns, rows, ..]) => {
                 if let Some(recording) = &state.recording {
@@ -155,20 +169,36 @@ impl ChannelAudit {
                 } else if let Some(terminal) = &mut state.terminal {
                     terminal.size = (*columns, *rows);
                 }
-                return;
+                return Ok(());
             }
             Request::Shell => ("shell", String::new()),
             Request::Exec(command) => ("exec", cut(&String::from_utf8_lossy(command))),
             Request::Subsystem(name) => ("subsystem", cut(name)),
-            _ => return,
+            _ => return Ok(()),
         };
-        // One per channel, says RFC 4254, section 6.5.
-        if state.request.is_some() {
-            return;
+        if state.asked.len() >= ASKED_MAX {
+            return Err(Excess);
         }
-        state.request = Some(what);
-        state.command = command;
-        self.record(&mut state);
+        state.asked.push_back(Run { request, command });
+        // Not only when it is accepted: what is shown before the answer is to be in it, too. If
+        // it is refused, the recording waits for the next.
+        if request != "subsystem" && state.recording.is_none() {
+            self.record(&mut state);
+        }
+        Ok(())
+    }
+
+    /// The container has answered the first of the requests to run something. One per channel
+    /// succeeds (RFC 4254, section 6.5), and not always the first.
+    pub(crate) fn answered(&self, accepted: bool) {
+        let mut state = self.state();
+        let Some(run) = state.asked.pop_front() else {
+            return;
+        };
+        if !state.accepted {
+            state.run = Some(run);
+            state.accepted = accepted;
+        }
     }
 
     /// Bytes from the client.
@@ -202,7 +232,7 @@ impl ChannelAudit {
         else {
             return;
         };
-        if !recorder.wants(&login.target.id) || state.request == Some("subsystem") {
+        if !recorder.wants(&login.target.id) {
             return;
         }
         state.recording = Some(recorder.begin(&Subject {
@@ -232,7 +262,15 @@ impl Drop for ChannelAudit {
         let Some(login) = audit.login.get() else {
             return;
         };
-        let request = state.request.unwrap_or("-");
+        if !state.accepted
+            && let Some(run) = state.asked.pop_front()
+        {
+            state.run = Some(run);
+        }
+        let (request, command) = match &state.run {
+            Some(run) => (run.request, run.command.as_str()),
+            None => ("-", ""),
+        };
         SshChannelRecord {
             session: &audit.session,
             revision: login.revision,
@@ -241,7 +279,7 @@ impl Drop for ChannelAudit {
             kind: self.kind,
             target: dash(&self.target),
             request,
-            command: dash(&state.command),
+            command: dash(command),
             terminal: state.terminal.is_some(),
             recorded: state.recording.is_some(),
             bytes_in: *self.bytes_in.get_mut(),
@@ -254,7 +292,7 @@ impl Drop for ChannelAudit {
         let mut named = audit.named.lock().unwrap_or_else(PoisonError::into_inner);
         if named.len() < NAMED_MAX {
             let mut text = self.kind.to_owned();
-            for part in [request, &state.command, &self.target] {
+            for part in [request, command, &self.target] {
                 if !part.is_empty() && part != "-" {
                     text.push(' ');
                     text.push_str(part);

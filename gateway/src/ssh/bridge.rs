@@ -553,9 +553,11 @@ impl Bridge<'_> {
                     self.hear_exit(exit, told).await;
                 }
                 ChannelMsg::Success => {
+                    self.hear_answer(true);
                     let _ = self.handle.channel_success(id).await;
                 }
                 ChannelMsg::Failure => {
+                    self.hear_answer(false);
                     let _ = self.handle.channel_failure(id).await;
                 }
                 ChannelMsg::XonXoff { client_can_do } => {
@@ -564,6 +566,13 @@ impl Bridge<'_> {
                 ChannelMsg::Close => return ContainerEnd::Closed,
                 _ => {}
             }
+        }
+    }
+
+    /// The container has answered: of what it is asked, only what runs something wants an answer.
+    fn hear_answer(&self, accepted: bool) {
+        if let Some(audit) = self.uplink.audit() {
+            audit.answered(accepted);
         }
     }
 

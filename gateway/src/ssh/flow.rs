@@ -369,7 +369,7 @@ impl Uplink {
         }
         queue.request_bytes = bytes;
         if let Some(audit) = self.audit() {
-            audit.request(&request);
+            audit.request(&request)?;
         }
         if request.overtakes_data() && queue.requests == 0 {
             if matches!(request, Request::WindowChange(_))

@@ -5,11 +5,13 @@ use std::path::PathBuf;
 use std::process::Stdio;
 
 use edd_gateway::ssh::Limits;
+use russh::ChannelMsg;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 
 use super::rig::{Rig, exit_code, output, stdout, until_text};
+use super::session::{next, strict_client};
 use crate::logs;
 use crate::support::{DEADLINE, eventually};
 
@@ -214,6 +216,62 @@ async fn what_a_terminal_shows_is_recorded_and_nothing_else() {
         .collect();
     assert_eq!(shown, "password?\r\nthanks\r\n");
     assert!(!text.contains("hunter2"));
+}
+
+/// The first request alone was written down, also when the container had refused it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_shell_behind_a_refused_subsystem_is_told_and_recorded() {
+    logs::watch();
+    let rig = recording_rig("logged-refused").await;
+    let _c = rig.container("logged-refused").await;
+    let client = strict_client(&rig, "logged-refused").await;
+    // With the answer awaited, and all in one go.
+    for patient in [true, false] {
+        let mut channel = client.channel_open_session().await.unwrap();
+        channel
+            .request_pty(true, "xterm", 80, 24, 0, 0, &[])
+            .await
+            .unwrap();
+        assert!(matches!(next(&mut channel).await, ChannelMsg::Success));
+        channel.request_subsystem(true, "nope").await.unwrap();
+        if patient {
+            assert!(matches!(next(&mut channel).await, ChannelMsg::Failure));
+        }
+        channel.request_shell(patient).await.unwrap();
+        // Refused, and no disguise for what runs.
+        channel.request_subsystem(false, "sftp").await.unwrap();
+        let input = "stty -echo; echo sh''own; exit 4\n";
+        channel.data_bytes(input).await.unwrap();
+        let status = loop {
+            if let ChannelMsg::ExitStatus { exit_status } = next(&mut channel).await {
+                break exit_status;
+            }
+        };
+        assert_eq!(status, 4);
+        channel.close().await.unwrap();
+    }
+    let told = || {
+        let lines = logs::lines("logged-refused");
+        let channels = lines.iter().filter(|line| {
+            line.contains("ssh-channel")
+                && field(line, "request") == "shell"
+                && field(line, "command") == "-"
+                && field(line, "recorded") == "true"
+        });
+        channels.count()
+    };
+    eventually("both lines", || async { told() == 2 }).await;
+    eventually("both recordings", || async {
+        rig.metrics()
+            .contains("ssh_recordings_total{result=\"complete\"} 2")
+    })
+    .await;
+    let files = recordings(&rig, "logged-refused");
+    assert_eq!(files.len(), 2);
+    for file in files {
+        let text = std::fs::read_to_string(file).unwrap();
+        assert!(text.contains("shown"), "{text}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

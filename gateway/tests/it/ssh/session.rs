@@ -251,7 +251,7 @@ async fn a_local_forward_carries_connections_and_their_half_close() {
 }
 
 /// A client that trusts any host key and waits for every answer.
-pub(crate) struct Trusting(pub(crate) Arc<Mutex<Option<String>>>);
+pub(super) struct Trusting(pub(crate) Arc<Mutex<Option<String>>>);
 
 impl client::Handler for Trusting {
     type Error = russh::Error;
@@ -274,7 +274,7 @@ impl client::Handler for Trusting {
     }
 }
 
-async fn strict_client(rig: &Rig, id: &str) -> client::Handle<Trusting> {
+pub(super) async fn strict_client(rig: &Rig, id: &str) -> client::Handle<Trusting> {
     let socket = TcpStream::connect(rig.address).await.unwrap();
     let mut client = client::connect_stream(Arc::default(), socket, Trusting(Arc::default()))
         .await
@@ -285,7 +285,7 @@ async fn strict_client(rig: &Rig, id: &str) -> client::Handle<Trusting> {
     client
 }
 
-async fn next(channel: &mut russh::Channel<client::Msg>) -> ChannelMsg {
+pub(super) async fn next(channel: &mut russh::Channel<client::Msg>) -> ChannelMsg {
     loop {
         let message = within(DEADLINE, "a message", channel.wait()).await;
         match message.expect("not the end") {
