@@ -4,7 +4,7 @@
 //! first and kept: what connects there comes back over it (see `inbound`). The
 //! requests are answered from the client connection's only loop, since global
 //! requests are answered in order and a chosen port is part of the answer; so
-//! each has a deadline.
+//! each has a deadline, and ends with the client: that loop hears of it only afterwards.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -38,6 +38,8 @@ enum ForwardError {
     Timeout,
     #[error("too many forwards")]
     TooMany,
+    #[error("the container says that it listens on port {0}")]
+    NoPort(u32),
 }
 
 impl Forwards {
@@ -49,9 +51,14 @@ impl Forwards {
         target: &SshMatch,
         listen: Listen,
     ) -> Option<u32> {
-        let opened = match timeout(DEADLINE, self.try_open(connection, target, &listen)).await {
-            Ok(opened) => opened,
-            Err(_) => Err(ForwardError::Timeout),
+        let opened = tokio::select! {
+            opened = timeout(DEADLINE, self.try_open(connection, target, &listen)) => {
+                opened.unwrap_or(Err(ForwardError::Timeout))
+            }
+            () = connection.gone.cancelled() => {
+                self.end();
+                return None;
+            }
         };
         match opened {
             Ok(port) => return Some(port),
@@ -96,12 +103,11 @@ impl Forwards {
         }
         let chosen = upstream.listen(listen).await?;
         match listen {
-            Listen::Port { address, port: 0 } => {
-                let address = address.clone();
-                grants.take_back(listen);
-                let port = chosen;
-                grants.allow(connection, Listen::Port { address, port });
-                Ok(port)
+            Listen::Port { port: 0, .. } => {
+                if !grants.chosen(listen, chosen) {
+                    return Err(ForwardError::NoPort(chosen));
+                }
+                Ok(chosen)
             }
             Listen::Port { port, .. } => Ok(*port),
             Listen::Socket { .. } => Ok(0),
@@ -109,26 +115,34 @@ impl Forwards {
     }
 
     /// Makes the container listen no more; whether it did.
-    pub(crate) async fn close(&mut self, listen: &Listen) -> bool {
+    pub(crate) async fn close(&mut self, connection: &Connection, listen: &Listen) -> bool {
         let Some(upstream) = &self.upstream else {
             return false;
         };
         if !upstream.grants.take_back(listen) {
             return false;
         }
-        match timeout(DEADLINE, upstream.unlisten(listen)).await {
-            Ok(closed) => closed.is_ok(),
-            Err(_) => false,
+        tokio::select! {
+            closed = timeout(DEADLINE, upstream.unlisten(listen)) => matches!(closed, Ok(Ok(()))),
+            () = connection.gone.cancelled() => {
+                self.end();
+                false
+            }
+        }
+    }
+
+    /// The client is gone: nothing listens for it any more.
+    fn end(&mut self) {
+        if let Some(upstream) = self.upstream.take() {
+            // What ends with its client was not lost.
+            upstream.grants.end();
         }
     }
 }
 
 impl Drop for Forwards {
     fn drop(&mut self) {
-        if let Some(upstream) = &self.upstream {
-            // What ends with its client was not lost.
-            upstream.grants.end();
-        }
+        self.end();
     }
 }
 

@@ -143,6 +143,21 @@ impl Grants {
         room
     }
 
+    /// The container has chosen a port for a forward that left it the choice; false, and nothing
+    /// is changed, if that is none.
+    pub(crate) fn chosen(&self, listen: &Listen, port: u32) -> bool {
+        let is_port = u16::try_from(port).is_ok_and(|port| port > 0);
+        let mut granted = self.lock();
+        let found = granted.listens.iter_mut().find(|it| *it == listen);
+        match found {
+            Some(Listen::Port { port: any, .. }) if is_port => {
+                *any = port;
+                true
+            }
+            _ => false,
+        }
+    }
+
     /// Takes one forward back; whether there was one.
     pub(crate) fn take_back(&self, listen: &Listen) -> bool {
         let mut granted = self.lock();
@@ -272,6 +287,20 @@ mod tests {
         }
         assert!(!granted.covers(&port(81)));
         assert!(!granted.covers(&socket("/b")));
+    }
+
+    #[test]
+    fn the_chosen_port_takes_the_place_of_the_choice() {
+        let grants = Grants::default();
+        grants.lock().listens.push(listen(0));
+        for none in [0, 65_536] {
+            assert!(!grants.chosen(&listen(0), none));
+            assert!(grants.lock().covers(&port(1)), "as before");
+        }
+        assert!(grants.chosen(&listen(0), 4711));
+        assert!(grants.lock().covers(&port(4711)));
+        assert!(!grants.lock().covers(&port(1)));
+        assert!(!grants.chosen(&listen(0), 4712), "chosen once");
     }
 
     #[test]

@@ -186,6 +186,11 @@ impl ClientHandler {
         self.forwards.open(&self.connection, &target, listen).await
     }
 
+    /// Asks it to listen no more.
+    async fn unlisten(&mut self, listen: Listen) -> bool {
+        self.forwards.close(&self.connection, &listen).await
+    }
+
     fn count(&self, channel: ChannelId, bytes: usize) -> Result<(), russh::Error> {
         let Some(uplink) = self.uplinks.get(&channel).and_then(Weak::upgrade) else {
             return Ok(());
@@ -398,7 +403,7 @@ impl Handler for ClientHandler {
         _session: &mut Session,
     ) -> Result<bool, russh::Error> {
         let address = address.to_owned();
-        Ok(self.forwards.close(&Listen::Port { address, port }).await)
+        Ok(self.unlisten(Listen::Port { address, port }).await)
     }
 
     async fn streamlocal_forward(
@@ -416,7 +421,7 @@ impl Handler for ClientHandler {
         _session: &mut Session,
     ) -> Result<bool, russh::Error> {
         let path = socket_path.to_owned();
-        Ok(self.forwards.close(&Listen::Socket { path }).await)
+        Ok(self.unlisten(Listen::Socket { path }).await)
     }
 
     // Answered at once, whatever the container will say; see the module's text.
