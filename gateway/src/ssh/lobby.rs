@@ -4,8 +4,8 @@
 //! counted in all and per address. Who has logged in is not counted here.
 //!
 //! Where sshd's `MaxStartups` drops the newcomer, somebody else has to go here:
-//! of the address that has the most, whoever is least on the way to a login
-//! ([`Way`]), and of these the one that came first. A newcomer is thereby let in
+//! whoever has stopped half-open; else of the address that has the most, whoever
+//! is least on the way to a login ([`Way`]); of these the one that came first. A newcomer is thereby let in
 //! whatever stands at the door, also from the same address: to push it out,
 //! somebody has to open as many connections as there are places within the
 //! moment that its login takes.
@@ -195,14 +195,19 @@ impl Lobby {
 }
 
 impl Waiting {
-    /// Sends one away: of `address`, or of the address with the most.
+    /// Sends one away: of `address`, or of all. Of all, who has stopped goes before everybody else,
+    /// or many addresses with one half-open connection each would push out whoever has two that
+    /// go on; only then it is the address with the most.
     fn send_away(&mut self, address: Option<IpAddr>, now: Instant) {
         let of = |guest: &Guest| self.by_address.get(&guest.address).copied();
         let found = self
             .guests
             .iter()
             .filter(|(_, guest)| address.is_none_or(|address| guest.address == address))
-            .min_by_key(|(number, guest)| (Reverse(of(guest)), guest.way(now), **number))
+            .min_by_key(|(number, guest)| {
+                let way = guest.way(now);
+                (way != Way::Stopped, Reverse(of(guest)), way, **number)
+            })
             .map(|(number, _)| *number);
         if let Some(guest) = found.and_then(|number| self.remove(number)) {
             guest.leave.cancel();
@@ -331,6 +336,25 @@ mod tests {
         let (_new, full) = lobby.enter(ip("192.0.2.3"));
         assert_eq!(full, Some(Full::All));
         assert!(gone(&crowd[0]) && !gone(&crowd[1]) && !gone(&single));
+    }
+
+    #[test]
+    fn who_has_stopped_goes_before_who_goes_on_whatever_their_addresses_have() {
+        let lobby = Lobby::new(hard(103), 50);
+        let begin = Instant::now();
+        let later = begin + STALLED;
+        let stalled: Vec<_> = (0..100)
+            .map(|n| lobby.enter_by(ip(&format!("192.0.2.{n}")), 99, begin).0)
+            .collect();
+        let enter = || lobby.enter_by(ip("198.51.100.1"), 99, later);
+        let mut going: Vec<_> = (0..3).map(|_| enter().0).collect();
+        for old in stalled.iter().take(40) {
+            assert!(!gone(old));
+            let (new, full) = enter();
+            assert_eq!(full, Some(Full::All));
+            assert!(gone(old) && !going.iter().any(gone));
+            going.push(new);
+        }
     }
 
     #[test]
