@@ -6,13 +6,14 @@
 //!
 //! Masked are: what has the form of a session token (43 characters of
 //! base64url, upper and lower case), what follows `Bearer`, `Basic`,
-//! `Authorization` and `token=`, `password=` and the like, passwords in URLs,
-//! and e-mail addresses, of which the first letter and the domain stay.
+//! `Authorization` and `token=`, `password=`, `API_KEY=` and the like in either
+//! case, passwords in URLs, and e-mail addresses, of which the first letter and
+//! the domain stay.
 //!
 //! A line is one line: line ends and other control characters within it are
 //! escaped, so that nobody writes lines of his own into the log.
 
-use std::{borrow::Cow, io, sync::LazyLock};
+use std::{borrow::Cow, cell::RefCell, io, sync::LazyLock};
 
 use memchr::{memchr, memmem::Finder};
 use tracing_subscriber::fmt::MakeWriter;
@@ -24,13 +25,34 @@ const MASK: &[u8] = b"***";
 /// Longest local part of an e-mail address that is looked at, in bytes.
 const LOCAL_MAX: usize = 128;
 
-/// Words before a secret, as far as both cases are spelled alike, and how the
-/// secret is told from the word.
+/// Words before a secret, in lower case.
 static WORDS: LazyLock<[Finder<'static>; 4]> =
-    LazyLock::new(|| ["earer", "uthorization", "oken", "assword"].map(Finder::new));
+    LazyLock::new(|| ["bearer", "authorization", "token", "password"].map(Finder::new));
+
+/// Words before a secret if a sign stands between them: `PGPASSWD=`, `AWS_SECRET_ACCESS_KEY=`.
+static NAMES: LazyLock<[Finder<'static>; 7]> = LazyLock::new(|| {
+    [
+        "secret",
+        "passwd",
+        "pwd",
+        "api_key",
+        "api-key",
+        "apikey",
+        "access_key",
+    ]
+    .map(Finder::new)
+});
 
 /// An at sign of a query.
 static ENCODED_AT: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new("%40"));
+
+/// Of the copy in lower case so much is kept for the next line, in bytes.
+const LOWER_KEPT: usize = 64 << 10;
+
+thread_local! {
+    /// The line in lower case, kept for its memory.
+    static LOWER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
 
 /// The line without secrets; itself when it has none.
 #[must_use]
@@ -42,11 +64,25 @@ pub fn mask(line: &[u8]) -> Cow<'_, [u8]> {
     if ENCODED_AT.find(line).is_some() {
         encoded_addresses(line, &mut spans);
     }
-    for word in WORDS.iter() {
-        for at in word.find_iter(line) {
-            after_word(line, at + word.needle().len(), &mut spans);
+    LOWER.with_borrow_mut(|lower| {
+        lower.clear();
+        lower.extend_from_slice(line);
+        lower.make_ascii_lowercase();
+        for word in WORDS.iter() {
+            for at in word.find_iter(lower) {
+                after_word(line, at + word.needle().len(), false, &mut spans);
+            }
         }
-    }
+        for name in NAMES.iter() {
+            for at in name.find_iter(lower) {
+                after_word(line, at + name.needle().len(), true, &mut spans);
+            }
+        }
+        // Lines are short; one that was not is not kept.
+        if lower.capacity() > LOWER_KEPT {
+            *lower = Vec::new();
+        }
+    });
     tokens(line, &mut spans);
     if spans.is_empty() {
         return Cow::Borrowed(line);
@@ -117,8 +153,8 @@ fn after_escape(line: &[u8], start: usize, end: usize) -> usize {
 }
 
 /// The secret after a word: `Bearer X`, `Authorization: Basic X`, `token=X`,
-/// `"password":"X"`.
-fn after_word(line: &[u8], end: usize, spans: &mut Vec<Span>) {
+/// `"password":"X"`. If `strict`, only behind `=` or `:`.
+fn after_word(line: &[u8], end: usize, strict: bool, spans: &mut Vec<Span>) {
     let mut at = end;
     let skip = |at: &mut usize, set: &[u8]| {
         while line.get(*at).is_some_and(|byte| set.contains(byte)) {
@@ -148,9 +184,13 @@ fn after_word(line: &[u8], end: usize, spans: &mut Vec<Span>) {
     if at == end {
         return;
     }
+    if strict && !named {
+        return;
+    }
     let mut named = named;
-    for scheme in [&b"Bearer "[..], b"Basic ", b"bearer ", b"basic "] {
-        if line.get(at..).is_some_and(|l| l.starts_with(scheme)) {
+    for scheme in [&b"bearer "[..], b"basic "] {
+        let begin = line.get(at..at + scheme.len());
+        if begin.is_some_and(|begin| begin.eq_ignore_ascii_case(scheme)) {
             at += scheme.len();
             named = true;
         }
@@ -364,6 +404,21 @@ mod tests {
             (r#"{\"password\":\"hunter2\"}"#, r#"{\"password\":\"***\"}"#),
             ("password=hunter2", "password=***"),
             ("token=\"abc\" x", "token=\"***\" x"),
+            ("PGPASSWORD=hunter2 psql", "PGPASSWORD=*** psql"),
+            ("API_TOKEN=abc x", "API_TOKEN=*** x"),
+            (
+                "AWS_SECRET_ACCESS_KEY=ab/cd x",
+                "AWS_SECRET_ACCESS_KEY=*** x",
+            ),
+            ("CLIENT_SECRET=abc", "CLIENT_SECRET=***"),
+            ("client_secret: x", "client_secret: x"),
+            (r#"{"Secret":"abc"}"#, r#"{"Secret":"***"}"#),
+            ("MYSQL_PWD='abc' mysql", "MYSQL_PWD='***' mysql"),
+            ("PASSWD=abc", "PASSWD=***"),
+            ("x-api-key:abc", "x-api-key:***"),
+            ("API_KEY=abc ApiKey=def", "API_KEY=*** ApiKey=***"),
+            ("AUTHORIZATION: BEARER abc", "AUTHORIZATION: BEARER ***"),
+            ("PassWord=abc", "PassWord=***"),
         ] {
             assert_eq!(masked(line), expected);
         }
@@ -376,6 +431,8 @@ mod tests {
             "wrong password",
             "cannot check the token: no answer within 2 s",
             "the token, though",
+            "the secret /var/lib/edd-gateway/secret is not there",
+            "pwd is /var/lib/edd-gateway/A1",
         ] {
             assert_eq!(masked(line), line);
         }
