@@ -13,7 +13,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use russh::keys::PrivateKey;
 use russh::server;
-use tokio::sync::watch;
+use tokio::sync::{Mutex, watch};
 use tracing::{info, warn};
 use zeroize::Zeroizing;
 
@@ -39,6 +39,8 @@ struct Ring {
     host_rsa: bool,
     post_quantum_only: bool,
     from_database: bool,
+    /// Held while the files are read or written and what is in force follows them.
+    turn: Mutex<()>,
     in_force: watch::Sender<Option<Arc<InForce>>>,
 }
 
@@ -63,6 +65,7 @@ impl SshKeys {
             host_rsa: config.ssh.host_rsa,
             post_quantum_only: config.ssh.post_quantum_only,
             from_database: config.ssh.keys_in_database,
+            turn: Mutex::default(),
             in_force: watch::Sender::new(None),
         }));
         let state_dir = config.state_dir.clone();
@@ -79,6 +82,11 @@ impl SshKeys {
                 let mut in_force = waiting.0.in_force.subscribe();
                 let confirmed = in_force.wait_for(Option::is_some);
                 if tokio::time::timeout(UNCONFIRMED, confirmed).await.is_err() {
+                    let _turn = waiting.0.turn.lock().await;
+                    // The database's may have come while this waited for its turn.
+                    if waiting.in_force().is_some() {
+                        return;
+                    }
                     warn!("the database has not confirmed the SSH keys, those at hand serve");
                     if let Err(error) = waiting.load().await {
                         warn!(error = format!("{error:#}"), "no SSH keys");
@@ -120,6 +128,7 @@ impl SshKeys {
 
     /// The own keys, made if missing: what a database without keys is given.
     pub async fn offer(&self) -> anyhow::Result<Vec<StoredKey>> {
+        let _turn = self.0.turn.lock().await;
         let (state_dir, host_rsa) = (self.0.state_dir.clone(), self.0.host_rsa);
         blocking(move || {
             Keys::load(&state_dir, host_rsa)?;
@@ -131,11 +140,13 @@ impl SshKeys {
     /// Takes the database's keys: they are copied to the state directory and in force from then
     /// on. Open connections are not touched.
     pub async fn adopt(&self, shared: Vec<StoredKey>) -> anyhow::Result<()> {
+        let _turn = self.0.turn.lock().await;
         let state_dir = self.0.state_dir.clone();
         blocking(move || keys::adopt(&state_dir, &shared)).await?;
         self.load().await
     }
 
+    /// Puts the keys of the state directory in force. In one's turn only.
     async fn load(&self) -> anyhow::Result<()> {
         let (state_dir, host_rsa) = (self.0.state_dir.clone(), self.0.host_rsa);
         let keys = blocking(move || Keys::load(&state_dir, host_rsa)).await?;
