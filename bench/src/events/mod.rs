@@ -36,7 +36,7 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 500)]
     per_second: u32,
     /// Gateways on one PostgreSQL whose swaps are compared; below two: none
-    #[arg(long, default_value_t = 3)]
+    #[arg(long, default_value_t = 0)]
     replicas: u32,
     /// How long changes arrive
     #[arg(long, default_value_t = 20)]
