@@ -43,6 +43,18 @@ pub(crate) enum Program {
     Git,
     /// Copies over `ssh`.
     Rsync,
+    /// PuTTY's client of SSH without a window.
+    Plink,
+    /// Its file transfer client.
+    Psftp,
+    /// Turns keys into its format.
+    Puttygen,
+    /// Dropbear's client of SSH.
+    Dbclient,
+    /// Turns keys into its format.
+    Dropbearconvert,
+    /// A client of SFTP with the SSH library of Go.
+    Rclone,
     /// Slow attackers.
     Slowhttptest,
     /// Judges TLS servers.
@@ -67,12 +79,18 @@ impl Program {
     ];
 
     /// What the tests need besides.
-    const TESTS: [Self; 10] = [
+    const TESTS: [Self; 16] = [
         Self::Nghttp,
         Self::Nghttpd,
         Self::Python,
         Self::Git,
         Self::Rsync,
+        Self::Plink,
+        Self::Psftp,
+        Self::Puttygen,
+        Self::Dbclient,
+        Self::Dropbearconvert,
+        Self::Rclone,
         Self::Slowhttptest,
         Self::Testssl,
         Self::Openssl,
@@ -93,6 +111,12 @@ impl Program {
             Self::Python => "python3",
             Self::Git => "git",
             Self::Rsync => "rsync",
+            Self::Plink => "plink",
+            Self::Psftp => "psftp",
+            Self::Puttygen => "puttygen",
+            Self::Dbclient => "dbclient",
+            Self::Dropbearconvert => "dropbearconvert",
+            Self::Rclone => "rclone",
             Self::Slowhttptest => "slowhttptest",
             Self::Testssl => "testssl",
             Self::Openssl => "openssl",
@@ -112,6 +136,9 @@ impl Program {
             Self::Python => "python3",
             Self::Git => "git",
             Self::Rsync => "rsync",
+            Self::Plink | Self::Psftp | Self::Puttygen => "putty-tools",
+            Self::Dbclient | Self::Dropbearconvert => "dropbear-bin",
+            Self::Rclone => "rclone",
             Self::Slowhttptest => "slowhttptest",
             Self::Testssl => "testssl.sh",
             Self::Openssl => "openssl",

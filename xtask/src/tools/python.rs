@@ -14,7 +14,8 @@ use super::apt;
 use crate::child;
 
 /// What the tests import, and what that needs, at versions that are known to work.
-const PACKAGES: [&str; 17] = [
+const PACKAGES: [&str; 25] = [
+    "ansible-core==2.19.14",
     "asyncssh==2.24.1",
     "bcrypt==5.0.0",
     "cffi==2.1.1",
@@ -25,10 +26,17 @@ const PACKAGES: [&str; 17] = [
     "hpack==4.2.0",
     "hyperframe==6.1.0",
     "invoke==3.0.3",
+    "jinja2==3.1.6",
+    "markupsafe==3.0.4",
+    "packaging==26.3",
     "paramiko==5.1.0",
     "pycparser==3.12",
     "pynacl==1.6.2",
+    "pyyaml==6.0.3",
+    "resolvelib==1.2.1",
     "ssh-audit==3.9.0",
+    "ssh-python==1.2.0.post1",
+    "ssh2-python==1.2.0.post1",
     "typing-extensions==4.15.0",
     "websockets==17.4",
     "wsproto==1.3.2",

@@ -1,5 +1,6 @@
 //! SSH through the gateway with OpenSSH's clients and servers.
 
+mod ansible;
 mod clients;
 mod door;
 mod ends;

@@ -19,10 +19,21 @@ fn command(script: &str, args: &[&str]) -> Command {
     let script = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("tests/it")
         .join(script);
+    let mut command = interpreter();
+    command.arg(script).args(args);
+    command
+}
+
+/// A module of the packages that is a program, with these arguments, not yet started.
+pub(crate) fn module(name: &str, args: &[&str]) -> Command {
+    let mut command = interpreter();
+    command.args(["-m", name]).args(args);
+    command
+}
+
+fn interpreter() -> Command {
     let mut command = Command::new(program("python3", "EDD_PYTHON"));
     command
-        .arg(script)
-        .args(args)
         .env("PYTHONPATH", packages())
         .env("PYTHONDONTWRITEBYTECODE", "1")
         .env("PYTHONUNBUFFERED", "1")
