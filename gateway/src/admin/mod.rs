@@ -80,6 +80,9 @@ struct Ready {
     database: DatabaseStatus,
     /// `paused` while the world keeps events from being handled.
     consumption: &'static str,
+    /// `wanted`: the stream lost events before they were read, and compute has
+    /// not answered yet.
+    snapshot: &'static str,
     revision: u64,
     /// RFC 3339; none while changes come in and are kept.
     stale_since: Option<String>,
@@ -96,6 +99,10 @@ async fn ready(State(admin): State<Admin>) -> Response {
         nats: status.nats,
         database: status.database,
         consumption: if status.paused { "paused" } else { "running" },
+        snapshot: match status.snapshot_wanted {
+            Some(_) => "wanted",
+            None => "ok",
+        },
         revision: admin.shared.table().revision,
         stale_since: status.stale_since.and_then(|since| {
             let since = since.duration_since(UNIX_EPOCH).ok()?;

@@ -248,6 +248,7 @@ pub async fn start(inputs: Inputs) -> anyhow::Result<Control> {
             board: board.clone(),
             writer: commands,
             opened: sessions,
+            asking: Arc::default(),
         };
         control.tasks.spawn(events.run(shutdown()));
         control.tasks.spawn(sources::nats::watch_connection(
@@ -332,8 +333,12 @@ async fn count_staleness(
     shutdown: CancellationToken,
 ) {
     loop {
-        let since = status.borrow_and_update().stale_since;
+        let (since, wanted) = {
+            let status = status.borrow_and_update();
+            (status.stale_since, status.snapshot_wanted.is_some())
+        };
         shared.metrics.stale_since(since);
+        shared.metrics.snapshot_wanted(wanted);
         let changed = shutdown.run_until_cancelled(status.changed()).await;
         if !matches!(changed, Some(Ok(()))) {
             return;

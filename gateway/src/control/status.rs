@@ -49,6 +49,9 @@ pub struct Status {
     /// The last opening of the database, by its number, that found it older than
     /// it was: what it lacks was acknowledged. 0: none did.
     pub set_back: u64,
+    /// What COMPUTE lost before it was read ended before this sequence: a snapshot
+    /// is wanted that reaches so far. None: nothing is missing.
+    pub snapshot_wanted: Option<u64>,
     /// Since when the table may be behind the events.
     pub stale_since: Option<SystemTime>,
 }
@@ -68,6 +71,7 @@ impl Status {
             paused: false,
             caught_up: !events,
             set_back: 0,
+            snapshot_wanted: None,
             stale_since: Some(SystemTime::now()),
         }
     }
@@ -82,8 +86,13 @@ impl Status {
         };
     }
 
-    /// Whether changes come in and are kept.
+    /// Whether changes come in and are kept, and none is missing for good.
     pub fn is_whole(&self) -> bool {
+        self.is_through() && self.snapshot_wanted.is_none()
+    }
+
+    /// Whether all is in effect that can be without a snapshot.
+    fn is_through(&self) -> bool {
         self.nats != NatsStatus::Disconnected
             && self.database == DatabaseStatus::Ok
             && self.caught_up
@@ -105,9 +114,10 @@ impl StatusBoard {
         self.0.send_if_modified(|status| {
             let before = status.clone();
             change(status);
+            // Whoever can answer may need this gateway to start.
+            status.starting &= !status.is_through();
             if status.is_whole() {
                 status.stale_since = None;
-                status.starting = false;
             } else if status.stale_since.is_none() {
                 status.stale_since = Some(SystemTime::now());
             }
@@ -142,6 +152,22 @@ mod tests {
         board.update(|status| status.nats = NatsStatus::Disconnected);
         let status = board.now();
         assert!(!status.starting && !status.is_whole() && status.stale_since.is_some());
+    }
+
+    /// It serves what it has: with compute away nothing else would ever end the start.
+    #[test]
+    fn a_wanted_snapshot_is_no_reason_to_be_starting_and_none_to_be_whole() {
+        let board = StatusBoard::new(true);
+        board.update(|status| {
+            status.nats = NatsStatus::Connected;
+            status.database = DatabaseStatus::Ok;
+            status.caught_up = true;
+            status.snapshot_wanted = Some(7);
+        });
+        let status = board.now();
+        assert!(!status.starting && !status.is_whole() && status.stale_since.is_some());
+        board.update(|status| status.snapshot_wanted = None);
+        assert!(board.now().is_whole() && board.now().stale_since.is_none());
     }
 
     #[test]

@@ -84,6 +84,7 @@ pub struct Metrics {
     entries: Family<KindLabels, Level>,
     reload_failures: Family<KindLabels, Counter>,
     stale_since: Gauge<u64, AtomicU64>,
+    snapshot_wanted: Gauge<u64, AtomicU64>,
     digest_drift: Counter,
     digest_equal: Gauge<u64, AtomicU64>,
     panics: Counter,
@@ -190,6 +191,7 @@ impl Metrics {
             entries: Family::default(),
             reload_failures: Family::default(),
             stale_since: Gauge::default(),
+            snapshot_wanted: Gauge::default(),
             digest_drift: Counter::default(),
             digest_equal: Gauge::default(),
             panics: Counter::default(),
@@ -275,6 +277,11 @@ impl Metrics {
             "stale_since_timestamp_seconds",
             "Since when the table may be behind the events, Unix time; 0: it is not",
             m.stale_since,
+        );
+        registry.register(
+            "snapshot_wanted",
+            "1: the stream lost events before they were read, and compute is asked for a snapshot",
+            m.snapshot_wanted,
         );
         registry.register(
             "digest_drift",
@@ -449,6 +456,12 @@ impl Metrics {
         let since = since.and_then(|since| since.duration_since(UNIX_EPOCH).ok());
         self.stale_since
             .set(since.map_or(0, |since| since.as_secs()));
+    }
+
+    /// Whether the stream lost events before they were read, and no snapshot has
+    /// told them since.
+    pub fn snapshot_wanted(&self, wanted: bool) {
+        self.snapshot_wanted.set(u64::from(wanted));
     }
 
     /// Counts a comparison that found the state to differ from compute's.

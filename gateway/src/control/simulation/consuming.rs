@@ -1,7 +1,7 @@
 //! Plays `sources::events` with the consumers of the event library.
 
 use std::cell::Cell;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::MutexGuard;
 use std::time::Duration;
 
@@ -85,9 +85,8 @@ impl Process {
     async fn consume(&self, commands: &Commands, opened: Opened, is_first: bool) {
         let mut agains = Vec::new();
         for (stream, name) in STREAMS.into_iter().enumerate() {
-            let of = |known: &BTreeMap<String, u64>| known.get(name).copied().unwrap_or_default();
-            let tries = if is_first { of(&opened.tries) } else { 0 };
-            let mut again = Again::new(name, of(&opened.positions), of(&opened.floors), tries);
+            let marks = opened.streams.get(name).copied().unwrap_or_default();
+            let mut again = Again::new(name, marks, is_first);
             loop {
                 self.world.point(self.seat).await;
                 self.world.nats(self.seat).await;

@@ -9,7 +9,7 @@ use edd_events::outbox::OutboxEntry;
 use edd_route::{ContainerId, StaticRouteSpec, UserId};
 
 use crate::control::reconcile::{ContainerEntity, KeyEntity, RuleEntity, State, UserEntity};
-use crate::control::store::{Ahead, Commit, Line, Stored};
+use crate::control::store::{Ahead, Commit, Line, Marks, Stored, Streams};
 
 /// Who lacks more of the journal reads everything instead; small, so that it is met.
 const AHEAD_MAX: usize = 12;
@@ -28,10 +28,7 @@ pub(super) struct Rows {
     pub(super) inbox: BTreeSet<String>,
     /// Never emptied: what was ever to be published.
     pub(super) outbox: Vec<OutboxEntry>,
-    positions: BTreeMap<String, u64>,
-    floors: BTreeMap<String, u64>,
-    tries: BTreeMap<String, u64>,
-    pub(super) streams: BTreeMap<String, i64>,
+    pub(super) streams: Streams,
     pub(super) revision: u64,
     pub(super) born: bool,
     rebuilding: bool,
@@ -100,23 +97,26 @@ impl Rows {
         // Event ids are drawn anew each time: the same twice is one entry written twice.
         self.outbox.extend(commit.outbox.iter().cloned());
         for (stream, sequence) in &commit.positions {
-            let position = self.positions.entry(stream.clone()).or_insert(0);
+            let position = &mut self.marks(stream).position;
             *position = (*position).max(*sequence);
         }
         for (stream, sequence) in &commit.floors {
-            let floor = self.floors.entry(stream.clone()).or_insert(0);
+            let floor = &mut self.marks(stream).floor;
             *floor = (*floor).max(*sequence);
         }
-        if let Some(stream) = commit.restarted {
-            for of in [&mut self.positions, &mut self.floors, &mut self.tries] {
-                of.insert(stream.to_owned(), 0);
-            }
+        if let Some((stream, restarts)) = commit.restarted {
+            let marks = self.marks(stream);
+            (marks.position, marks.floor, marks.tries) = (0, 0, 0);
+            marks.restarts = restarts;
+        }
+        if let Some((stream, gap)) = commit.gap {
+            self.marks(stream).gap = gap;
         }
         if let Some((stream, tries)) = commit.tries {
-            self.tries.insert(stream.to_owned(), tries);
+            self.marks(stream).tries = tries;
         }
         if let Some((stream, created)) = commit.stream {
-            self.streams.insert(stream.to_owned(), created);
+            self.marks(stream).created = Some(created);
         }
         assert_eq!(
             (commit.position, commit.revision_before),
@@ -137,6 +137,10 @@ impl Rows {
         self.rebuilding = commit.rebuilding.unwrap_or(self.rebuilding);
     }
 
+    fn marks(&mut self, stream: &str) -> &mut Marks {
+        self.streams.entry(stream.to_owned()).or_default()
+    }
+
     /// The number of the journal's last line.
     pub(super) fn position(&self) -> u64 {
         self.journal.len() as u64
@@ -154,6 +158,7 @@ impl Rows {
         Ahead {
             position: self.position(),
             revision: self.revision,
+            gap: self.streams.get("COMPUTE").map_or(0, |marks| marks.gap),
             entries: entries.transpose().expect("what was written can be read"),
         }
     }
@@ -189,9 +194,7 @@ impl Rows {
             position: self.position(),
             revision: self.revision,
             rebuilding: self.rebuilding,
-            positions: self.positions.clone(),
-            floors: self.floors.clone(),
-            tries: self.tries.clone(),
+            streams: self.streams.clone(),
         }
     }
 }

@@ -8,7 +8,7 @@ use super::turns::Turn;
 use super::world::{Failure, World};
 use crate::config::History;
 use crate::control::store::{
-    Ahead, Begun, Commit, Entry, GatewayStore, Past, StoreError, Stored, Then,
+    Ahead, Begun, Commit, Entry, GatewayStore, Marks, Past, StoreError, Stored, Then,
 };
 use crate::tls::TicketKey;
 
@@ -102,14 +102,15 @@ impl GatewayStore for Opening {
         Ok(begun)
     }
 
-    async fn stream_created(&self, turn: &mut Turn, name: &str) -> Result<Option<i64>, StoreError> {
-        let created = async {
+    async fn stream(&self, turn: &mut Turn, name: &str) -> Result<Marks, StoreError> {
+        let marks = async {
             turn.go_on()?;
-            Ok(self.world.lock().rows.streams.get(name).copied())
+            let inner = self.world.lock();
+            Ok(inner.rows.streams.get(name).copied().unwrap_or_default())
         };
-        let created = self.statement(created).await?;
+        let marks = self.statement(marks).await?;
         turn.idle();
-        Ok(created)
+        Ok(marks)
     }
 
     async fn ahead(&self, since: u64) -> Result<Ahead, StoreError> {

@@ -3,7 +3,7 @@
 //! Plays `sources::database`, `sources::replicas`, `sources::watch` and `last_good` by
 //! their documented behaviour; [`consuming`](super::consuming) plays `sources::events`.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ use super::world::World;
 use crate::config::{Config, ServeArgs};
 use crate::control::reconcile::State;
 use crate::control::status::{DatabaseStatus, NatsStatus, StatusBoard};
-use crate::control::store::GatewayStore as _;
+use crate::control::store::{GatewayStore as _, Streams};
 use crate::control::writer::{Command, Session, Writer};
 use crate::drain::Drain;
 use crate::listener::{Doors, Gate, RequestGate};
@@ -126,9 +126,7 @@ pub(super) struct Opened {
     pub(super) number: u64,
     pub(super) lost: bool,
     pub(super) replaced: bool,
-    pub(super) positions: BTreeMap<String, u64>,
-    pub(super) floors: BTreeMap<String, u64>,
-    pub(super) tries: BTreeMap<String, u64>,
+    pub(super) streams: Streams,
 }
 
 impl Process {
@@ -211,7 +209,8 @@ impl Process {
                 if lost {
                     let (state, last) = State::of_table(&self.shared.table());
                     stored.state = state;
-                    stored.positions = BTreeMap::from([("COMPUTE".to_owned(), last)]);
+                    let compute = stored.streams.entry("COMPUTE".to_owned());
+                    compute.or_default().position = last;
                 }
                 number += 1;
                 let failed = CancellationToken::new();
@@ -220,9 +219,7 @@ impl Process {
                     number,
                     lost: lost || stored.rebuilding,
                     replaced,
-                    positions: stored.positions.clone(),
-                    floors: stored.floors.clone(),
-                    tries: stored.tries.clone(),
+                    streams: stored.streams.clone(),
                 };
                 let session = Session {
                     number,
@@ -234,11 +231,8 @@ impl Process {
                     failed: failed.clone(),
                 };
                 self.note(|| {
-                    let (positions, floors) = (&now.positions, &now.floors);
-                    format!(
-                        "opened {number}, lost {lost}, replaced {replaced}, {positions:?}, \
-                         {floors:?}"
-                    )
+                    let streams = &now.streams;
+                    format!("opened {number}, lost {lost}, replaced {replaced}, {streams:?}")
                 });
                 let handed = commands.send(Command::Opened(Box::new(session))).await;
                 assert!(handed.is_ok(), "the writer ends with the process");

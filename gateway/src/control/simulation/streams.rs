@@ -126,6 +126,7 @@ impl World {
         let consumer = stream.consumer.as_ref();
         Found {
             created: i64::from(stream.making),
+            first: 1,
             last: stream.log.len() as u64,
             acknowledged: consumer.map_or(0, |consumer| consumer.floor),
             delivered: consumer.map_or(0, |consumer| consumer.next - 1),

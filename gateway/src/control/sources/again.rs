@@ -16,10 +16,16 @@
 //! none the events go one by one; an event that was begun with three times is left
 //! to the durable consumer, which makes a dead letter of it after five deliveries.
 //! One that was acknowledged already, and so does not come again, has five tries.
+//!
+//! What the stream itself has lost before it was read is not to be had here. Of
+//! COMPUTE the database remembers that, before its floor passes the gap, until
+//! compute's snapshot has told it.
 
 use edd_events::consumer::{DELIVERIES_MAX, Unavailable, Verdict};
+use edd_events::stream::COMPUTE;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::control::store::Marks;
 use crate::control::writer::{Command, Incoming, Reached};
 
 /// Most events of one transaction.
@@ -36,6 +42,8 @@ const TRIES_MAX: u64 = 3;
 pub struct Found {
     /// When the stream was made, Unix nanoseconds.
     pub created: i64,
+    /// The first sequence that the stream still has, or would have next.
+    pub first: u64,
     /// The stream's last sequence.
     pub last: u64,
     /// Up to here all is acknowledged.
@@ -63,24 +71,27 @@ pub trait Reader: Send {
 #[derive(Debug)]
 pub struct Again {
     stream: &'static str,
-    /// The highest sequence handled, as long as it is not compared with the stream.
+    /// The highest sequence known to be handled when the stream is looked at next.
     position: u64,
     floor: u64,
     /// Readings that processes before this one began, without a step.
     tries: u64,
+    /// How often its sequences had started over when all this was so.
+    restarts: u64,
     /// Whether the floor is known to hold for what was acknowledged since.
     is_through: bool,
 }
 
 impl Again {
-    /// As the database says: the highest sequence handled, up to where it has all,
-    /// and how many readings on from there ended before their first step.
-    pub fn new(stream: &'static str, position: u64, floor: u64, tries: u64) -> Self {
+    /// As the database says. `is_first`: this process has not begun any reading.
+    pub fn new(stream: &'static str, marks: Marks, is_first: bool) -> Self {
         Self {
             stream,
-            position,
-            floor,
-            tries,
+            position: marks.position,
+            floor: marks.floor,
+            // What this process began has not ended it.
+            tries: if is_first { marks.tries } else { 0 },
+            restarts: marks.restarts,
             is_through: false,
         }
     }
@@ -90,9 +101,9 @@ impl Again {
         self.is_through
     }
 
-    /// Up to here the database has all.
-    pub fn floor(&self) -> u64 {
-        self.floor
+    /// An event of this sequence is handled.
+    pub fn handled(&mut self, sequence: u64) {
+        self.position = self.position.max(sequence);
     }
 
     /// The database has all up to here.
@@ -101,7 +112,8 @@ impl Again {
     }
 
     /// Makes sure that the database knows this stream and not another one of its
-    /// name, whose sequences would mean nothing.
+    /// name, whose sequences would mean nothing; and that so do we, if it was
+    /// another gateway that has found it to be another.
     pub async fn identify<S>(
         &mut self,
         found: Found,
@@ -112,15 +124,45 @@ impl Again {
             name: self.stream,
             created: found.created,
             is_shorter,
+            restarts: self.restarts,
             answer,
         };
-        let is_another = asked(writer, ask).await?;
-        self.position = 0;
-        if is_another {
-            self.floor = 0;
+        let marks = asked(writer, ask).await?;
+        self.position = marks.position;
+        if marks.restarts != self.restarts {
+            self.restarts = marks.restarts;
+            self.floor = marks.floor;
+            self.tries = 0;
             self.is_through = false;
         }
-        Ok(())
+        match marks.created == Some(found.created) {
+            true => Ok(()),
+            false => Err(Unavailable(
+                "another gateway has found another stream".into(),
+            )),
+        }
+    }
+
+    /// The first sequence that the stream still has, if the database lacks older
+    /// ones. It is remembered then. Of COMPUTE only: there is nobody to ask about
+    /// the others.
+    pub async fn gap<S>(
+        &self,
+        found: Found,
+        writer: &mpsc::Sender<Command<S>>,
+    ) -> Result<Option<u64>, Unavailable> {
+        let first = found.first;
+        if self.stream != COMPUTE.name || self.floor + 1 >= first {
+            return Ok(None);
+        }
+        asked(writer, |answer| Command::Gap { first, answer }).await?;
+        tracing::warn!(
+            stream = self.stream,
+            first,
+            floor = self.floor,
+            "the stream no longer holds all that the database lacks: compute is to tell it"
+        );
+        Ok(Some(first))
     }
 
     /// Reads what the database may lack of what was delivered. Afterwards it has
@@ -137,6 +179,7 @@ impl Again {
             // Acknowledged for this database, then.
             self.floor = self.floor.max(found.acknowledged);
         }
+        self.gap(found, writer).await?;
         self.steps(found, reader, writer).await?;
         self.is_through = true;
         Ok(())
@@ -222,6 +265,7 @@ impl Again {
             stream: self.stream,
             floor,
             tries,
+            is_snapshot: false,
         };
         asked(writer, |answer| Command::Again {
             batch,
@@ -316,7 +360,12 @@ mod tests {
 
         async fn read_by(&mut self, reader: &mut impl Reader, found: Found, deadly: u64) -> bool {
             let (commands, mut queue) = mpsc::channel::<Command<()>>(1);
-            let mut again = Again::new("COMPUTE", 0, self.floor, self.tries);
+            let marks = Marks {
+                floor: self.floor,
+                tries: self.tries,
+                ..Marks::default()
+            };
+            let mut again = Again::new("COMPUTE", marks, true);
             let writing = async {
                 while let Some(Command::Again {
                     batch,
@@ -387,6 +436,75 @@ mod tests {
         }
         assert!(database.lived_through(found, 0).await);
         assert!(database.handled.iter().copied().eq(1..=DELIVERED));
+    }
+
+    /// What another gateway has found of a stream counts here too: sequences of the old one
+    /// mean nothing, also where the new one has grown past them.
+    #[tokio::test]
+    async fn a_stream_that_another_gateway_found_to_be_another_is_read_from_its_start() {
+        let handled = Marks {
+            created: Some(1),
+            position: DELIVERED,
+            floor: DELIVERED,
+            ..Marks::default()
+        };
+        let anew = Marks {
+            created: Some(2),
+            position: 7,
+            floor: 3,
+            restarts: 1,
+            ..Marks::default()
+        };
+        let (commands, mut queue) = mpsc::channel::<Command<()>>(1);
+        let writing = async {
+            let mut read = Vec::new();
+            let mut asked = Vec::new();
+            while let Some(command) = queue.recv().await {
+                match command {
+                    Command::Stream {
+                        is_shorter,
+                        restarts,
+                        answer,
+                        ..
+                    } => {
+                        asked.push((is_shorter, restarts));
+                        let _ = answer.send(Ok(if asked.len() == 1 { handled } else { anew }));
+                    }
+                    Command::Again { batch, answer, .. } => {
+                        read.extend(batch.iter().map(|event| event.sequence));
+                        let _ = answer.send(Ok(vec![Verdict::Applied; batch.len()]));
+                    }
+                    _ => panic!("{command:?}"),
+                }
+            }
+            (asked, read)
+        };
+        let reading = async move {
+            let mut again = Again::new("COMPUTE", handled, true);
+            let found = |created, last| Found {
+                created,
+                last,
+                delivered: last,
+                ..Found::default()
+            };
+            let old = found(1, DELIVERED);
+            again.identify(old, &commands).await.unwrap();
+            again.read(old, &mut Numbers, &commands).await.unwrap();
+            assert!(again.is_through());
+            // What was found may be older than what the other one found.
+            assert!(again.identify(old, &commands).await.is_err());
+            assert!(!again.is_through());
+            let new = found(2, DELIVERED + 9);
+            again.identify(new, &commands).await.unwrap();
+            again.read(new, &mut Numbers, &commands).await.unwrap();
+            // It lost its newest messages, as the next look at it tells.
+            again.handled(DELIVERED + 9);
+            let _ = again.identify(found(2, DELIVERED), &commands).await;
+        };
+        let ((asked, read), ()) = tokio::join!(writing, reading);
+        assert!(read.into_iter().eq(4..=DELIVERED + 9));
+        let expected = [(false, 0), (false, 0), (false, 1), (true, 1)];
+        assert_eq!(asked, expected);
     }
 
     /// A process that is killed for other reasons goes on from where it was.

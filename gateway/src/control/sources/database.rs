@@ -1,6 +1,5 @@
 //! The database: opened, read, handed to the writer; opened anew when it fails.
 
-use std::collections::BTreeMap;
 use std::error::Error;
 use std::path::Path;
 use std::sync::Arc;
@@ -20,7 +19,7 @@ use super::{ssh_keys, tickets};
 use crate::config::History;
 use crate::control::last_good::now_ms;
 use crate::control::reconcile::State;
-use crate::control::store::{GatewayStore as _, SqlStore, StoreError, Stored};
+use crate::control::store::{GatewayStore as _, SqlStore, StoreError, Stored, Streams};
 use crate::control::writer::{Command, Session};
 use crate::shared::Shared;
 use crate::ssh::SshKeys;
@@ -44,12 +43,8 @@ pub struct Opened {
     pub lost: bool,
     /// Whether it is another file than the last one of this process.
     pub replaced: bool,
-    /// The highest sequence handled, by stream; there may be gaps below it.
-    pub positions: BTreeMap<String, u64>,
-    /// Up to here it has all events, by stream.
-    pub floors: BTreeMap<String, u64>,
-    /// How often reading on from there was begun, by stream.
-    pub tries: BTreeMap<String, u64>,
+    /// How far it has each stream.
+    pub streams: Streams,
 }
 
 /// Everything that the outbox's relay needs.
@@ -100,7 +95,8 @@ impl Database {
                         // The streams may not reach back to what serves now.
                         let (state, last) = State::of_table(&self.shared.table());
                         stored.state = state;
-                        stored.positions = BTreeMap::from([(COMPUTE.name.to_owned(), last)]);
+                        let compute = stored.streams.entry(COMPUTE.name.to_owned());
+                        compute.or_default().position = last;
                     }
                     last_error.clear();
                     number += 1;
@@ -112,9 +108,7 @@ impl Database {
                         number,
                         lost: lost || stored.rebuilding,
                         replaced,
-                        positions: stored.positions.clone(),
-                        floors: stored.floors.clone(),
-                        tries: stored.tries.clone(),
+                        streams: stored.streams.clone(),
                     };
                     let database = store.database().clone();
                     self.serve(opened, store, stored, lost, failed).await;

@@ -3,7 +3,6 @@
 //! Before consuming, at each binding, the database's own position is compared with
 //! the durable consumer's and with the stream ([`again`](super::again)).
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -21,7 +20,7 @@ use edd_events::signature::Verifier;
 use edd_events::stream::{AUTH, COMPUTE, ensure};
 use edd_events::subject::subject;
 use rand::RngExt as _;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Mutex, mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -108,6 +107,8 @@ pub struct Events {
     pub writer: mpsc::Sender<Command<SqlStore>>,
     /// The database, once there is one.
     pub opened: watch::Receiver<Option<Opened>>,
+    /// Whose turn it is to ask for a snapshot.
+    pub asking: Arc<Mutex<()>>,
 }
 
 impl Events {
@@ -118,8 +119,11 @@ impl Events {
     pub async fn run(self, shutdown: CancellationToken) {
         let last: [LastDeliveries; SPECS.len()] = Default::default();
         let [auth, compute] = last.clone();
+        let snapshots = self.snapshots();
+        let board = self.board.clone();
         tokio::select! {
             () = self.rounds(&last, &shutdown) => {}
+            () = snapshots.restore_as_wanted(&board) => {}
             () = auth.stay_alive() => {}
             () = compute.stay_alive() => {}
         }
@@ -225,15 +229,10 @@ impl Events {
         let mut handlers = Vec::new();
         for (spec, is_through) in SPECS.into_iter().zip(&through.0) {
             let name = spec.stream.name;
-            let of = |known: &BTreeMap<String, u64>| known.get(name).copied().unwrap_or_default();
-            // What this process began has not ended it.
-            let tries = if is_first { of(&opened.tries) } else { 0 };
-            let (position, floor) = (of(&opened.positions), of(&opened.floors));
-            let mut again = Again::new(name, position, floor, tries);
-            let gap = self.prepare(spec, &mut again).await;
-            if let Some(first) = gap
-                && spec.stream == COMPUTE
-                && let Some(sequence) = self.restore(spec, first, tasks, round).await
+            let marks = opened.streams.get(name).copied().unwrap_or_default();
+            let mut again = Again::new(name, marks, is_first);
+            if let Some(first) = self.prepare(spec, &mut again).await
+                && let Some(sequence) = self.restore(spec, first).await
             {
                 again.reached(sequence);
             }
@@ -329,21 +328,9 @@ impl Events {
 
     /// Makes up for events that the stream holds no more, now if compute
     /// answers, else while the rest is consumed; up to which sequence, if now.
-    async fn restore(
-        &self,
-        spec: ConsumerSpec,
-        first: u64,
-        tasks: &TaskTracker,
-        round: &CancellationToken,
-    ) -> Option<u64> {
-        tracing::warn!(
-            stream = spec.stream.name,
-            first,
-            "the stream no longer holds all that the database lacks: asking compute"
-        );
-        let snapshots = self.snapshots();
+    async fn restore(&self, spec: ConsumerSpec, first: u64) -> Option<u64> {
         let restored = async {
-            let sequence = snapshots.restore(first, Vec::new()).await?;
+            let sequence = self.snapshots().restore(first, Vec::new()).await?;
             // What it tells need not be heard once more.
             if let Err(error) = self.consume_after(spec, sequence).await {
                 // What comes twice is stale.
@@ -355,7 +342,6 @@ impl Events {
             Ok(sequence) => Some(sequence),
             Err(error) => {
                 tracing::error!(error = format!("{error:#}"), "going on with what is known");
-                tasks.spawn(snapshots.restore_in_time(first, round.clone()));
                 None
             }
         }
@@ -367,6 +353,7 @@ impl Events {
             verifier: self.verifier.clone(),
             checks: Arc::clone(&self.checks),
             writer: self.writer.clone(),
+            asking: Arc::clone(&self.asking),
         }
     }
 
@@ -414,11 +401,12 @@ impl Events {
         };
         let found = Found {
             created: created(&stream),
+            first,
             last,
             ..Found::default()
         };
         again.identify(found, &self.writer).await?;
-        Ok((again.floor() + 1 < first).then_some(first))
+        Ok(again.gap(found, &self.writer).await?)
     }
 }
 
@@ -522,13 +510,17 @@ impl EventHandler {
 impl Handler for EventHandler {
     async fn handle(&mut self, batch: &[Delivery]) -> Result<Vec<Verdict>, Unavailable> {
         let checks = &self.checks;
+        let last = batch.iter().map(|event| event.position.sequence).max();
         let batch = batch.iter().map(|event| incoming(checks, event)).collect();
-        asked(&self.writer, |answer| Command::Events { batch, answer }).await
+        let verdicts = asked(&self.writer, |answer| Command::Events { batch, answer }).await?;
+        self.again.handled(last.unwrap_or_default());
+        Ok(verdicts)
     }
 
     async fn bound(&mut self, binding: &Bound<'_>) -> Result<bool, Unavailable> {
         let found = Found {
             created: binding.stream.created,
+            first: binding.stream.first_sequence,
             last: binding.stream.last_sequence,
             acknowledged: binding.durable.ack_floor,
             delivered: binding.durable.delivered,

@@ -12,10 +12,10 @@ use edd_events::snapshot::{self, SnapshotError};
 use edd_events::stream::COMPUTE;
 use edd_events::subject::subject;
 use rand::RngExt as _;
-use tokio::sync::{mpsc, oneshot};
-use tokio_util::sync::CancellationToken;
+use tokio::sync::{Mutex, mpsc, oneshot};
 
 use crate::control::reconcile::Checks;
+use crate::control::status::{DatabaseStatus, NatsStatus, Status, StatusBoard};
 use crate::control::store::{self, SqlStore};
 use crate::control::writer::{Command, Incoming};
 
@@ -53,6 +53,8 @@ pub struct Snapshots {
     pub checks: Arc<Checks>,
     /// Where the facts go.
     pub writer: mpsc::Sender<Command<SqlStore>>,
+    /// One is asked for at a time.
+    pub asking: Arc<Mutex<()>>,
 }
 
 impl Snapshots {
@@ -63,6 +65,11 @@ impl Snapshots {
     /// # Errors
     /// Nothing has changed then.
     pub async fn restore(&self, first: u64, doubted: Vec<u8>) -> Result<u64, RestoreError> {
+        let _asking = self.asking.lock().await;
+        self.ask(first, doubted).await
+    }
+
+    async fn ask(&self, first: u64, doubted: Vec<u8>) -> Result<u64, RestoreError> {
         let snapshot = snapshot::fetch(&self.bus, self.verifier.as_deref()).await?;
         let sequence = snapshot.sequence;
         if sequence.saturating_add(1) < first {
@@ -106,27 +113,36 @@ impl Snapshots {
         Ok(sequence)
     }
 
-    /// As [`Self::restore`], again and again until it is done or `round` is over.
-    pub async fn restore_in_time(self, first: u64, round: CancellationToken) {
+    /// Asks while `board` says that a snapshot is wanted: after a moment, and again
+    /// with growing pauses until there was one. For as long as the process consumes,
+    /// however often it begins to. Never ends.
+    pub async fn restore_as_wanted(&self, board: &StatusBoard) {
+        let mut status = board.watch();
         let mut pause = RETRY_FIRST;
         loop {
-            let jittered = pause.mul_f64(rand::rng().random_range(0.5..=1.0));
-            pause = (pause * 2).min(RETRY_MAX);
-            if tokio::time::timeout(jittered, round.cancelled())
-                .await
-                .is_ok()
-            {
-                return;
+            if status.borrow_and_update().snapshot_wanted.is_none() {
+                pause = RETRY_FIRST;
             }
-            match round
-                .run_until_cancelled(self.restore(first, Vec::new()))
-                .await
-            {
-                None | Some(Ok(_)) => return,
-                Some(Err(error)) => {
-                    tracing::warn!(%error, retry_ms = pause.as_millis(), "state not restored yet");
-                }
+            // The board ends with the process.
+            let _ = status.wait_for(|status| wanted(status).is_some()).await;
+            let jittered = pause.mul_f64(rand::rng().random_range(0.5..=1.0));
+            tokio::time::sleep(jittered).await;
+            let _asking = self.asking.lock().await;
+            let Some(first) = wanted(&board.now()) else {
+                continue;
+            };
+            pause = (pause * 2).min(RETRY_MAX);
+            if let Err(error) = self.ask(first, Vec::new()).await {
+                tracing::warn!(%error, retry_ms = pause.as_millis(), "state not restored yet");
             }
         }
     }
+}
+
+/// The snapshot that is wanted, when there is any sense in asking.
+fn wanted(status: &Status) -> Option<u64> {
+    let can_ask = status.nats == NatsStatus::Connected
+        && status.database != DatabaseStatus::Unavailable
+        && status.consuming;
+    status.snapshot_wanted.filter(|_| can_ask)
 }

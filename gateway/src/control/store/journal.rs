@@ -55,6 +55,8 @@ pub struct Ahead {
     pub position: u64,
     /// The revision in force after it.
     pub revision: u64,
+    /// COMPUTE's [`Marks::gap`](super::Marks::gap).
+    pub gap: u64,
     /// What changed, in order; none: too much, or no longer known. Everything is to be read.
     pub entries: Option<Vec<Entry>>,
 }
@@ -200,7 +202,7 @@ struct Row {
 /// What was committed after `since`.
 pub(super) async fn ahead(tx: &mut Transaction, since: u64) -> Result<Ahead, StoreError> {
     let meta: Vec<(String, i64)> =
-        query("SELECT key, value FROM meta WHERE key IN ('revision', 'pruned')")
+        query("SELECT key, value FROM meta WHERE key IN ('revision', 'pruned', 'gap:COMPUTE')")
             .all(&mut *tx)
             .await?;
     let value = |wanted: &str| {
@@ -210,6 +212,7 @@ pub(super) async fn ahead(tx: &mut Transaction, since: u64) -> Result<Ahead, Sto
     let mut ahead = Ahead {
         position: position(tx).await?.max(value("pruned")),
         revision: value("revision"),
+        gap: value("gap:COMPUTE"),
         entries: Some(Vec::new()),
     };
     if ahead.position == since {

@@ -3,10 +3,10 @@
 use std::collections::HashMap;
 
 use edd_route::{ContainerId, UserId};
-use edd_store::{Database, query};
+use edd_store::{Database, Transaction, query};
 
 use super::cells::{ContainerRow, KeyRow, RuleRow, UserRow, container_id, corrupt, number};
-use super::{StoreError, Stored, journal};
+use super::{Marks, StoreError, Stored, journal};
 use crate::control::reconcile::{ContainerEntity, State};
 
 /// Reads everything as it was at one instant.
@@ -52,20 +52,42 @@ pub(super) async fn load(database: &Database) -> Result<Stored, StoreError> {
             "pruned" => stored.position = stored.position.max(number(value)),
             "rebuilding" => stored.rebuilding = value != 0,
             key => {
-                let by_stream = [
-                    ("position:", &mut stored.positions),
-                    ("floor:", &mut stored.floors),
-                    ("tries:", &mut stored.tries),
-                ];
-                for (prefix, values) in by_stream {
-                    if let Some(stream) = key.strip_prefix(prefix) {
-                        values.insert(stream.to_owned(), number(value));
-                    }
+                if let Some((what, stream)) = key.split_once(':') {
+                    let marks = stored.streams.entry(stream.to_owned()).or_default();
+                    mark(marks, what, value);
                 }
             }
         }
     }
     Ok(stored)
+}
+
+/// Reads how far the database has one stream.
+pub(super) async fn stream(tx: &mut Transaction, name: &str) -> Result<Marks, StoreError> {
+    let sql = "SELECT key, value FROM meta WHERE key LIKE '%:' || $1";
+    let meta: Vec<(String, i64)> = query(sql).bind(name).all(tx).await?;
+    let mut marks = Marks::default();
+    for (key, value) in meta {
+        // Not all that an underscore of the name is like is that name.
+        if let Some((what, of)) = key.split_once(':')
+            && of == name
+        {
+            mark(&mut marks, what, value);
+        }
+    }
+    Ok(marks)
+}
+
+fn mark(marks: &mut Marks, what: &str, value: i64) {
+    match what {
+        "stream" => marks.created = Some(value),
+        "position" => marks.position = number(value),
+        "floor" => marks.floor = number(value),
+        "tries" => marks.tries = number(value),
+        "restarts" => marks.restarts = number(value),
+        "gap" => marks.gap = number(value),
+        _ => {}
+    }
 }
 
 fn restore_containers(

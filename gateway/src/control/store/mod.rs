@@ -74,12 +74,31 @@ pub struct Stored {
     pub revision: u64,
     /// Whether a rebuild by replay has begun and not ended.
     pub rebuilding: bool,
-    /// The highest sequence handled, by stream; there may be gaps below it.
-    pub positions: BTreeMap<String, u64>,
-    /// Up to here it has all events, by stream.
-    pub floors: BTreeMap<String, u64>,
-    /// How often reading on from there was begun, by stream.
-    pub tries: BTreeMap<String, u64>,
+    /// How far it has each stream.
+    pub streams: Streams,
+}
+
+/// Streams by name.
+pub type Streams = BTreeMap<String, Marks>;
+
+/// How far a database has a stream's events, and what it lacks of them for good.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Marks {
+    /// When the stream was made that it knows by this name, Unix nanoseconds;
+    /// none: it knows none.
+    pub created: Option<i64>,
+    /// The highest sequence handled; there may be gaps below it.
+    pub position: u64,
+    /// Up to here it has all events.
+    pub floor: u64,
+    /// How often reading on from there was begun.
+    pub tries: u64,
+    /// How often the sequences started over. Whoever remembers another number
+    /// means another stream.
+    pub restarts: u64,
+    /// What the stream lost before it was read ended before this sequence; it
+    /// takes a snapshot to know it. 0: there is no such gap.
+    pub gap: u64,
 }
 
 /// One transaction.
@@ -107,8 +126,11 @@ pub struct Commit<'a> {
     pub tries: Option<(&'a str, u64)>,
     /// A stream, and when it was made (Unix nanoseconds).
     pub stream: Option<(&'a str, i64)>,
-    /// A stream whose sequences start over, position and floor with them.
-    pub restarted: Option<&'a str>,
+    /// A stream whose sequences start over, position and floor with them, and how
+    /// often they have then.
+    pub restarted: Option<(&'a str, u64)>,
+    /// A stream's [`Marks::gap`], if that changes.
+    pub gap: Option<(&'a str, u64)>,
     /// Whether this is the first commit.
     pub birth: bool,
     /// Whether a rebuild goes on, if that changes.
@@ -152,13 +174,12 @@ pub trait GatewayStore: Send + Sync + 'static {
         event_ids: &[&str],
     ) -> impl Future<Output = Result<Begun<Self::Turn>, StoreError>> + Send;
 
-    /// When the stream was made that the database knows by this name, Unix
-    /// nanoseconds; none: it knows none.
-    fn stream_created(
+    /// How far the database has the stream of this name.
+    fn stream(
         &self,
         turn: &mut Self::Turn,
         name: &str,
-    ) -> impl Future<Output = Result<Option<i64>, StoreError>> + Send;
+    ) -> impl Future<Output = Result<Marks, StoreError>> + Send;
 
     /// Writes it, whole or not at all; the position after it. After an error it
     /// is not known which: load again.

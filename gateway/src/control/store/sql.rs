@@ -10,7 +10,7 @@ use edd_store::{Database, DatabaseUrl, Rows, Schema, Transaction, query};
 use serde_json::json;
 
 use super::{
-    Ahead, Begun, Commit, Entry, GatewayStore, KEPT_MS, Past, StoreError, Stored, Then, int,
+    Ahead, Begun, Commit, Entry, GatewayStore, KEPT_MS, Marks, Past, StoreError, Stored, Then, int,
 };
 use super::{journal, load, ssh_keys, tickets, write};
 use crate::config::History;
@@ -161,13 +161,8 @@ impl GatewayStore for SqlStore {
         .await
     }
 
-    async fn stream_created(
-        &self,
-        turn: &mut Self::Turn,
-        name: &str,
-    ) -> Result<Option<i64>, StoreError> {
-        let created = query("SELECT value FROM meta WHERE key = $1").bind(format!("stream:{name}"));
-        bounded(TIMEOUT, created.optional_value(turn)).await
+    async fn stream(&self, turn: &mut Self::Turn, name: &str) -> Result<Marks, StoreError> {
+        within(TIMEOUT, load::stream(turn, name)).await
     }
 
     async fn commit(&self, mut turn: Self::Turn, commit: &Commit<'_>) -> Result<u64, StoreError> {

@@ -187,10 +187,14 @@ async fn meta(tx: &mut Transaction, commit: &Commit<'_>) -> Result<(), StoreErro
         .await?;
     }
     let mut values = BTreeMap::new();
-    if let Some(stream) = commit.restarted {
+    if let Some((stream, restarts)) = commit.restarted {
         for what in ["position", "floor", "tries"] {
             values.insert(format!("{what}:{stream}"), 0);
         }
+        values.insert(format!("restarts:{stream}"), int(restarts));
+    }
+    if let Some((stream, gap)) = commit.gap {
+        values.insert(format!("gap:{stream}"), int(gap));
     }
     if let Some((stream, tries)) = commit.tries {
         values.insert(format!("tries:{stream}"), int(tries));

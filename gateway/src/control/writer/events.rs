@@ -56,6 +56,10 @@ impl<S: GatewayStore> Writer<S> {
                 }
             });
         }
+        // A wider gap may have been found while this snapshot was on its way.
+        let fills = reached.is_some_and(|reached| {
+            reached.is_snapshot && self.gap > 0 && self.gap <= reached.floor.saturating_add(1)
+        });
         plan.cause = changed_by.cloned().unwrap_or_default();
         let commit = Commit {
             event_ids: handled.into_iter().collect(),
@@ -65,6 +69,7 @@ impl<S: GatewayStore> Writer<S> {
                 .into_iter()
                 .collect(),
             tries: reached.map(|reached| (reached.stream, reached.tries)),
+            gap: reached.filter(|_| fills).map(|reached| (reached.stream, 0)),
             outbox,
             journal,
             now_ms,
@@ -72,6 +77,9 @@ impl<S: GatewayStore> Writer<S> {
         };
         self.store_and_publish(turn, Some((next, effects)), plan, commit)
             .await?;
+        if fills {
+            self.see_gap(0);
+        }
         Ok(verdicts)
     }
 }

@@ -31,7 +31,7 @@ use super::last_good::now_ms;
 use super::plan::Plan;
 use super::reconcile::{Change, State};
 use super::status::{DatabaseStatus, StatusBoard};
-use super::store::{self, Commit, GatewayStore, KEPT_MS, StoreError, Stored};
+use super::store::{self, Commit, GatewayStore, KEPT_MS, Marks, StoreError, Stored};
 use crate::shared::Shared;
 
 /// How often an idle database is looked at.
@@ -127,9 +127,19 @@ pub enum Command<S> {
         created: i64,
         /// It ends before what was handled of it: not the same, whatever it says.
         is_shorter: bool,
-        /// True: it is not the one that the database knows. Its sequences start
-        /// over, and nothing of it is handled.
-        answer: oneshot::Sender<Result<bool, Unavailable>>,
+        /// How often its sequences had started over when that was handled.
+        restarts: u64,
+        /// How far the database has it. Sequences of another number of restarts
+        /// mean nothing; of another creation time, neither does what was found.
+        answer: oneshot::Sender<Result<Marks, Unavailable>>,
+    },
+    /// COMPUTE has lost what the database lacks: a snapshot is wanted that goes up
+    /// to the sequence before this one.
+    Gap {
+        /// The first that the stream still has.
+        first: u64,
+        /// It is remembered, until there was one.
+        answer: oneshot::Sender<Result<(), Unavailable>>,
     },
     /// The routes file says so.
     Routes(Vec<StaticRouteSpec>),
@@ -158,6 +168,8 @@ pub struct Reached {
     pub floor: u64,
     /// How often reading on from there was begun.
     pub tries: u64,
+    /// Also what the stream has lost: from a snapshot.
+    pub is_snapshot: bool,
 }
 
 /// Owns the state and the table.
@@ -179,6 +191,8 @@ pub struct Writer<S> {
     position: u64,
     /// The opening from which on the streams are consumed.
     round: u64,
+    /// COMPUTE's [`Marks::gap`].
+    gap: u64,
     /// Static routes in force that the database does not have yet.
     statics_unsaved: bool,
     board: StatusBoard,
@@ -212,6 +226,7 @@ impl<S: GatewayStore> Writer<S> {
             stored_revision: 0,
             position: 0,
             round: 0,
+            gap: 0,
             statics_unsaved: true,
             board,
             revision,
@@ -293,10 +308,15 @@ impl<S: GatewayStore> Writer<S> {
                 name,
                 created,
                 is_shorter,
+                restarts,
                 answer,
             } => {
-                let found = self.stream(name, created, is_shorter).await;
-                self.answer(answer, found);
+                let known = self.stream(name, created, is_shorter, restarts).await;
+                self.answer(answer, known);
+            }
+            Command::Gap { first, answer } => {
+                let remembered = self.remember_gap(first).await;
+                self.answer(answer, remembered);
             }
         }
     }

@@ -1,6 +1,7 @@
 //! A database is there, or has become whole: its content is the state.
 
 use edd_events::envelope::Cause;
+use edd_events::stream::COMPUTE;
 use tokio::time::Instant;
 
 use super::{OpenSession, Session, WriteError, Writer, announce};
@@ -28,6 +29,8 @@ impl<S: GatewayStore> Writer<S> {
         self.revision_min = self.revision_min.max(stored.revision);
         self.stored_revision = stored.revision;
         self.position = stored.position;
+        let compute = stored.streams.get(COMPUTE.name);
+        self.see_gap(compute.map_or(0, |marks| marks.gap));
         let starts_over = session.lost || stored.rebuilding || replaced;
         if starts_over {
             // The consumers start over. What is still on its way from them is of

@@ -31,6 +31,7 @@ impl<S: GatewayStore> Writer<S> {
             stream: COMPUTE.name,
             floor: sequence,
             tries: 0,
+            is_snapshot: true,
         };
         // What it says of some buckets only is no reason to believe all the rest.
         let reached = doubted.is_empty().then_some(reached);

@@ -45,6 +45,9 @@ impl<S: GatewayStore> Writer<S> {
 
     /// Step by step, so that what ended and began again has ended here too.
     fn take_over(&mut self, ahead: Ahead) -> Result<(), WriteError> {
+        if ahead.gap != self.gap {
+            self.see_gap(ahead.gap);
+        }
         if ahead.position == self.position && ahead.revision == self.stored_revision {
             return Ok(());
         }

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use edd_events::consumer::ACK_WAIT;
+use edd_events::stream::{COMPUTE, ensure};
 use edd_route::RouteTable;
 use edd_store::testing::Postgres;
 use rustix::process::Signal;
@@ -246,6 +247,56 @@ async fn one_that_is_cut_off_from_the_database_holds_nothing_up() {
             .iter()
             .all(|(subject, _)| !subject.ends_with(".dlq"))
     );
+}
+
+/// What one has found of a stream that was made anew holds for the other, whose sequences are
+/// those of the old one: it does not begin once more.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_made_anew_is_found_so_once() {
+    let bus = Bus::start().await;
+    let url = Postgres::shared().await.database().await.to_string();
+    let gateway = Gateway::start(on(&bus, &url)).await;
+    bus.container("c1", 1, "127.64.0.1", &[]).await;
+    for n in 0..20 {
+        bus.ssh("c1", n % 2 == 0).await;
+    }
+    bus.started("c1", "127.64.0.2", None).await;
+    gateway
+        .until("the last event", |table| runs_at(table, "c1", "127.64.0.2"))
+        .await;
+    eventually("ready", || async {
+        super::ready(gateway.admin).await.1 == "ready"
+    })
+    .await;
+    // It has read the database, and cannot look at the stream yet.
+    let mut way = Way::new(([127, 0, 0, 1], bus.server.port()).into()).await;
+    way.cut().await;
+    let late = Options::default()
+        .flag("--database-url", url.clone())
+        .flag("--nats-url", format!("nats://{}", way.at));
+    let late = Gateway::start(late).await;
+    late.until("the database", |table| runs_at(table, "c1", "127.64.0.2"))
+        .await;
+    bus.js.delete_stream("COMPUTE").await.expect("deleted");
+    ensure(&bus.js, &COMPUTE, 1).await.expect("made");
+    bus.stopped("c1").await;
+    bus.started("c1", "127.64.0.3", None).await;
+    gateway
+        .until("the new stream", |table| runs_at(table, "c1", "127.64.0.3"))
+        .await;
+    way.mend().await;
+    eventually("ready too", || async {
+        super::ready(late.admin).await.1 == "ready"
+    })
+    .await;
+    let stored = sqlx::PgPool::connect(&url).await.expect("connected");
+    let sequence: i64 = sqlx::query_scalar("SELECT run_sequence FROM containers WHERE id = 'c1'")
+        .fetch_one(&stored)
+        .await
+        .expect("a row");
+    assert_eq!(sequence, 2, "where it stands in the new stream");
+    late.stop().await;
+    gateway.stop().await;
 }
 
 /// A standby takes over that lacks the last transactions, of events that were acknowledged.

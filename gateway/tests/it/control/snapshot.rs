@@ -11,11 +11,12 @@ use edd_events::snapshot::{Pages, SNAPSHOT_REQUEST, no_such_snapshot};
 use edd_events::subject::{EntityId, Parsed, parse};
 use edd_proto::compute;
 use edd_route::UserId;
+use edd_store::testing::Postgres;
 use futures_util::StreamExt as _;
 use prost::Message as _;
 use tokio::task::JoinHandle;
 
-use super::runs_at;
+use super::{get, request, runs_at};
 use crate::support::{Bus, Gateway, Options, eventually};
 
 const FINGERPRINT: &str = "SHA256:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
@@ -259,6 +260,105 @@ async fn what_the_snapshot_does_not_tell_is_gone() {
         .await;
     assert!(runs_at(&gateway.table(), "kept", "127.64.0.1"));
     gateway.stop().await;
+}
+
+/// `/readyz`: status code, `status`, `snapshot`; and the metric.
+async fn wanted(gateway: &Gateway) -> (u16, String, String, bool) {
+    let (code, body) = get(gateway.admin, "/readyz").await;
+    let text = |key: &str| body[key].as_str().unwrap_or_default().to_owned();
+    let (_, metrics) = request(gateway.admin, "GET", "/metrics").await;
+    let is_wanted = metrics.contains("edd_gateway_snapshot_wanted 1\n");
+    (code, text("status"), text("snapshot"), is_wanted)
+}
+
+async fn until_wanted(gateway: &Gateway, is_wanted: bool) {
+    let expected = match is_wanted {
+        true => (200, "degraded".into(), "wanted".into(), true),
+        false => (200, "ready".into(), "ok".into(), false),
+    };
+    eventually("the status", || async { wanted(gateway).await == expected }).await;
+}
+
+/// What the stream has lost is wanted until compute has told it, also by a process that finds no
+/// gap because the one before it has gone on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gap_outlives_the_process_that_found_it() {
+    let bus = Bus::start().await;
+    bus.container("c1", 7, "127.64.0.1", &[]).await;
+    forget(&bus).await;
+    let mut folder = None;
+    for round in 0..2 {
+        let options = Options {
+            folder: folder.take(),
+            ..Options::default().bus(&bus)
+        };
+        let gateway = Gateway::start(options).await;
+        bus.container("c2", 7, &format!("127.64.0.{}", 2 + round), &[])
+            .await;
+        gateway
+            .until("the events", |table| {
+                runs_at(table, "c2", &format!("127.64.0.{}", 2 + round))
+            })
+            .await;
+        until_wanted(&gateway, true).await;
+        folder = Some(Arc::clone(&gateway.folder));
+        gateway.stop().await;
+    }
+    let mut facts = container("c1", 9, "127.64.0.1", &[]);
+    facts.extend(container("c2", 9, "127.64.0.3", &[]));
+    let compute = Compute::start(&bus, facts, None).await;
+    for is_asked in [true, false] {
+        compute.asked.store(false, Ordering::Relaxed);
+        let options = Options {
+            folder: folder.take(),
+            ..Options::default().bus(&bus)
+        };
+        let gateway = Gateway::start(options).await;
+        gateway
+            .until("the snapshot", |table| runs_at(table, "c1", "127.64.0.1"))
+            .await;
+        until_wanted(&gateway, false).await;
+        assert_eq!(compute.asked.load(Ordering::Relaxed), is_asked);
+        folder = Some(Arc::clone(&gateway.folder));
+        gateway.stop().await;
+    }
+}
+
+/// One that has the database in common with the finder asks in its place.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gap_that_one_gateway_found_is_filled_by_another() {
+    let bus = Bus::start().await;
+    let url = Postgres::shared().await.database().await.to_string();
+    let on = || {
+        Options::default()
+            .bus(&bus)
+            .flag("--database-url", url.clone())
+    };
+    let other = Gateway::start(on()).await;
+    bus.container("c1", 7, "127.64.0.1", &[]).await;
+    other
+        .until("c1", |table| runs_at(table, "c1", "127.64.0.1"))
+        .await;
+    until_wanted(&other, false).await;
+    // As if the database had been put back to before all that, and the stream had expired.
+    let stored = sqlx::PgPool::connect(&url).await.expect("connected");
+    sqlx::query("UPDATE meta SET value = 0 WHERE key = 'floor:COMPUTE'")
+        .execute(&stored)
+        .await
+        .expect("set back");
+    forget(&bus).await;
+    let finder = Gateway::start(on()).await;
+    for gateway in [&finder, &other] {
+        until_wanted(gateway, true).await;
+    }
+    finder.stop().await;
+    let facts = container("c1", 9, "127.64.0.9", &[]);
+    let _compute = Compute::start(&bus, facts, None).await;
+    other
+        .until("the snapshot", |table| runs_at(table, "c1", "127.64.0.9"))
+        .await;
+    until_wanted(&other, false).await;
+    other.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
