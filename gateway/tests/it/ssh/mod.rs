@@ -9,6 +9,7 @@ mod flow;
 mod forward;
 mod identity;
 mod login;
+mod others;
 mod records;
 pub(crate) mod rig;
 mod security_keys;
