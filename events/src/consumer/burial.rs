@@ -10,7 +10,8 @@ use tracing::{error, warn};
 use super::{
     Consumer, DELIVERIES_MAX, Handler,
     acks::{acknowledge, grace, hold, keep},
-    session::{Interrupted, Session, UNAVAILABLE_FIRST, UNAVAILABLE_MAX},
+    session::Session,
+    work::{Interrupted, UNAVAILABLE_FIRST, UNAVAILABLE_MAX},
 };
 use crate::{
     backoff::Backoff,

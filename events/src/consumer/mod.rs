@@ -17,8 +17,10 @@ mod bind;
 mod bound;
 mod breaker;
 mod burial;
+mod catch_up;
 mod kept;
 mod session;
+mod work;
 
 use std::{future::Future, sync::Arc, time::Duration};
 
@@ -38,6 +40,7 @@ use crate::{
 pub use bound::{Bound, Stretch};
 use breaker::Breaker;
 pub use breaker::BreakerState;
+pub use catch_up::CatchUp;
 pub use kept::LastDeliveries;
 use session::{End, Session};
 
@@ -210,9 +213,10 @@ impl Consumer {
     }
 
     /// Turns true once everything that was in the stream when the consumer
-    /// bound to it has been handled, and what was delivered before is
-    /// acknowledged, or in effect as [`Handler::bound`] says. Turns false when the binding is lost (NATS disconnected,
-    /// stream or consumer removed), until that is so again.
+    /// bound to it has been handled, here or by others of its durable consumer's
+    /// name, and what was delivered before is acknowledged, or in effect as
+    /// [`Handler::bound`] says. Turns false when the binding is lost (NATS
+    /// disconnected, stream or consumer removed), until that is so again.
     #[must_use]
     pub fn caught_up(&self) -> watch::Receiver<bool> {
         self.caught_up.subscribe()

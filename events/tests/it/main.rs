@@ -1,6 +1,7 @@
 //! The event library against a real nats-server.
 
 mod bound;
+mod caught_up;
 mod conformance;
 mod consuming;
 mod dead_letters;

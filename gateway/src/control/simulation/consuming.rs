@@ -5,10 +5,11 @@ use std::collections::BTreeSet;
 use std::sync::MutexGuard;
 use std::time::Duration;
 
-use edd_events::consumer::{Unavailable, Verdict};
+use edd_events::consumer::{CatchUp, Unavailable, Verdict};
 use edd_events::envelope::Cause;
 use edd_route::Origin;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
 
 use super::opening::Opening;
 use super::process::{Opened, Process};
@@ -24,6 +25,9 @@ const BATCH_MAX: usize = 8;
 
 /// A database that others share may be away for so long before they get the events.
 const HAND_BACK_AFTER: Duration = Duration::from_secs(2);
+
+/// How often to look how far the durable consumer is, until all is in effect.
+const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 
 type Commands = mpsc::Sender<Command<Opening>>;
 
@@ -146,11 +150,13 @@ impl Process {
         commands: &Commands,
     ) {
         let others = self.world.gateways() > 1;
+        let mut catch_up = CatchUp::default();
         loop {
             self.world.nats(self.seat).await;
             self.world.bind(stream);
             let making = self.world.making(stream);
             let found = self.world.found(stream);
+            let (state, of) = self.world.states(stream);
             self.world.point(self.seat).await;
             let mut reader = Reading {
                 process: self,
@@ -166,32 +172,54 @@ impl Process {
                 self.world.pause(5_000).await;
                 continue;
             }
-            let mut seen_all = false;
+            catch_up.bind(&state, &of, true, false);
+            let mut look_at = Instant::now();
             loop {
+                if !through.replace(catch_up.is_done()) && through.get() {
+                    let all = 1..=of.last_sequence;
+                    super::model::are_durable(&self.world, (stream, making), all);
+                }
                 if others {
                     // Whoever is first.
                     self.world.pause(5).await;
                 }
                 let max =
                     1 + usize::try_from(self.shared.table().revision).unwrap_or(0) % BATCH_MAX;
+                let before = self.world.found(stream).delivered;
                 let Some(batch) = self.world.fetch(self.seat, (stream, making), max) else {
                     break;
                 };
                 if batch.is_empty() {
-                    seen_all |= self.world.is_delivered(stream);
-                    through.set(seen_all);
+                    if !catch_up.is_done() && Instant::now() >= look_at {
+                        let (state, _) = self.world.states(stream);
+                        self.world.point(self.seat).await;
+                        catch_up.look(&state);
+                        look_at = Instant::now() + LOOK_INTERVAL;
+                        continue;
+                    }
                     let news = self.world.news.notified();
-                    let _ = tokio::time::timeout(Duration::from_millis(500), news).await;
+                    let _ = tokio::time::timeout(LOOK_INTERVAL, news).await;
                     continue;
                 }
+                let (state, _) = self.world.states(stream);
                 let delivered = batch
                     .iter()
                     .map(|(sequence, _)| (stream, making, *sequence));
                 self.held().extend(delivered);
                 self.world.point(self.seat).await;
                 self.work((stream, making), &batch, commands).await;
+                for (sequence, _) in &batch {
+                    let deliveries = 1 + u64::from(*sequence <= before);
+                    catch_up.handled(*sequence, deliveries, state.pending);
+                }
+                look_at = match catch_up.is_near() {
+                    true => Instant::now(),
+                    false => Instant::now() + LOOK_INTERVAL,
+                };
             }
-            through.set(false);
+            if through.replace(false) {
+                catch_up.begin_again();
+            }
         }
     }
 

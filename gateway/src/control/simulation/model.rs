@@ -1,6 +1,7 @@
 //! What must be so, found without the code that is judged.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use edd_events::envelope::{CAUSATION_ID, Cause};
@@ -251,6 +252,26 @@ pub(super) fn is_durable(world: &World, message: &Message) {
     if !inner.was_behind {
         let known = inner.rows.inbox.contains(&message.event_id);
         assert!(known, "acknowledged before it is stored: {message:?}");
+    }
+}
+
+/// What somebody says to be caught up with is in the database, whoever was given it.
+pub(super) fn are_durable(world: &World, of: (usize, u32), all: RangeInclusive<u64>) {
+    let inner = world.lock();
+    // Else it may have been lost in between, or left to the durable consumer.
+    if inner.was_behind || inner.counts.left_out > 0 {
+        return;
+    }
+    let logged = inner.all.iter().filter(|logged| {
+        let (making, sequence) = logged.position;
+        (logged.stream, making) == of && all.contains(&sequence)
+    });
+    for Logged { message, .. } in logged {
+        let known = inner.rows.inbox.contains(&message.event_id);
+        assert!(
+            known || message.what.is_none(),
+            "caught up without {message:?}"
+        );
     }
 }
 

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use edd_events::bus::{ConsumerState, StreamState};
 use tokio::time::Instant;
 
 use super::random::Random;
@@ -149,10 +150,23 @@ impl World {
         (of.making == making).then(|| sequences.filter_map(found).collect())
     }
 
-    /// Whether everything in the stream was delivered.
-    pub(super) fn is_delivered(&self, stream: usize) -> bool {
+    /// What the server says of both.
+    pub(super) fn states(&self, stream: usize) -> (ConsumerState, StreamState) {
         let found = self.found(stream);
-        found.delivered == found.last
+        let inner = self.lock();
+        let consumer = inner.streams[stream].consumer.as_ref();
+        let of_consumer = ConsumerState {
+            pending: found.last - found.delivered,
+            ack_pending: consumer.map_or(0, |consumer| consumer.pending.len() as u64),
+            ack_floor: found.acknowledged,
+            delivered: found.delivered,
+        };
+        let of_stream = StreamState {
+            created: found.created,
+            first_sequence: 1,
+            last_sequence: found.last,
+        };
+        (of_consumer, of_stream)
     }
 
     pub(super) fn making(&self, stream: usize) -> u32 {

@@ -13,6 +13,7 @@ mod route_events;
 mod routes_reload;
 mod signatures;
 mod snapshot;
+mod starts;
 mod store;
 
 use std::net::SocketAddr;

@@ -17,7 +17,7 @@ use crate::support::daemon::Daemon;
 use crate::support::{Bus, Gateway, Options, eventually, free_port};
 
 /// A gateway on this database.
-fn on(bus: &Bus, url: &str) -> Options {
+pub(super) fn on(bus: &Bus, url: &str) -> Options {
     Options::default()
         .bus(bus)
         .flag("--database-url", url.to_owned())
@@ -164,14 +164,14 @@ async fn what_ends_and_begins_again_at_one_has_ended_at_the_others() {
 }
 
 /// The way to a database, which can be cut.
-struct Way {
+pub(super) struct Way {
     to: SocketAddr,
-    at: SocketAddr,
+    pub(super) at: SocketAddr,
     relay: JoinHandle<()>,
 }
 
 impl Way {
-    async fn new(to: SocketAddr) -> Self {
+    pub(super) async fn new(to: SocketAddr) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let at = listener.local_addr().expect("its number");
         let relay = tokio::spawn(relay(listener, to));
@@ -179,12 +179,12 @@ impl Way {
     }
 
     /// What runs over it breaks off, and nothing new is taken.
-    async fn cut(&mut self) {
+    pub(super) async fn cut(&mut self) {
         self.relay.abort();
         let _ = (&mut self.relay).await;
     }
 
-    async fn mend(&mut self) {
+    pub(super) async fn mend(&mut self) {
         let listener = TcpListener::bind(self.at).await.expect("the same port");
         self.relay = tokio::spawn(relay(listener, self.to));
     }
