@@ -41,6 +41,7 @@ struct Admin {
     shared: Arc<Shared>,
     status: watch::Receiver<Status>,
     revision: watch::Receiver<u64>,
+    common_revision: watch::Receiver<u64>,
     letters: watch::Receiver<Option<Letters>>,
     history: watch::Receiver<Option<SqlStore>>,
 }
@@ -51,6 +52,7 @@ pub fn router(shared: Arc<Shared>, control: &Face, registry: Arc<Registry>) -> R
         shared,
         status: control.status(),
         revision: control.revision(),
+        common_revision: control.common_revision(),
         letters: control.letters(),
         history: control.history(),
     };
@@ -218,16 +220,27 @@ async fn wait(
         run.is_some_and(|run| wait.address.is_none_or(|address| run.address == address))
             && ports.iter().all(|port| container.rule(*port).is_some())
     };
-    // The table is in force before its revision is told.
-    let reached = admin
-        .revision
-        .wait_for(|now| wait.revision.is_none_or(|wanted| *now >= wanted) && routable());
-    let reached = tokio::time::timeout(timeout.min(WAIT_MAX), reached).await;
-    let code = match reached {
-        Ok(Ok(_)) => StatusCode::OK,
-        _ => StatusCode::GATEWAY_TIMEOUT,
+    let reached = async {
+        loop {
+            // The table is in force before its revision is told.
+            admin.revision.borrow_and_update();
+            let common = *admin.common_revision.borrow_and_update();
+            if wait.revision.is_none_or(|wanted| common >= wanted) && routable() {
+                return;
+            }
+            tokio::select! {
+                Ok(()) = admin.revision.changed() => {}
+                Ok(()) = admin.common_revision.changed() => {}
+                // It ends.
+                else => std::future::pending().await,
+            }
+        }
     };
-    let revision = admin.shared.table().revision;
+    let code = match tokio::time::timeout(timeout.min(WAIT_MAX), reached).await {
+        Ok(()) => StatusCode::OK,
+        Err(_) => StatusCode::GATEWAY_TIMEOUT,
+    };
+    let revision = shared.table().revision;
     Ok((code, Json(Revision { revision })).into_response())
 }
 

@@ -24,7 +24,12 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 type Stamp = Option<(u64, u64, SystemTime)>;
 
 /// Follows the file until `shutdown`.
-pub async fn run(shared: Arc<Shared>, revision: watch::Sender<u64>, shutdown: CancellationToken) {
+pub async fn run(
+    shared: Arc<Shared>,
+    revision: watch::Sender<u64>,
+    common: watch::Sender<u64>,
+    shutdown: CancellationToken,
+) {
     let mut writer = TableWriter::new(RouteTable::clone(&shared.table()));
     let mut seen = stamp(&shared);
     loop {
@@ -42,6 +47,10 @@ pub async fn run(shared: Arc<Shared>, revision: watch::Sender<u64>, shutdown: Ca
             Ok(Ok(Some(snapshot))) => {
                 seen = now;
                 take(&shared, &mut writer, snapshot, &revision);
+                // With others on the database the file does not tell whether they know it.
+                if shared.config.database_url.path().is_some() {
+                    common.send_replace(*revision.borrow());
+                }
             }
             Ok(Ok(None)) => seen = now,
             // Replaced whole, so what is broken stays so until the next writing.

@@ -64,6 +64,8 @@ type Reload = oneshot::Sender<()>;
 pub struct Face {
     board: StatusBoard,
     revision: watch::Sender<u64>,
+    /// Of all gateways on the database, what the table in force has.
+    common: watch::Sender<u64>,
     letters: watch::Sender<Option<Letters>>,
     /// Who is asked about the past; none while no database is open.
     history: watch::Sender<Option<SqlStore>>,
@@ -72,9 +74,15 @@ pub struct Face {
 impl Face {
     /// The face of a control path that has yet to start.
     pub fn new(shared: &Shared) -> Self {
+        let revision = shared.table().revision;
         Self {
             board: StatusBoard::new(shared.config.nats.is_some()),
-            revision: watch::Sender::new(shared.table().revision),
+            revision: watch::Sender::new(revision),
+            // The number of a last good table may be nobody else's.
+            common: watch::Sender::new(match shared.config.database_url.path() {
+                Some(_) => revision,
+                None => 0,
+            }),
             letters: watch::Sender::new(None),
             history: watch::Sender::new(None),
         }
@@ -95,6 +103,13 @@ impl Face {
         self.revision.subscribe()
     }
 
+    /// Follows up to which revision the table in force has all that it has at any
+    /// gateway on the database. The revision in force may be higher: a table that
+    /// the database does not know, because it is away, has a number of its own.
+    pub fn common_revision(&self) -> watch::Receiver<u64> {
+        self.common.subscribe()
+    }
+
     /// Who is asked about the past.
     pub fn history(&self) -> watch::Receiver<Option<SqlStore>> {
         self.history.subscribe()
@@ -102,7 +117,7 @@ impl Face {
 
     /// Follows the last good table, which a successor writes, until `shutdown`.
     pub async fn follow(self, shared: Arc<Shared>, shutdown: CancellationToken) {
-        follow::run(shared, self.revision, shutdown).await;
+        follow::run(shared, self.revision, self.common, shutdown).await;
     }
 }
 
@@ -146,6 +161,7 @@ pub async fn start(inputs: Inputs) -> anyhow::Result<Control> {
             Face {
                 board,
                 revision,
+                common,
                 letters,
                 history,
             },
@@ -183,6 +199,7 @@ pub async fn start(inputs: Inputs) -> anyhow::Result<Control> {
         boot.last_good_revision,
         board.clone(),
         revision.clone(),
+        common,
     );
     control
         .last_tasks

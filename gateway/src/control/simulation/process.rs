@@ -159,6 +159,7 @@ impl Process {
             last_good_revision,
             board.clone(),
             revision.clone(),
+            watch::Sender::new(0),
         );
         world.lock().seats[seat].shared = Some(Arc::clone(&shared));
         Self {

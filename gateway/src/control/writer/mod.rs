@@ -197,6 +197,8 @@ pub struct Writer<S> {
     statics_unsaved: bool,
     board: StatusBoard,
     revision: watch::Sender<u64>,
+    /// Of the database's revisions, what the table in force has.
+    common: watch::Sender<u64>,
 }
 
 struct OpenSession<S> {
@@ -214,6 +216,7 @@ impl<S: GatewayStore> Writer<S> {
         last_good_revision: u64,
         board: StatusBoard,
         revision: watch::Sender<u64>,
+        common: watch::Sender<u64>,
     ) -> Self {
         Self {
             shared,
@@ -230,6 +233,7 @@ impl<S: GatewayStore> Writer<S> {
             statics_unsaved: true,
             board,
             revision,
+            common,
         }
     }
 

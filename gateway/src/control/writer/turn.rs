@@ -77,6 +77,7 @@ impl<S: GatewayStore> Writer<S> {
             self.table.advance();
         }
         self.publish(ahead.revision);
+        self.tell_common();
         Ok(())
     }
 
@@ -136,6 +137,7 @@ impl<S: GatewayStore> Writer<S> {
             self.state = state;
         }
         self.put_in_force(plan, revision);
+        self.tell_common();
         Ok(())
     }
 
@@ -157,6 +159,24 @@ impl<S: GatewayStore> Writer<S> {
             self.shared.swap(published);
             self.revision_min = revision;
             self.revision.send_replace(revision);
+            if !self.has_others() {
+                self.common.send_replace(revision);
+            }
         }
+    }
+
+    /// The table in force has all that the database has. What is put in force without
+    /// it has a number that may mean something else to another gateway.
+    fn tell_common(&self) {
+        if !self.withheld && self.has_others() {
+            self.common.send_if_modified(|common| {
+                std::mem::replace(common, self.stored_revision) != self.stored_revision
+            });
+        }
+    }
+
+    /// Whether other gateways may have the same database.
+    fn has_others(&self) -> bool {
+        self.shared.config.database_url.path().is_none()
     }
 }

@@ -15,6 +15,7 @@ mod signatures;
 mod snapshot;
 mod starts;
 mod store;
+mod waiting;
 
 use std::net::SocketAddr;
 

@@ -1,0 +1,76 @@
+//! `/api/v1/wait` for a revision means what all gateways on the database mean by it.
+
+use edd_store::testing::Postgres;
+
+use super::replicas::{Way, on};
+use super::{get, ready, runs_at};
+use crate::support::{Bus, Gateway, eventually, replace_file};
+
+/// While the database is away from one gateway its routes file changes: the table that is in
+/// force then has a number that at the other one is that of an event.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_the_database_does_not_know_is_not_what_is_waited_for() {
+    let bus = Bus::start().await;
+    let url = Postgres::shared().await.database().await.to_string();
+    let (server, name) = url
+        .strip_prefix("postgres://edd@")
+        .and_then(|rest| rest.split_once('/'))
+        .expect("a URL");
+    let mut way = Way::new(server.parse().expect("an address")).await;
+    let over_it = format!("postgres://edd@{}/{name}", way.at);
+    let whole = Gateway::start(on(&bus, &url)).await;
+    let cut_off = Gateway::start(on(&bus, &over_it)).await;
+    for gateway in [&whole, &cut_off] {
+        eventually("ready", || async {
+            ready(gateway.admin).await.1 == "ready"
+        })
+        .await;
+    }
+    bus.container("c0", 1, "127.64.0.1", &[]).await;
+    for gateway in [&whole, &cut_off] {
+        let c0 = "/api/v1/wait?container=c0&address=127.64.0.1&timeout=10s";
+        assert_eq!(get(gateway.admin, c0).await.0, 200);
+    }
+    let before = whole.table().revision;
+    cut_off
+        .until("the same", |table| table.revision >= before)
+        .await;
+
+    way.cut().await;
+    eventually("it knows", || async {
+        ready(cut_off.admin).await.3 == "unavailable"
+    })
+    .await;
+    // Its own numbers run ahead of the other's.
+    for n in 0..20 {
+        let host = format!("h{n}.localhost");
+        let routes = format!("routes:\n- host: {host}\n  target: 127.0.0.1:9\n");
+        replace_file(&cut_off.path("routes.yaml"), &routes);
+        let in_force = format!("{host} in force");
+        let has = |table: &edd_route::RouteTable| table.static_specs().any(|s| s.host == host);
+        cut_off.until(&in_force, has).await;
+    }
+    bus.container("c1", 1, "127.64.0.2", &[]).await;
+    let c1 = "/api/v1/wait?container=c1&address=127.64.0.2&timeout=20s";
+    let (code, answer) = get(whole.admin, c1).await;
+    assert_eq!(code, 200, "{answer}");
+    let revision = answer["revision"].as_u64().expect("a number");
+    assert!(revision > before);
+    assert!(
+        cut_off.table().revision >= revision,
+        "{} of its own",
+        cut_off.table().revision
+    );
+    let wait = |timeout| format!("/api/v1/wait?revision={revision}&timeout={timeout}");
+    let (code, answer) = get(cut_off.admin, &wait("100ms")).await;
+    assert_eq!(code, 504, "c1 is not there yet: {answer}");
+    let of_before = format!("/api/v1/wait?revision={before}&timeout=1s");
+    assert_eq!(get(cut_off.admin, &of_before).await.0, 200);
+
+    way.mend().await;
+    let (code, answer) = get(cut_off.admin, &wait("20s")).await;
+    assert_eq!(code, 200, "{answer}");
+    assert!(runs_at(&cut_off.table(), "c1", "127.64.0.2"));
+    whole.stop().await;
+    cut_off.stop().await;
+}
