@@ -39,7 +39,7 @@ pub(super) struct Rate {
 }
 
 /// A change that was published.
-struct Change {
+pub(super) struct Change {
     due: Instant,
     id: String,
     /// What a request to it is answered from then on.
@@ -70,7 +70,7 @@ pub(super) async fn effect(site: &Site, containers: u32, rate: &Rate) -> Result<
 }
 
 /// Publishes each change when it is due; the rate that was held.
-async fn publish(
+pub(super) async fn publish(
     publisher: &Publisher,
     containers: u32,
     rate: &Rate,

@@ -4,7 +4,8 @@
 //! is empty, the gateway starts; the time until all of them are in force, on SQLite and on
 //! PostgreSQL. Effect: so many changes a second arrive, whether or not the gateway keeps up
 //! (open loop); each is timed from the moment it was due until a request is answered as it wants.
-//! Replicas: of several gateways on one PostgreSQL, how long after the first the last has a change.
+//! Replicas: of several gateways on one PostgreSQL that start at once, how long after the first the
+//! last has a change, one at a time and under so many other changes a second.
 //! Latency: paced requests to one container while nothing changes, and under the same changes.
 
 mod changes;
@@ -36,7 +37,7 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 500)]
     per_second: u32,
     /// Gateways on one PostgreSQL whose swaps are compared; below two: none
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 3)]
     replicas: u32,
     /// How long changes arrive
     #[arg(long, default_value_t = 20)]
@@ -49,7 +50,7 @@ pub(crate) struct Args {
     guest: SocketAddr,
 }
 
-/// Containers, and changes of them, that several gateways follow.
+/// Containers that several gateways have.
 const REPLICATED: u32 = 400;
 
 /// Runs all of them, prints the figures.
@@ -69,7 +70,11 @@ pub(crate) async fn run(args: Args) -> Result<()> {
     }
     if args.replicas > 1 {
         let (gateway, guest) = (args.gateway.clone(), args.guest);
-        replicas::measure(gateway, guest, args.replicas, REPLICATED, REPLICATED).await?;
+        let rate = changes::Rate {
+            per_second: args.per_second,
+            seconds: args.seconds,
+        };
+        replicas::measure(gateway, guest, args.replicas, REPLICATED, &rate).await?;
     }
     println!(
         "machine's noise (lateness of a 1 ms sleep)           {}",
