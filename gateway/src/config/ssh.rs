@@ -30,6 +30,14 @@ pub struct SshArgs {
         value_name = "N"
     )]
     pub ssh_max_startups_per_ip: String,
+    /// What may wait in all SSH connections together, in MiB
+    #[arg(
+        long,
+        env = "EDD_GATEWAY_SSH_BUFFER_LIMIT",
+        default_value = "1024",
+        value_name = "MIB"
+    )]
+    pub ssh_buffer_limit: String,
     /// Only key exchanges that a quantum computer does not break: shuts out many clients
     #[arg(
         long,
@@ -82,6 +90,8 @@ pub struct SshConfig {
     pub startups: Startups,
     /// How many of one address.
     pub startups_per_address: usize,
+    /// What may wait in all connections together, in bytes.
+    pub buffer_bytes_max: u64,
     /// Whether only post-quantum key exchanges are offered to clients.
     pub post_quantum_only: bool,
     /// Whether there is an RSA host key, too.
@@ -116,6 +126,8 @@ impl SshArgs {
             "--ssh-max-startups-per-ip",
             parse_number(&self.ssh_max_startups_per_ip, 1, usize::MAX),
         );
+        let buffer = parse_number(&self.ssh_buffer_limit, BUFFER_MIN, MEGABYTES_MAX);
+        let buffer = p.check("--ssh-buffer-limit", buffer);
         let keys_in_database = match self.ssh_keys.as_str() {
             "" => Some(database.is_some_and(|url| url.path().is_none())),
             "database" => Some(true),
@@ -147,7 +159,7 @@ impl SshArgs {
             (Some(folder), false) => megabytes.map(|megabytes| Recordings {
                 folder,
                 containers,
-                bytes_max: u64::try_from(megabytes).unwrap_or(u64::MAX) << 20,
+                bytes_max: mebibytes(megabytes),
             }),
             (None, false) => {
                 p.push("--ssh-record", "needs --ssh-recordings, a folder");
@@ -161,6 +173,7 @@ impl SshArgs {
         Some(SshConfig {
             startups: startups?,
             startups_per_address: per_address?,
+            buffer_bytes_max: mebibytes(buffer?),
             post_quantum_only: self.ssh_post_quantum_only,
             host_rsa: self.ssh_host_rsa,
             keys_in_database: keys_in_database?,
@@ -169,7 +182,14 @@ impl SshArgs {
     }
 }
 
-/// A recording of a terabyte is nobody's wish.
+/// Two channels' windows fit into it a few times.
+const BUFFER_MIN: usize = 16;
+
+fn mebibytes(count: usize) -> u64 {
+    u64::try_from(count).unwrap_or(u64::MAX >> 20) << 20
+}
+
+/// A terabyte is nobody's wish.
 const MEGABYTES_MAX: usize = 1 << 20;
 
 /// `START:RATE:FULL`, or `FULL` alone.

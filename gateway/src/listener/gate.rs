@@ -178,6 +178,11 @@ impl Gate {
         self.0.upstreams.load(Ordering::Relaxed)
     }
 
+    /// How many more connections to upstreams there may be.
+    pub fn free_upstreams(&self) -> usize {
+        self.0.max_upstreams.saturating_sub(self.upstreams())
+    }
+
     /// Client connections that are open.
     pub fn open(&self) -> usize {
         self.0.open.load(Ordering::Relaxed)

@@ -14,9 +14,10 @@ use bytes::Bytes;
 use russh::{ChannelOpenFailure, Sig};
 use tokio::time::Instant;
 
-use super::flow::{Excess, Request};
 use super::handler::Login;
 use super::recording::{Recorder, Recording, Subject};
+use super::request::Request;
+use super::uplink::Excess;
 use crate::telemetry::access::SshChannelRecord;
 use crate::telemetry::{Metrics, SshBytes};
 

@@ -20,10 +20,11 @@ use tracing::{debug, error, info};
 
 use super::Inner;
 use super::audit::Audit;
-use super::flow::{Flow, Uplink};
+use super::flow::Flow;
 use super::handler::{CHANNELS_MAX, ClientHandler, Login, Refused};
 use super::inbound::INBOUND_MAX;
 use super::lobby::{Stage, Ticket};
+use super::uplink::Uplink;
 use super::warm::Warm;
 use super::wire::Wire;
 use crate::telemetry::access::SshRecord;
@@ -109,6 +110,7 @@ pub(crate) async fn run(
     ticket: Ticket,
 ) {
     let _ = stream.set_nodelay(true);
+    inner.limits.keepalive.apply_to(&stream);
     let begin = Instant::now();
     let flow: Arc<Flow> = Arc::default();
     let cut = CancellationToken::new();

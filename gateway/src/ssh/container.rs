@@ -7,10 +7,10 @@
 use std::sync::Arc;
 
 use edd_route::ContainerId;
-use russh::Channel;
 use russh::client::{self, ChannelOpenHandle, Msg, Session};
 use russh::keys::PublicKeyOrCertificate;
 use russh::keys::ssh_key::public::KeyData;
+use russh::{Channel, ChannelId};
 use tokio_util::sync::DropGuard;
 use tracing::debug;
 
@@ -66,6 +66,40 @@ impl client::Handler for ContainerHandler {
                 Ok(true)
             }
         }
+    }
+
+    async fn channel_open_confirmation(
+        &mut self,
+        id: ChannelId,
+        _max_packet_size: u32,
+        _window_size: u32,
+        _session: &mut Session,
+    ) -> Result<(), DialError> {
+        self.grants.backlog.own.opened(id.number());
+        Ok(())
+    }
+
+    async fn data(
+        &mut self,
+        channel: ChannelId,
+        data: &[u8],
+        _session: &mut Session,
+    ) -> Result<(), DialError> {
+        let own = &self.grants.backlog.own;
+        own.arrived(channel.number(), data.len());
+        Ok(())
+    }
+
+    async fn extended_data(
+        &mut self,
+        channel: ChannelId,
+        _code: u32,
+        data: &[u8],
+        _session: &mut Session,
+    ) -> Result<(), DialError> {
+        let own = &self.grants.backlog.own;
+        own.arrived(channel.number(), data.len());
+        Ok(())
     }
 
     // russh accepts what is asked here by default.

@@ -19,7 +19,9 @@ use futures_util::task::AtomicWaker;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use super::budget::Holding;
 use super::flow::Flow;
+use super::own::Own;
 
 /// A channel with more than this waiting is over…
 const SOFT: usize = 1 << 20;
@@ -47,6 +49,10 @@ pub(crate) struct Backlog {
     moved: Mutex<Option<Instant>>,
     /// The reader of the connection's socket.
     reader: AtomicWaker,
+    /// How often something came from the socket.
+    reads: AtomicU64,
+    /// What the channel holds that the connection was made for.
+    pub(crate) own: Own,
 }
 
 impl Backlog {
@@ -55,6 +61,16 @@ impl Backlog {
         let moved = || *self.moved();
         self.over.load(Ordering::Relaxed) > 0
             && moved().is_some_and(|moved| moved.elapsed() < PATIENCE)
+    }
+
+    /// Something came from the socket.
+    pub(crate) fn read(&self) {
+        self.reads.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How often something came from the socket.
+    pub(crate) fn reads(&self) -> u64 {
+        self.reads.load(Ordering::Relaxed)
     }
 
     fn moved(&self) -> MutexGuard<'_, Option<Instant>> {
@@ -93,6 +109,7 @@ pub(crate) struct Overflow;
 pub(crate) struct Downlink<End> {
     backlog: Arc<Backlog>,
     flow: Arc<Flow>,
+    holding: Option<Arc<Holding>>,
     /// Short sections, one task only; a mutex since the task may move between threads.
     queue: Mutex<Queue<End>>,
     ready: Notify,
@@ -107,11 +124,16 @@ struct Queue<End> {
 }
 
 impl<End> Downlink<End> {
-    /// An empty one, counted in both.
-    pub(crate) fn new(backlog: Arc<Backlog>, flow: Arc<Flow>) -> Self {
+    /// An empty one, counted in all of them.
+    pub(crate) fn new(
+        backlog: Arc<Backlog>,
+        flow: Arc<Flow>,
+        holding: Option<Arc<Holding>>,
+    ) -> Self {
         Self {
             backlog,
             flow,
+            holding,
             queue: Mutex::new(Queue {
                 pieces: VecDeque::new(),
                 held: 0,
@@ -126,6 +148,9 @@ impl<End> Downlink<End> {
         let cost = cost(&piece);
         if !self.flow.hold(cost) {
             return Err(Overflow);
+        }
+        if let Some(holding) = &self.holding {
+            holding.add(cost);
         }
         let mut queue = self.lock();
         queue.held += cost;
@@ -156,6 +181,9 @@ impl<End> Downlink<End> {
     pub(crate) fn taken(&self, bytes: usize) {
         let cost = bytes + PIECE;
         self.flow.release(cost);
+        if let Some(holding) = &self.holding {
+            holding.sub(cost);
+        }
         let mut queue = self.lock();
         queue.held = queue.held.saturating_sub(cost);
         if queue.over {
@@ -183,6 +211,9 @@ impl<End> Drop for Downlink<End> {
             self.backlog.over.fetch_sub(1, Ordering::Relaxed);
         }
         self.flow.release(queue.held);
+        if let Some(holding) = &self.holding {
+            holding.sub(queue.held);
+        }
         self.backlog.reader.wake();
     }
 }
@@ -200,7 +231,7 @@ mod tests {
 
     fn downlink() -> (Arc<Backlog>, Arc<Flow>, Downlink<u8>) {
         let (backlog, flow) = (Arc::<Backlog>::default(), Arc::<Flow>::default());
-        let down = Downlink::new(Arc::clone(&backlog), Arc::clone(&flow));
+        let down = Downlink::new(Arc::clone(&backlog), Arc::clone(&flow), None);
         (backlog, flow, down)
     }
 
@@ -273,7 +304,7 @@ mod tests {
     fn all_channels_of_a_client_hold_no_more_than_two_full_ones() {
         let flow = Arc::<Flow>::default();
         let channels: Vec<Downlink<u8>> = (0..5)
-            .map(|_| Downlink::new(Arc::default(), Arc::clone(&flow)))
+            .map(|_| Downlink::new(Arc::default(), Arc::clone(&flow), None))
             .collect();
         let full = channels
             .iter()

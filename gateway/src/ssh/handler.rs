@@ -8,6 +8,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use edd_route::UserId;
 use edd_route::decide::SshMatch;
@@ -21,11 +22,12 @@ use tracing::debug;
 
 use super::bridge;
 use super::connection::Connection;
-use super::flow::{Flow, Uplink};
+use super::flow::Flow;
 use super::forwards::Forwards;
 use super::grants::Listen;
 use super::lobby::{Stage, Ticket};
 use super::patience::REFUSAL;
+use super::uplink::Uplink;
 use super::upstream::Purpose;
 use super::window::{Load, Windows};
 
@@ -72,6 +74,8 @@ pub(crate) struct ClientHandler {
     /// Tells the connection's task of the login.
     logged_in: Option<oneshot::Sender<Login>>,
     login: Option<Login>,
+    /// It was told that a key would do, and has not signed with it.
+    unsigned: bool,
     /// Where to count a channel's bytes; a channel's task owns it.
     uplinks: HashMap<ChannelId, Weak<Uplink>>,
     windows: Windows<ChannelId>,
@@ -90,6 +94,7 @@ impl ClientHandler {
             ticket: Some(ticket),
             logged_in: Some(logged_in),
             login: None,
+            unsigned: false,
             uplinks: HashMap::new(),
             windows: Windows::default(),
             forwards: Forwards::default(),
@@ -133,12 +138,35 @@ impl ClientHandler {
             ticket.refused();
         }
         let time = inner.refusals.refused(self.connection.peer.ip());
+        self.delay(time).await;
+        Auth::reject()
+    }
+
+    /// A key that would have done was not signed with, or wrongly: russh tells of neither, but the
+    /// next question does. It counts as a refused key.
+    async fn count_unsigned(&mut self) {
+        if std::mem::take(&mut self.unsigned) {
+            let time = self.unsigned_refused();
+            self.delay(time).await;
+        }
+    }
+
+    fn unsigned_refused(&self) -> Duration {
+        let inner = &self.connection.inner;
+        inner.shared.metrics.ssh_auth("unsigned");
+        if let Some(ticket) = &self.ticket {
+            ticket.refused();
+        }
+        inner.refusals.refused(self.connection.peer.ip())
+    }
+
+    /// Waits, where many were refused; the first ones wait in russh.
+    async fn delay(&self, time: Duration) {
         if time > REFUSAL {
-            inner.shared.metrics.ssh_auth_delayed();
+            self.connection.inner.shared.metrics.ssh_auth_delayed();
             let gone = self.connection.gone.cancelled();
             let _ = tokio::time::timeout(time, gone).await;
         }
-        Auth::reject()
     }
 
     /// Decides again and hands the channel to a task of its own.
@@ -202,6 +230,14 @@ impl ClientHandler {
     }
 }
 
+impl Drop for ClientHandler {
+    fn drop(&mut self) {
+        if self.unsigned {
+            self.unsigned_refused();
+        }
+    }
+}
+
 /// What waits in the channels of a connection.
 struct Waiting<'c> {
     flow: &'c Flow,
@@ -239,6 +275,7 @@ impl Handler for ClientHandler {
         user: &str,
         offer: PublicKeyOffer<'_>,
     ) -> Result<Auth, russh::Error> {
+        self.count_unsigned().await;
         Ok(match self.decide(user, offer.public_key, offer.algorithm) {
             Ok(login) => {
                 // For the log, should nothing follow: the key is known and was only asked about, or
@@ -247,6 +284,7 @@ impl Handler for ClientHandler {
                     name: login.name.chars().take(64).collect(),
                     reason: format!("no signature by {}", login.fingerprint),
                 });
+                self.unsigned = true;
                 Auth::Accept
             }
             Err(refused) => self.refuse(refused).await,
@@ -258,6 +296,7 @@ impl Handler for ClientHandler {
         user: &str,
         key: VerifiedPublicKey<'_>,
     ) -> Result<Auth, russh::Error> {
+        self.unsigned = false;
         Ok(match self.decide(user, key.public_key, key.algorithm) {
             Ok(login) => {
                 self.login = Some(login);
@@ -278,6 +317,8 @@ impl Handler for ClientHandler {
         connection.inner.shared.metrics.ssh_auth("accepted");
         connection.warm.begin(&connection.inner, &login.target);
         connection.audit.logged_in(login.clone());
+        let account = connection.inner.budget.account(login.owner);
+        connection.flow.charge(account);
         connection.set_handle(session.handle());
         if let Some(logged_in) = self.logged_in.take() {
             let _ = logged_in.send(login.clone());

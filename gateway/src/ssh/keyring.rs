@@ -18,7 +18,7 @@ use tracing::{info, warn};
 use zeroize::Zeroizing;
 
 use super::keys::{self, Keys};
-use super::settings;
+use super::settings::{self, Keepalive};
 use crate::config::Config;
 
 /// A private key as it is stored: its name, and OpenSSH's text of it.
@@ -39,6 +39,7 @@ struct Ring {
     host_rsa: bool,
     post_quantum_only: bool,
     from_database: bool,
+    keepalive: Keepalive,
     /// Held while the files are read or written and what is in force follows them.
     turn: Mutex<()>,
     in_force: watch::Sender<Option<Arc<InForce>>>,
@@ -59,12 +60,13 @@ const UNCONFIRMED: Duration = Duration::from_secs(2);
 
 impl SshKeys {
     /// Reads or makes the keys, unless they are another's business; then there may be none yet.
-    pub(super) async fn open(config: &Config) -> anyhow::Result<Self> {
+    pub(super) async fn open(config: &Config, keepalive: Keepalive) -> anyhow::Result<Self> {
         let keys = Self(Arc::new(Ring {
             state_dir: config.state_dir.clone(),
             host_rsa: config.ssh.host_rsa,
             post_quantum_only: config.ssh.post_quantum_only,
             from_database: config.ssh.keys_in_database,
+            keepalive,
             turn: Mutex::default(),
             in_force: watch::Sender::new(None),
         }));
@@ -151,7 +153,7 @@ impl SshKeys {
         let (state_dir, host_rsa) = (self.0.state_dir.clone(), self.0.host_rsa);
         let keys = blocking(move || Keys::load(&state_dir, host_rsa)).await?;
         self.0.in_force.send_replace(Some(Arc::new(InForce {
-            config: settings::downstream(keys.host, self.0.post_quantum_only),
+            config: settings::downstream(keys.host, self.0.post_quantum_only, self.0.keepalive),
             client: Arc::new(keys.client),
             client_line: keys.client_line,
         })));

@@ -8,8 +8,10 @@
 //! In the order a connection meets them: [`lobby`] (who may wait for a login),
 //! [`patience`] (what refusals cost), [`wire`] (the socket under russh), [`connection`] (its life), [`handler`]
 //! (what russh asks), [`upstream`] with [`hostkeys`] and [`warm`] (the way to
-//! the container), [`container`] (what russh asks there), [`bridge`] (a
-//! channel), [`flow`] with [`window`] (what waits in it for the container).
+//! the container), [`shares`] (how many of these), [`container`] (what russh asks there), [`bridge`] (a
+//! channel), [`uplink`] with [`flow`] and [`window`] (what waits in it for the
+//! container), [`own`] (and for the client), [`budget`] (how much may wait in
+//! all), [`pulse`] (who keeps the connections to containers alive).
 //!
 //! A channel that the client opens has a container's connection to itself, so
 //! it may stand without hurting others. What a container opens comes over the
@@ -24,6 +26,7 @@
 
 mod audit;
 mod bridge;
+mod budget;
 mod connection;
 mod container;
 mod downlink;
@@ -37,9 +40,14 @@ mod inbound;
 mod keyring;
 mod keys;
 mod lobby;
+mod own;
 mod patience;
+mod pulse;
 mod recording;
+mod request;
 mod settings;
+mod shares;
+mod uplink;
 mod upstream;
 mod warm;
 mod window;
@@ -64,9 +72,10 @@ pub use self::hostkeys::HostKeyError;
 pub use self::keyring::{SshKeys, StoredKey};
 pub use self::keys::KeyError;
 pub use self::lobby::Startups;
-pub use self::settings::Limits;
+pub use self::settings::{Keepalive, Limits};
 pub use self::upstream::DialError;
 
+use self::budget::Budget;
 use self::lobby::Lobby;
 use self::patience::Patience as Refusals;
 use self::recording::Recorder;
@@ -85,6 +94,7 @@ struct Inner {
     keys: SshKeys,
     recorder: Option<Arc<Recorder>>,
     lobby: Arc<Lobby>,
+    budget: Arc<Budget>,
     refusals: Refusals,
     dialer: Dialer,
     runtime: Handle,
@@ -107,7 +117,7 @@ impl SshServer {
         listener: std::net::TcpListener,
         limits: Limits,
     ) -> anyhow::Result<Self> {
-        let keys = SshKeys::open(&shared.config).await?;
+        let keys = SshKeys::open(&shared.config, limits.keepalive).await?;
         let recordings = shared.config.ssh.recordings.as_ref();
         let recorder = recordings
             .map(|recordings| {
@@ -124,7 +134,8 @@ impl SshServer {
             limits,
             lobby: Lobby::new(limits.startups, limits.waiting_per_address_max),
             refusals: Refusals::new(),
-            dialer: Dialer::new(Arc::clone(&shared), keys.clone()),
+            budget: Budget::new(shared.config.ssh.buffer_bytes_max, shared.metrics.clone()),
+            dialer: Dialer::new(Arc::clone(&shared), keys.clone(), limits.keepalive),
             keys,
             recorder: recorder.map(Arc::new),
             runtime: Handle::current(),

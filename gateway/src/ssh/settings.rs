@@ -8,9 +8,13 @@ use russh::keys::{Algorithm, EcdsaCurve, HashAlg, PrivateKey};
 use russh::{
     MethodKind, MethodSet, Preferred, SshId, cipher, client, compression, kex, mac, server,
 };
+use socket2::SockRef;
+use tokio::net::TcpStream;
+use tracing::debug;
 
 use super::flow::FIRST_WINDOW;
 use super::lobby::Startups;
+use super::own::PIECES_MAX;
 use super::patience::REFUSAL;
 use crate::config::SshConfig;
 
@@ -23,6 +27,43 @@ pub struct Limits {
     pub startups: Startups,
     /// Connections that have not logged in, of one address (a /64 for IPv6).
     pub waiting_per_address_max: usize,
+    /// When a peer is given up.
+    pub keepalive: Keepalive,
+}
+
+/// How a silent peer is told from one that is gone.
+#[derive(Clone, Copy, Debug)]
+pub struct Keepalive {
+    /// A peer that has been silent for this long is asked whether it lives…
+    pub interval: Duration,
+    /// …and given up after so many questions without an answer.
+    pub questions_max: usize,
+}
+
+impl Default for Keepalive {
+    fn default() -> Self {
+        Self {
+            interval: Duration::from_secs(30),
+            questions_max: 3,
+        }
+    }
+}
+
+impl Keepalive {
+    /// Silence of this length ends a connection.
+    fn patience(self) -> Duration {
+        let questions = u32::try_from(self.questions_max).unwrap_or(u32::MAX);
+        self.interval * questions.saturating_add(1)
+    }
+
+    /// Lets TCP give a peer up as well: what was sent lies before our questions, so a peer that
+    /// has vanished, or takes nothing any more, is not asked them.
+    pub(crate) fn apply_to(self, socket: &TcpStream) {
+        let socket = SockRef::from(socket);
+        if let Err(error) = socket.set_tcp_user_timeout(Some(self.patience())) {
+            debug!(%error, "TCP_USER_TIMEOUT");
+        }
+    }
 }
 
 impl Default for Limits {
@@ -35,6 +76,7 @@ impl Default for Limits {
                 full: 1024,
             },
             waiting_per_address_max: 128,
+            keepalive: Keepalive::default(),
         }
     }
 }
@@ -55,12 +97,6 @@ const SERVER_ID: &str = "SSH-2.0-EddGateway";
 
 /// Six keys, as in OpenSSH's `MaxAuthTries`, and the "none" that clients begin with.
 const ATTEMPTS_MAX: usize = 7;
-
-/// A peer that has been silent for this long is asked whether it lives…
-const KEEPALIVE: Duration = Duration::from_secs(30);
-
-/// …and given up after so many questions without an answer.
-const KEEPALIVE_MAX: usize = 3;
 
 /// Keys of containers; RSA with SHA-1 is not among them.
 const KEY_ALGORITHMS: &[Algorithm] = &[
@@ -143,10 +179,22 @@ const UPSTREAM_CIPHERS: &[cipher::Name] = &[
     cipher::AES_128_CTR,
 ];
 
+/// Data after which we begin a key exchange, each way. The other side may begin one whenever it
+/// likes, and OpenSSH does after 1 GiB with ChaCha20 and after 64 GiB with AES. While one
+/// that we have begun is not answered, russh ends a peer that has more under way than twice the
+/// first window, which more than two bulk streams may come to; so we leave it to the other side as
+/// long as that is safe: russh counts payloads, of five bytes at least, and no key may live for 2³²
+/// packets.
+const REKEY_BYTES: usize = 16 << 30;
+
+/// Likewise the time; OpenSSH has none.
+const REKEY_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
+
 /// What clients are offered.
 pub(crate) fn downstream(
     host_keys: Vec<PrivateKey>,
     post_quantum_only: bool,
+    keepalive: Keepalive,
 ) -> Arc<server::Config> {
     let kex = if post_quantum_only {
         KEX_POST_QUANTUM
@@ -171,10 +219,11 @@ pub(crate) fn downstream(
             mac: Cow::Borrowed(DOWNSTREAM_MACS),
             ..preferred(Cow::Borrowed(USER_KEY_ALGORITHMS))
         },
+        limits: rekey_limits(),
         max_auth_attempts: ATTEMPTS_MAX,
         inactivity_timeout: None,
-        keepalive_interval: Some(KEEPALIVE),
-        keepalive_max: KEEPALIVE_MAX,
+        keepalive_interval: Some(keepalive.interval),
+        keepalive_max: keepalive.questions_max,
         nodelay: true,
         ..server::Config::default()
     })
@@ -197,14 +246,22 @@ pub(crate) fn upstream(host_key: Option<&Algorithm>) -> Arc<client::Config> {
             cipher: Cow::Borrowed(UPSTREAM_CIPHERS),
             ..preferred(keys)
         },
-        // One channel per connection, and its loop may block: exact back-pressure.
-        channel_buffer_size: 32,
+        limits: rekey_limits(),
+        channel_buffer_size: PIECES_MAX,
         inactivity_timeout: None,
-        keepalive_interval: Some(KEEPALIVE),
-        keepalive_max: KEEPALIVE_MAX,
+        // See `pulse`.
+        keepalive_interval: None,
         nodelay: true,
         ..client::Config::default()
     })
+}
+
+fn rekey_limits() -> russh::Limits {
+    russh::Limits {
+        rekey_write_limit: REKEY_BYTES,
+        rekey_read_limit: REKEY_BYTES,
+        rekey_time_limit: REKEY_AFTER,
+    }
 }
 
 fn preferred(key: Cow<'static, [Algorithm]>) -> Preferred {
@@ -212,5 +269,29 @@ fn preferred(key: Cow<'static, [Algorithm]>) -> Preferred {
         key,
         compression: Cow::Borrowed(&[compression::NONE]),
         ..Preferred::DEFAULT
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_key_lives_for_as_many_packets_as_there_are_numbers() {
+        const PAYLOAD_MIN: usize = 5;
+        let limits = [
+            upstream(None).limits.clone(),
+            downstream(Vec::new(), false, Keepalive::default())
+                .limits
+                .clone(),
+        ];
+        for limits in limits {
+            assert!(limits.rekey_write_limit / PAYLOAD_MIN < 1 << 32);
+            assert!(limits.rekey_read_limit / PAYLOAD_MIN < 1 << 32);
+            assert!(
+                limits.rekey_write_limit > 1 << 30,
+                "OpenSSH's own comes first"
+            );
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! Connections to containers: dialled, proven, logged in.
 //!
-//! One per channel, since russh's client loop may then block on a slow channel
-//! without hurting another. A container's sshd drops log-ins at random when
+//! One per channel, since its socket may then stand for a slow client without
+//! hurting another channel. A container's sshd drops log-ins at random when
 //! ten wait (`MaxStartups 10:30:100`), so at most [`HANDSHAKES_MAX`] run at
 //! once per container and one that is dropped is tried again.
 
@@ -10,8 +10,8 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use edd_route::ContainerId;
 use edd_route::decide::SshMatch;
+use edd_route::{ContainerId, UserId};
 use russh::client::{self, AuthResult, Handle, Msg};
 use russh::keys::PrivateKeyWithHashAlg;
 use russh::keys::ssh_key::public::KeyData;
@@ -25,7 +25,9 @@ use super::container::ContainerHandler;
 use super::grants::{Grants, Listen};
 use super::hostkeys::{HostKeyError, HostKeys};
 use super::keyring::SshKeys;
-use super::settings;
+use super::pulse;
+use super::settings::{self, Keepalive};
+use super::shares::{Share, Shares};
 use super::wire::{BannerSeen, Wire};
 use crate::shared::Shared;
 use crate::telemetry::ConnectionGauge;
@@ -61,6 +63,9 @@ pub enum DialError {
     /// It shows a host key that it may not have.
     #[error(transparent)]
     HostKey(#[from] HostKeyError),
+    /// The container's owner has as many connections to containers as he may have now.
+    #[error("too many connections to containers for one owner")]
+    Greedy,
     /// The gateway's key is not accepted for this user.
     #[error("the gateway's key is not accepted")]
     NotAccepted,
@@ -78,25 +83,30 @@ pub(crate) struct Dialer {
     keys: SshKeys,
     host_keys: Arc<HostKeys>,
     turns: Turns,
+    shares: Shares,
+    keepalive: Keepalive,
 }
 
 /// A connection to a container, logged in. Dropped, it is cut at once.
 pub(crate) struct Upstream {
-    handle: Handle<ContainerHandler>,
+    handle: Arc<Handle<ContainerHandler>>,
     /// What it may carry back.
     pub(crate) grants: Arc<Grants>,
     _cut: DropGuard,
     _gauge: ConnectionGauge,
+    _share: Share,
 }
 
 impl Dialer {
     /// Logs in with the client key of `keys`.
-    pub(crate) fn new(shared: Arc<Shared>, keys: SshKeys) -> Self {
+    pub(crate) fn new(shared: Arc<Shared>, keys: SshKeys, keepalive: Keepalive) -> Self {
         Self {
             shared,
             keys,
             host_keys: Arc::new(HostKeys::new()),
             turns: Turns::default(),
+            shares: Shares::default(),
+            keepalive,
         }
     }
 
@@ -105,6 +115,21 @@ impl Dialer {
         timeout(DIAL_DEADLINE, self.dial_patiently(target))
             .await
             .unwrap_or(Err(DialError::Timeout("the log-in to the container")))
+    }
+
+    /// Counts a connection for the container's owner.
+    fn share(&self, id: &ContainerId) -> Result<Share, DialError> {
+        let table = self.shared.table();
+        let owner = table
+            .container(id.as_str())
+            .map(|container| container.owner);
+        let free = self.shared.gate.free_upstreams();
+        let share = self.shares.take(owner.unwrap_or(UserId(0)), free);
+        if share.is_none() {
+            let metrics = &self.shared.metrics;
+            metrics.connection_refused("upstream_owner_limit");
+        }
+        share.ok_or(DialError::Greedy)
     }
 
     async fn dial_patiently(&self, target: &SshMatch) -> Result<Upstream, DialError> {
@@ -123,6 +148,7 @@ impl Dialer {
 
     async fn dial_once(&self, target: &SshMatch) -> Result<Upstream, DialError> {
         let _turn = self.turns.take(&target.id).await;
+        let share = self.share(&target.id)?;
         let announced = target.host_key.as_deref();
         let expected = self
             .host_keys
@@ -130,6 +156,7 @@ impl Dialer {
         let address = SocketAddr::new(target.address, self.shared.config.container_ssh_port);
         let limit = self.shared.config.timeouts.connect;
         let socket = connect(address, limit, &self.shared).await?;
+        self.keepalive.apply_to(socket.get_ref());
 
         let cut = CancellationToken::new();
         // Also ends what is under way when this future is dropped.
@@ -137,7 +164,7 @@ impl Dialer {
         let seen = BannerSeen::default();
         let grants = Arc::<Grants>::default();
         let backlog = Arc::clone(&grants.backlog);
-        let wire = Wire::upstream(socket, cut, seen.clone(), backlog);
+        let wire = Wire::upstream(socket, cut.clone(), seen.clone(), Arc::clone(&backlog));
         let config = settings::upstream(expected.as_ref().map(KeyData::algorithm).as_ref());
         let handler = ContainerHandler {
             shared: Arc::clone(&self.shared),
@@ -170,9 +197,17 @@ impl Dialer {
         let handle = timeout(HANDSHAKE_DEADLINE, log_in)
             .await
             .map_err(|_| DialError::Timeout("the handshake with the container"))??;
+        let handle = Arc::new(handle);
+        let Keepalive {
+            interval,
+            questions_max,
+        } = self.keepalive;
+        let pulse = pulse::run(Arc::clone(&handle), backlog, interval, questions_max, cut);
+        tokio::spawn(pulse);
         Ok(Upstream {
             handle,
             grants,
+            _share: share,
             _cut: guard,
             _gauge: self.shared.metrics.upstream_active(),
         })

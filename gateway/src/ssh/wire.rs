@@ -4,7 +4,8 @@
 //! reaches them; cutting the socket under them always works. The wire also
 //! slows its reads while some channel holds too much: a client's, so that the
 //! two-byte trickle of `window` costs a few hundred packets a second and not a
-//! core; a container's, to the pace at which the client takes what has come.
+//! core; a container's, to the pace at which the client takes what has come, and
+//! not at all while the channel that the connection is for holds too much.
 
 use std::future::Future;
 use std::io;
@@ -171,6 +172,9 @@ impl Pacing {
                 pause,
                 taken,
             } => {
+                if !backlog.own.may_read(cx.waker()) {
+                    return Poll::Pending;
+                }
                 backlog.watch(cx.waker());
                 if !backlog.holds_back() {
                     *taken = None;
@@ -234,6 +238,9 @@ impl<S: AsyncRead + Unpin> Wire<S> {
         ))?;
         self.turn = None;
         self.last_fill = filled;
+        if let Pacing::Container { backlog, .. } = &self.pacing {
+            backlog.read();
+        }
         if filled >= self.buffer_size {
             self.buffer_size = (self.buffer_size * 2).min(BUFFER_MAX);
         }
@@ -289,7 +296,7 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::super::downlink::{Downlink, Piece};
-    use super::super::flow::Uplink;
+    use super::super::uplink::Uplink;
     use super::*;
 
     #[tokio::test]
@@ -379,6 +386,25 @@ mod tests {
         assert!(begin.elapsed() <= PACE * 2, "{:?}", begin.elapsed());
     }
 
+    #[tokio::test]
+    async fn a_container_is_not_read_while_its_own_channel_holds_too_much() {
+        let backlog = Arc::<Backlog>::default();
+        let (mut container, socket) = tokio::io::duplex(1 << 10);
+        let cut = CancellationToken::new();
+        let seen = BannerSeen::default();
+        let mut wire = Wire::upstream(socket, cut, seen, Arc::clone(&backlog));
+        backlog.own.opened(0);
+        backlog.own.arrived(0, 2 << 20);
+        container.write_all(b"more").await.unwrap();
+        let mut more = [0_u8; 4];
+        let mut reading = std::pin::pin!(wire.read_exact(&mut more));
+        assert!(futures_util::poll!(&mut reading).is_pending());
+        backlog.own.stopped().await;
+        backlog.own.taken(2 << 20);
+        reading.await.unwrap();
+        assert_eq!(&more, b"more");
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_container_is_read_as_fast_as_its_client_takes_and_never_quite_stopped() {
         let (backlog, flow) = (Arc::<Backlog>::default(), Arc::<Flow>::default());
@@ -393,7 +419,7 @@ mod tests {
         wire.read_exact(&mut bytes).await.unwrap();
         assert_eq!(begin.elapsed(), Duration::ZERO);
 
-        let channel = Downlink::<()>::new(Arc::clone(&backlog), flow);
+        let channel = Downlink::<()>::new(Arc::clone(&backlog), flow, None);
         channel
             .push(Piece::Data(Bytes::from(vec![0; 2 << 20])))
             .unwrap();

@@ -80,6 +80,7 @@ pub struct Metrics {
     ssh_open_failures: Family<ReasonLabels, Counter>,
     ssh_bytes: Family<DirectionLabels, Counter>,
     ssh_recordings: Family<ResultLabels, Counter>,
+    ssh_buffer_limit_closed: Counter,
     revision: Gauge<u64, AtomicU64>,
     entries: Family<KindLabels, Level>,
     reload_failures: Family<KindLabels, Counter>,
@@ -187,6 +188,7 @@ impl Metrics {
             ssh_open_failures: Family::default(),
             ssh_bytes: Family::default(),
             ssh_recordings: Family::default(),
+            ssh_buffer_limit_closed: Counter::default(),
             revision: Gauge::default(),
             entries: Family::default(),
             reload_failures: Family::default(),
@@ -257,6 +259,11 @@ impl Metrics {
             "ssh_recordings",
             "Recordings of terminal sessions, begun and how they ended",
             m.ssh_recordings,
+        );
+        registry.register(
+            "ssh_buffer_limit_closed",
+            "SSH channels closed because all together held too much",
+            m.ssh_buffer_limit_closed,
         );
         registry.register(
             "route_table_revision",
@@ -408,6 +415,11 @@ impl Metrics {
         self.ssh_open_failures
             .get_or_create(&ReasonLabels { reason })
             .inc();
+    }
+
+    /// Counts an SSH channel that was closed for the memory that it held.
+    pub fn ssh_buffer_limit_closed(&self) {
+        self.ssh_buffer_limit_closed.inc();
     }
 
     /// Counts the data of SSH channels.

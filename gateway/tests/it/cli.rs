@@ -36,6 +36,7 @@ fn every_bad_flag_and_variable_is_reported_at_once_with_exit_code_64() {
         "--public-https-port=0",
         "--database-url=mysql://x",
         "--log-format=xml",
+        "--ssh-buffer-limit=0",
         "--ssh-keys=somewhere",
         "--ssh-max-startups=10:30",
         "--ssh-max-startups-per-ip=0",
@@ -58,6 +59,7 @@ fn every_bad_flag_and_variable_is_reported_at_once_with_exit_code_64() {
         "--public-https-port",
         "--database-url",
         "--log-format",
+        "--ssh-buffer-limit",
         "--ssh-keys",
         "--ssh-max-startups (",
         "--ssh-max-startups-per-ip",
@@ -71,7 +73,7 @@ fn every_bad_flag_and_variable_is_reported_at_once_with_exit_code_64() {
             "{flag} in:\n{lines}"
         );
     }
-    assert_eq!(lines.lines().count(), 16, "{lines}");
+    assert_eq!(lines.lines().count(), 17, "{lines}");
     assert!(
         std::fs::read_dir(folder.path()).unwrap().next().is_none(),
         "nothing was written"

@@ -152,6 +152,26 @@ impl Handler for Container {
         session.data(channel, "started\n")
     }
 
+    async fn env_request(
+        &mut self,
+        _channel: ChannelId,
+        name: &str,
+        value: &str,
+        _session: &mut Session,
+    ) -> Result<(), russh::Error> {
+        self.tell(format!("env {name}={value}"));
+        Ok(())
+    }
+
+    async fn channel_eof(
+        &mut self,
+        _channel: ChannelId,
+        _session: &mut Session,
+    ) -> Result<(), russh::Error> {
+        self.tell("eof");
+        Ok(())
+    }
+
     async fn signal(
         &mut self,
         channel: ChannelId,

@@ -1,5 +1,7 @@
 //! SSH through the gateway with OpenSSH's clients and servers.
 
+mod after_eof;
+mod alive;
 mod ansible;
 mod clients;
 mod door;
@@ -8,9 +10,11 @@ mod fake;
 mod flow;
 mod forward;
 mod identity;
+mod limits;
 mod login;
 mod others;
 mod records;
+mod rekey;
 pub(crate) mod rig;
 mod security_keys;
 mod session;

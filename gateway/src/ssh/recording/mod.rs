@@ -4,24 +4,26 @@
 //! never what was typed (it has passwords in it), never a session without a
 //! terminal, never what is forwarded. One thread writes all files, fed by a
 //! bounded queue: a disk that is slow, full or gone ends recordings and harms
-//! no session.
+//! no session. Of the queue each recording may fill as much as it leaves free, so
+//! that a flood tears its own and no other.
 
-use std::collections::HashMap;
-use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{self, BufWriter, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+mod writer;
+
+use std::fs::DirBuilder;
+use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use edd_route::ContainerId;
 use serde_json::json;
 use time::OffsetDateTime;
-use tracing::{info, warn};
 
+use self::writer::Writer;
 use crate::config::Recordings;
 use crate::telemetry::Metrics;
 
@@ -31,18 +33,22 @@ const JOBS_MAX: usize = 4096;
 /// Bytes in them.
 const BYTES_MAX: usize = 16 << 20;
 
-/// How often recordings without a word are looked after.
-const LOOK: Duration = Duration::from_secs(1);
-
 /// Begins recordings.
 #[derive(Debug)]
 pub(crate) struct Recorder {
     containers: Option<Vec<ContainerId>>,
     jobs: SyncSender<Job>,
-    /// Bytes in the queue.
-    waiting: Arc<AtomicUsize>,
+    /// In the queue.
+    waiting: Arc<Waiting>,
     next: AtomicU64,
     metrics: Metrics,
+}
+
+/// What waits for the disk.
+#[derive(Debug, Default)]
+struct Waiting {
+    jobs: AtomicUsize,
+    bytes: AtomicUsize,
 }
 
 /// One terminal session's recording. Dropped, it is complete.
@@ -51,13 +57,15 @@ pub(crate) struct Recording {
     tape: Arc<Tape>,
     begun: Instant,
     jobs: SyncSender<Job>,
-    waiting: Arc<AtomicUsize>,
+    waiting: Arc<Waiting>,
 }
 
 /// What a recording and its writer have in common.
 #[derive(Debug)]
 struct Tape {
     number: u64,
+    /// Of this recording.
+    waiting: Waiting,
     /// Something could not be queued, so nothing after it may be written.
     torn: AtomicBool,
 }
@@ -100,14 +108,8 @@ impl Recorder {
     pub(crate) fn start(config: &Recordings, metrics: Metrics) -> io::Result<Self> {
         private_folder(&config.folder)?;
         let (jobs, queue) = sync_channel(JOBS_MAX);
-        let waiting = Arc::<AtomicUsize>::default();
-        let writer = Writer {
-            folder: config.folder.clone(),
-            bytes_max: config.bytes_max,
-            waiting: Arc::clone(&waiting),
-            metrics: metrics.clone(),
-            open: HashMap::new(),
-        };
+        let waiting = Arc::<Waiting>::default();
+        let writer = Writer::new(config, Arc::clone(&waiting), metrics.clone());
         std::thread::Builder::new()
             .name("ssh-recordings".into())
             .spawn(move || writer.run(&queue))?;
@@ -149,6 +151,7 @@ impl Recorder {
         let recording = Recording {
             tape: Arc::new(Tape {
                 number: self.next.fetch_add(1, Ordering::Relaxed),
+                waiting: Waiting::default(),
                 torn: AtomicBool::new(false),
             }),
             begun: Instant::now(),
@@ -180,16 +183,50 @@ impl Recording {
             return;
         }
         let bytes = event.len();
-        let before = self.waiting.fetch_add(bytes, Ordering::Relaxed);
+        // What begins and ends recordings takes the last places, too.
+        let is_bound = bytes > 0;
+        let own = self.tape.waiting.add(bytes);
+        let all = self.waiting.add(bytes);
+        let fits = own.leaves_room_in(&all);
         let job = Job {
             tape: Arc::clone(&self.tape),
             at: self.begun.elapsed(),
             event,
         };
-        if before + bytes > BYTES_MAX || self.jobs.try_send(job).is_err() {
-            self.waiting.fetch_sub(bytes, Ordering::Relaxed);
+        if (is_bound && !fits) || self.jobs.try_send(job).is_err() {
+            self.tape.waiting.sub(bytes);
+            self.waiting.sub(bytes);
             self.tape.torn.store(true, Ordering::Relaxed);
         }
+    }
+}
+
+/// Jobs and bytes.
+struct Amount {
+    jobs: usize,
+    bytes: usize,
+}
+
+impl Amount {
+    /// Whether this, of one recording, is no more than what is free beside `all`.
+    fn leaves_room_in(&self, all: &Self) -> bool {
+        self.jobs <= JOBS_MAX.saturating_sub(all.jobs)
+            && self.bytes <= BYTES_MAX.saturating_sub(all.bytes)
+    }
+}
+
+impl Waiting {
+    /// Counts a job; what waits with it.
+    fn add(&self, bytes: usize) -> Amount {
+        Amount {
+            jobs: self.jobs.fetch_add(1, Ordering::Relaxed) + 1,
+            bytes: self.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes,
+        }
+    }
+
+    fn sub(&self, bytes: usize) {
+        self.jobs.fetch_sub(1, Ordering::Relaxed);
+        self.bytes.fetch_sub(bytes, Ordering::Relaxed);
     }
 }
 
@@ -204,225 +241,10 @@ impl Event {
     fn len(&self) -> usize {
         match self {
             Self::Output(data) => data.len(),
-            Self::Begin { .. } | Self::End | Self::Resize(..) => 0,
+            // Its line.
+            Self::Resize(..) => 32,
+            Self::Begin { .. } | Self::End => 0,
         }
-    }
-}
-
-struct Writer {
-    folder: PathBuf,
-    bytes_max: u64,
-    waiting: Arc<AtomicUsize>,
-    metrics: Metrics,
-    open: HashMap<u64, Open>,
-}
-
-/// A file that is written.
-struct Open {
-    tape: Arc<Tape>,
-    path: PathBuf,
-    file: BufWriter<File>,
-    written: u64,
-    at: Duration,
-    /// The beginning of a character whose end has not come.
-    rest: Vec<u8>,
-}
-
-impl Writer {
-    fn run(mut self, queue: &Receiver<Job>) {
-        loop {
-            let job = match queue.try_recv() {
-                Ok(job) => Ok(job),
-                // Nothing waits: what was written may be read.
-                Err(_) => {
-                    self.flush();
-                    queue.recv_timeout(LOOK)
-                }
-            };
-            match job {
-                Ok(job) => {
-                    self.waiting.fetch_sub(job.event.len(), Ordering::Relaxed);
-                    self.take(job);
-                }
-                Err(RecvTimeoutError::Timeout) => self.look(),
-                Err(RecvTimeoutError::Disconnected) => break,
-            }
-        }
-        let left: Vec<u64> = self.open.keys().copied().collect();
-        for number in left {
-            self.close(number, None);
-        }
-    }
-
-    fn take(&mut self, job: Job) {
-        let Job { tape, at, event } = job;
-        let number = tape.number;
-        let done = match event {
-            Event::Begin { path, header } => self.begin(tape, &path, &header),
-            Event::End => {
-                self.close(number, None);
-                return;
-            }
-            Event::Output(data) => self.write(number, |open| {
-                let text = open.text(&data);
-                if text.is_empty() {
-                    return Ok(());
-                }
-                open.event(at, 'o', &text)
-            }),
-            Event::Resize(columns, rows) => self.write(number, |open| {
-                open.event(at, 'r', &format!("{columns}x{rows}"))
-            }),
-        };
-        if let Err(error) = done {
-            self.fail(number, &error);
-        }
-    }
-
-    fn begin(&mut self, tape: Arc<Tape>, path: &Path, header: &str) -> io::Result<()> {
-        let path = self.folder.join(path);
-        let make = || {
-            if let Some(folder) = path.parent() {
-                private_folder(folder)?;
-            }
-            OpenOptions::new()
-                .write(true)
-                .create_new(true)
-                .mode(0o600)
-                .open(&path)
-        };
-        let file = make().inspect_err(|error| {
-            self.metrics.ssh_recording("failed");
-            warn!(path = %path.display(), %error, "a terminal session is not recorded");
-        })?;
-        info!(path = %path.display(), "recording a terminal session");
-        let number = tape.number;
-        let open = Open {
-            tape,
-            path,
-            file: BufWriter::new(file),
-            written: 0,
-            at: Duration::ZERO,
-            rest: Vec::new(),
-        };
-        self.open.insert(number, open);
-        self.write(number, |open| open.line(header))
-    }
-
-    fn write(
-        &mut self,
-        number: u64,
-        write: impl FnOnce(&mut Open) -> io::Result<()>,
-    ) -> io::Result<()> {
-        // Closed before: too large, or lost.
-        let Some(open) = self.open.get_mut(&number) else {
-            return Ok(());
-        };
-        write(open)?;
-        if open.written > self.bytes_max {
-            self.close(number, Some(("too_large", "the recording is too large")));
-        }
-        Ok(())
-    }
-
-    /// Ends those that were torn, and those whose end found no room.
-    fn look(&mut self) {
-        let torn: Vec<(u64, bool)> = self
-            .open
-            .values()
-            .filter(|open| {
-                open.tape.torn.load(Ordering::Relaxed) || Arc::strong_count(&open.tape) == 1
-            })
-            .map(|open| (open.tape.number, open.tape.torn.load(Ordering::Relaxed)))
-            .collect();
-        for (number, torn) in torn {
-            let why = ("torn", "the disk was too slow for the recording");
-            self.close(number, torn.then_some(why));
-        }
-    }
-
-    fn flush(&mut self) {
-        let flushed: Vec<(u64, io::Error)> = self
-            .open
-            .iter_mut()
-            .filter_map(|(number, open)| Some((*number, open.file.flush().err()?)))
-            .collect();
-        for (number, error) in flushed {
-            self.fail(number, &error);
-        }
-        // What was torn has had all that was queued before.
-        self.look();
-    }
-
-    /// The last event, and the end. `why` it ends before its session does, if so.
-    fn close(&mut self, number: u64, why: Option<(&'static str, &str)>) {
-        let Some(mut open) = self.open.remove(&number) else {
-            return;
-        };
-        let why = why.or_else(|| {
-            let torn = open.tape.torn.load(Ordering::Relaxed);
-            torn.then_some(("torn", "the disk was too slow for the recording"))
-        });
-        let ended = match why {
-            Some((_, text)) => open.event(open.at, 'm', text),
-            None => Ok(()),
-        };
-        match ended.and_then(|()| open.file.flush()) {
-            Ok(()) => self
-                .metrics
-                .ssh_recording(why.map_or("complete", |(label, _)| label)),
-            Err(error) => self.lost(&open.path, &error),
-        }
-    }
-
-    fn fail(&mut self, number: u64, error: &io::Error) {
-        if let Some(open) = self.open.remove(&number) {
-            self.lost(&open.path, error);
-            // What it still holds cannot be written either; dropped, it would try.
-            let _ = open.file.into_parts();
-        }
-    }
-
-    fn lost(&self, path: &Path, error: &io::Error) {
-        self.metrics.ssh_recording("failed");
-        warn!(path = %path.display(), %error, "a recording ends early, its session goes on");
-    }
-}
-
-impl Open {
-    /// The characters that are complete with `data`.
-    fn text(&mut self, data: &[u8]) -> String {
-        let mut bytes = std::mem::take(&mut self.rest);
-        bytes.extend_from_slice(data);
-        let mut text = String::with_capacity(bytes.len());
-        let mut chunks = bytes.utf8_chunks().peekable();
-        while let Some(chunk) = chunks.next() {
-            text.push_str(chunk.valid());
-            let bad = chunk.invalid();
-            let is_unfinished = |bad| {
-                let error = std::str::from_utf8(bad).err();
-                error.is_some_and(|error| error.error_len().is_none())
-            };
-            if chunks.peek().is_none() && is_unfinished(bad) {
-                self.rest = bad.to_vec();
-            } else if !bad.is_empty() {
-                text.push(char::REPLACEMENT_CHARACTER);
-            }
-        }
-        text
-    }
-
-    fn event(&mut self, at: Duration, code: char, text: &str) -> io::Result<()> {
-        self.at = at;
-        let (seconds, micros) = (at.as_secs(), at.subsec_micros());
-        let text = serde_json::to_string(text)?;
-        self.line(&format!("[{seconds}.{micros:06}, \"{code}\", {text}]"))
-    }
-
-    fn line(&mut self, line: &str) -> io::Result<()> {
-        self.written += line.len() as u64 + 1;
-        self.file.write_all(line.as_bytes())?;
-        self.file.write_all(b"\n")
     }
 }
 
@@ -571,6 +393,35 @@ mod tests {
         }
         rig.wait_for("torn");
         assert_eq!(rig.lines().last().unwrap()[1], "m");
+    }
+
+    #[test]
+    fn a_flood_tears_its_own_recording_and_no_other() {
+        for piece in [vec![b'x'; 256 << 10], vec![b'x']] {
+            let mut rig = rig(u64::MAX, None);
+            // A disk that takes nothing.
+            let (jobs, _queue) = sync_channel(JOBS_MAX);
+            rig.recorder.jobs = jobs;
+            let floods = [rig.begin(), rig.begin()];
+            let piece = Bytes::from(piece);
+            let torn = |recording: &Recording| recording.tape.torn.load(Ordering::Relaxed);
+            while !floods.iter().all(torn) {
+                for flood in &floods {
+                    flood.output(&piece);
+                }
+            }
+            let other = rig.begin();
+            for _ in 0..100 {
+                other.output(&Bytes::from(vec![b'y'; 1 << 10]));
+                other.resize(80, 24);
+            }
+            assert!(!torn(&other), "pieces of {}", piece.len());
+            let held: usize = floods
+                .iter()
+                .map(|flood| flood.tape.waiting.bytes.load(Ordering::Relaxed))
+                .sum();
+            assert!(held <= BYTES_MAX, "{held}");
+        }
     }
 
     #[test]
