@@ -18,3 +18,4 @@ mod rekey;
 pub(crate) mod rig;
 mod security_keys;
 mod session;
+mod vscode;
