@@ -79,7 +79,7 @@ async fn read_all(mut from: impl AsyncRead + Unpin) -> Vec<u8> {
 async fn a_reader_asleep_holds_the_writer_and_nothing_is_lost() {
     let rig = Rig::start().await;
     let _c = rig.container("c1").await;
-    let data = noise(48 << 20);
+    let data = noise(64 << 20);
     let mut ssh = rig
         .ssh("c1")
         .arg("cat")

@@ -1,7 +1,6 @@
-//! Forwardings of OpenSSH's client: ports and sockets both ways, SOCKS, jumps, agent, display.
+//! Forwardings of OpenSSH's client: ports and sockets both ways, SOCKS, jumps, agent.
 
 use std::net::SocketAddr;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
@@ -282,79 +281,6 @@ async fn the_agent_is_reachable_where_it_was_asked_for() {
     .await;
     assert_eq!(text, "[]\n");
     agent.kill().await.unwrap();
-}
-
-/// A program in the container shows its window on the client's display, with the cookie that the
-/// client gave to the container.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn windows_show_on_the_display_of_the_client() {
-    let rig = Rig::start().await;
-    // What sshd tells xauth, kept for the program that connects.
-    let cookie = rig.at("cookie");
-    let xauth = rig.path("xauth");
-    std::fs::write(&xauth, format!("#!/bin/sh\ncat >>{cookie}\n")).unwrap();
-    std::fs::set_permissions(&xauth, std::fs::Permissions::from_mode(0o755)).unwrap();
-    let location = format!("XAuthLocation={}", xauth.display());
-    let c1 = rig.sshd("c1", &["X11Forwarding=yes", &location]).await;
-    rig.put("c1", c1.address, Some(&c1.host_key), |_| {});
-
-    // The display: it takes a program's greeting and answers.
-    let display = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let name = format!("127.0.0.1:{}", display.local_addr().unwrap().port() - 6000);
-    let greeting = tokio::spawn(async move {
-        let (mut socket, _) = display.accept().await.unwrap();
-        let mut greeting = [0; 48];
-        socket.read_exact(&mut greeting).await.unwrap();
-        socket.write_all(b"welcome").await.unwrap();
-        let mut rest = Vec::new();
-        socket.read_to_end(&mut rest).await.unwrap();
-        greeting
-    });
-    let mut ssh = rig
-        .ssh_as(&rig.login("c1"), "owner", &["-Y"])
-        .env("DISPLAY", &name)
-        .arg("echo $DISPLAY; exec cat")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut pipe = ssh.stdout.take().unwrap();
-    let mut shown = String::new();
-    let read = async {
-        while !shown.ends_with('\n') {
-            shown.push(char::from(pipe.read_u8().await.unwrap()));
-        }
-    };
-    within(DEADLINE, "a display", read).await;
-    let number = shown.trim().split(':').nth(1).unwrap().split('.').next();
-    let number: u16 = number.unwrap().parse().unwrap();
-    let told = std::fs::read_to_string(&cookie).unwrap();
-    let secret = told.split_whitespace().last().unwrap();
-    let secret: Vec<u8> = (0..secret.len() / 2)
-        .map(|at| u8::from_str_radix(&secret[2 * at..2 * at + 2], 16).unwrap())
-        .collect();
-    assert_eq!(secret.len(), 16, "{told}");
-
-    let mut program = TcpStream::connect(("127.0.0.1", 6000 + number))
-        .await
-        .unwrap();
-    let mut hello = b"l\0\x0b\0\0\0\x12\0\x10\0\0\0MIT-MAGIC-COOKIE-1\0\0".to_vec();
-    hello.extend(&secret);
-    program.write_all(&hello).await.unwrap();
-    let mut answer = [0; 7];
-    let read = program.read_exact(&mut answer);
-    within(DEADLINE, "an answer", read).await.unwrap();
-    assert_eq!(&answer, b"welcome");
-    // The session ends first; the window stays until it is closed.
-    drop(ssh.stdin.take());
-    until_text(&mut pipe, "").await;
-    program.write_all(b"more").await.unwrap();
-    drop(program);
-    let greeting = within(DEADLINE, "the display's end", greeting)
-        .await
-        .unwrap();
-    assert_eq!(&greeting[..30], &hello[..30]);
-    assert_eq!(exit_code(&mut ssh).await, Some(0));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -19,3 +19,4 @@ pub(crate) mod rig;
 mod security_keys;
 mod session;
 mod vscode;
+mod x11;
