@@ -312,7 +312,13 @@ pub(crate) struct Sshd {
 }
 
 impl Sshd {
-    async fn start(folder: &Path, at: SocketAddr, authorized: &str, options: &[&str]) -> Self {
+    /// An sshd at `at` with its files in `folder`, which lets the key `authorized` in.
+    pub(crate) async fn start(
+        folder: &Path,
+        at: SocketAddr,
+        authorized: &str,
+        options: &[&str],
+    ) -> Self {
         std::fs::create_dir_all(folder).unwrap();
         // Wanted by an sshd that runs as root; elsewhere it cannot be made and is not needed.
         let _ = std::fs::create_dir_all("/run/sshd");
