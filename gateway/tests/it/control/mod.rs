@@ -9,6 +9,7 @@ mod history;
 mod last_good;
 mod rebuild;
 mod replicas;
+mod restored;
 mod route_events;
 mod routes_reload;
 mod signatures;
