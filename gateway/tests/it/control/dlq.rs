@@ -213,6 +213,7 @@ async fn every_metric_of_the_alerts_is_served() {
         "stale_since_timestamp_seconds",
         "events_total",
         "reload_failures_total",
+        "ssh_buffer_limit_closed_total",
     ] {
         assert!(rules.contains(&format!("_{name}")), "{name} has an alert");
         let family = format!("\nedd_gateway_{name}");
