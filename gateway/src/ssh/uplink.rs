@@ -250,6 +250,9 @@ impl Uplink {
         if let Some(audit) = self.audit() {
             audit.request(&request)?;
         }
+        if let Some(holding) = &self.holding {
+            holding.add(request.len());
+        }
         if request.overtakes_data() && queue.requests == 0 {
             if matches!(request, Request::WindowChange(_))
                 && matches!(queue.urgent.back(), Some(Request::WindowChange(_)))
@@ -276,7 +279,11 @@ impl Uplink {
     /// The next item, as soon as there is one. Cancellation safe; one taker only.
     pub(crate) async fn next(&self) -> Item {
         loop {
-            if let Some(item) = lock(&self.queue).pop() {
+            let popped = lock(&self.queue).pop();
+            if let Some(item) = popped {
+                if let Item::Request(request) = &item {
+                    self.taken(request);
+                }
                 return item;
             }
             self.ready.notified().await;
@@ -286,10 +293,18 @@ impl Uplink {
     /// The next request that overtakes data. Cancellation safe; one taker only.
     pub(crate) async fn next_urgent(&self) -> Request {
         loop {
-            if let Some(request) = lock(&self.queue).pop_urgent() {
+            let popped = lock(&self.queue).pop_urgent();
+            if let Some(request) = popped {
+                self.taken(&request);
                 return request;
             }
             self.urgent_ready.notified().await;
+        }
+    }
+
+    fn taken(&self, request: &Request) {
+        if let Some(holding) = &self.holding {
+            holding.sub(request.len());
         }
     }
 }
@@ -362,6 +377,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 mod tests {
     use russh::Sig;
 
+    use super::super::budget::Budget;
     use super::super::flow::FIRST_WINDOW;
     use super::*;
 
@@ -439,6 +455,23 @@ mod tests {
             assert_eq!(text(up.next().await), expected);
         }
         assert_eq!(flow.total.load(Ordering::Relaxed), 0);
+    }
+
+    #[tokio::test]
+    async fn requests_are_held_until_they_are_taken() {
+        let mut registry = prometheus_client::registry::Registry::default();
+        let metrics = crate::telemetry::Metrics::register(&mut registry);
+        let budget = Budget::new(100, metrics);
+        let flow = Arc::new(Flow::default());
+        flow.charge(budget.account(edd_route::UserId(1)));
+        let up = Uplink::new(flow);
+        let env = || Request::Env("A".into(), "b".repeat(59));
+        up.push_request(env()).unwrap();
+        up.next().await;
+        up.push_request(env()).unwrap();
+        assert!(!up.holding().unwrap().leave().is_cancelled());
+        up.push_request(env()).unwrap();
+        up.sent_away().await;
     }
 
     #[test]

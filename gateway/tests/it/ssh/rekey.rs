@@ -9,8 +9,8 @@ use tokio::task::JoinSet;
 use super::rig::{Rig, noise, within};
 use crate::support::{DEADLINE, eventually, free_port};
 
-/// More streams towards the client over one connection to the container than russh would stand,
-/// had the gateway begun.
+/// More windows towards the client, over one connection to the container, than russh promises to
+/// stand during a key exchange that the gateway begins; with the container's it does.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_remote_forwards_share_a_connection_whose_container_rekeys() {
     let rig = Rig::start().await;
