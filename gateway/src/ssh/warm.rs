@@ -6,6 +6,7 @@
 //! may open a third.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use edd_route::decide::SshMatch;
 use tokio_util::task::AbortOnDropHandle;
@@ -22,8 +23,12 @@ pub(crate) struct Warm {
 
 struct Spare {
     start: u64,
-    dial: AbortOnDropHandle<Result<Upstream, DialError>>,
+    /// The connection, or why there is none and since when.
+    dial: AbortOnDropHandle<Result<Upstream, (DialError, Instant)>>,
 }
+
+/// What failed no longer ago than this would fail again.
+const FRESH: Duration = Duration::from_secs(1);
 
 impl Warm {
     /// Begins one, unless there is one.
@@ -37,7 +42,10 @@ impl Warm {
         }
         let (inner, start) = (Arc::clone(inner), target.start);
         let target = target.clone();
-        let dial = tokio::spawn(async move { inner.dialer.dial(&target).await });
+        let dial = tokio::spawn(async move {
+            let dialled = inner.dialer.dial(&target).await;
+            dialled.map_err(|error| (error, Instant::now()))
+        });
         *spare = Some(Spare {
             start,
             dial: AbortOnDropHandle::new(dial),
@@ -63,9 +71,9 @@ impl Warm {
             match spare.dial.await {
                 Ok(Ok(upstream)) if !upstream.is_closed() => return Ok(upstream),
                 // It has just failed; another would only take the same time again.
-                Ok(Err(error)) => return Err(error),
-                // It has ended since, or was lost to a bug.
-                Ok(Ok(_)) | Err(_) => {}
+                Ok(Err((error, when))) if when.elapsed() < FRESH => return Err(error),
+                // It has ended since, or failed long ago, or was lost to a bug.
+                Ok(_) | Err(_) => {}
             }
         }
         inner.dialer.dial(target).await

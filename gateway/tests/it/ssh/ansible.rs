@@ -7,8 +7,8 @@ use std::os::unix::fs::PermissionsExt as _;
 
 use tokio::process::Command;
 
-use super::rig::{Rig, free_address, noise, output};
-use crate::support::{program, python};
+use super::rig::{Rig, free_address, noise, output, within};
+use crate::support::{DEADLINE, program, python};
 
 const SCRIPT: &str = "#!/bin/sh\necho \"$1 $2\"\n";
 
@@ -64,7 +64,9 @@ async fn ansible_plays_a_playbook_on_two_containers_with_pipelining_and_without(
     let playbook = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/ssh/ansible.yml");
 
     let mut command = ansible(&rig, "playbook", &["c1", "c2"]);
-    let done = output(command.args(["-e", &folder, playbook])).await;
+    // Some sixty processes, one after the other: the slowest test of them all on a busy machine.
+    let play = command.args(["-e", &folder, playbook]).output();
+    let done = within(6 * DEADLINE, "the playbook", play).await.unwrap();
     let said = String::from_utf8_lossy(&done.stdout);
     let stderr = String::from_utf8_lossy(&done.stderr);
     assert!(done.status.success(), "{said}\n{stderr}");

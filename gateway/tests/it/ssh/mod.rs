@@ -20,5 +20,6 @@ mod revoked;
 pub(crate) mod rig;
 mod security_keys;
 mod session;
+mod spare;
 mod vscode;
 mod x11;
