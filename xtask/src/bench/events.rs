@@ -38,4 +38,5 @@ const ABOUT: &str = "\
     answered as it wants; four connections look at a change each, asking again and again. \
     Requests: 1,000 a second over one kept HTTPS connection, from when each was due; other \
     messages are the same events in a stream that the gateway does not read. Several gateways: \
-    one change at a time, all of them asked without a pause over a connection each. Publisher, client, broker, database, web server and gateway share the machine.";
+    all start at once on a full stream; then one change at a time, all of them asked without a \
+    pause over a connection each, alone and beside so many other changes a second. Publisher, client, broker, database, web server and gateway share the machine.";
