@@ -11,13 +11,14 @@ use std::time::Duration;
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use tokio::time::{Instant, timeout};
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 use super::{Consumer, Unavailable, Verdict};
 use crate::{
     bus::{AnySubscription, Binding, Bus as _, ConsumerState, Kept, StateError, StreamState},
     event::{Decoded, Delivery, Position, decode},
     stream::takes,
+    subject::Kind,
 };
 
 /// Questions on their way at once.
@@ -144,7 +145,11 @@ impl<'a> Bound<'a> {
                 position,
                 deliveries: 0,
             }),
-            Decoded::Bad(..) | Decoded::DeadLetter | Decoded::Unknown => None,
+            Decoded::Bad(kind, bad) => {
+                self.leave_out(kind, "", position.sequence, &bad.to_string());
+                None
+            }
+            Decoded::DeadLetter | Decoded::Unknown => None,
         }
     }
 
@@ -170,11 +175,25 @@ impl<'a> Bound<'a> {
                     debug!(id, r#type = kind, %entity, latency_us, result = "stale", "event");
                     self.consumer.metrics.event(subject, "stale");
                 }
-                // What becomes of them is the durable consumer's business, or was.
                 Verdict::Reject(reason) | Verdict::Retry(reason) => {
-                    debug!(id, r#type = kind, %entity, latency_us, reason, "event left out");
+                    self.leave_out(event.kind, id, position.sequence, reason);
                 }
             }
         }
+    }
+
+    /// What becomes of it is the durable consumer's business, or was: a dead letter.
+    fn leave_out(&self, kind: Kind, id: &str, sequence: u64, reason: &str) {
+        let result = "left_out";
+        warn!(
+            id,
+            r#type = kind.name(),
+            stream = self.consumer.spec.stream.name,
+            sequence,
+            result,
+            reason,
+            "event"
+        );
+        self.consumer.metrics.event(kind.label(), result);
     }
 }

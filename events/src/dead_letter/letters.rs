@@ -236,8 +236,17 @@ pub enum LetterError {
     #[error("no dead letter at {0}")]
     Missing(LetterRef),
     /// Nobody took the event: no stream, or no right to publish.
-    #[error("no stream took the event: may this user publish on {0}?")]
+    #[error(
+        "no stream took the event: may this user of NATS publish on {0}? \
+         (--nats-url with --nats-nkey or --nats-creds: as another one)"
+    )]
     Unheard(String),
+    /// No answer: a server that is away, or no right to remove.
+    #[error(
+        "no answer: may this user of NATS publish on $JS.API.STREAM.MSG.DELETE.{0}? \
+         (--nats-url with --nats-nkey or --nats-creds: as another one)"
+    )]
+    Undeleted(String),
     /// It does not say which event it was.
     #[error("{0} does not name the event that it was: {1:?}")]
     Nameless(LetterRef, String),
@@ -360,7 +369,10 @@ impl Letters {
             let stored = sent.await.map_err(|error| StateError(error.to_string()))?;
             stored.await.map_err(|error| StateError(error.to_string()))
         };
-        let stored = answer(publish).await?;
+        // Who may not publish hears nothing.
+        let stored = timeout(ANSWER_TIMEOUT, publish).await;
+        let stored = stored.map_err(|_| LetterError::Unheard(letter.subject.clone()))?;
+        let stored = stored.map_err(|error| LetterError::Nats(error.to_string()))?;
         if let Err(error) = self.delete(at).await {
             return Err(LetterError::NotRemoved {
                 stream: at.stream.clone(),
@@ -382,7 +394,9 @@ impl Letters {
     }
 
     async fn delete(&self, at: &LetterRef) -> Result<(), LetterError> {
-        answer(self.bus.remove(&at.stream, at.sequence)).await?;
+        let removed = timeout(ANSWER_TIMEOUT, self.bus.remove(&at.stream, at.sequence)).await;
+        let removed = removed.map_err(|_| LetterError::Undeleted(at.stream.clone()))?;
+        removed.map_err(|error| LetterError::Nats(error.to_string()))?;
         let counted = answer(self.bus.count(&at.stream, DLQ_SUBJECTS)).await;
         let name = STREAMS.into_iter().find(|name| *name == at.stream);
         if let (Ok(Some(letters)), Some(name)) = (counted, name) {

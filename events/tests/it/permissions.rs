@@ -1,14 +1,21 @@
 //! The committed configuration of nats-server: what each service needs works,
 //! what it must not do is refused, and strangers get no connection.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use async_nats::jetstream;
 use edd_events::{
     Metrics,
     bus::AnyBus,
     connect::{ConnectError, NatsOptions, connect, is_connected},
-    consumer::{ConsumerSpec, Verdict},
+    consumer::{Consumer, ConsumerSpec, Verdict},
+    dead_letter::{Filter, LetterError, Letters},
     request::{VALIDATE_TOKEN, validate_token},
     snapshot::SNAPSHOT_REQUEST,
     stream::{self, StreamSpec},
@@ -18,7 +25,10 @@ use edd_proto::auth::ValidateTokenResponse;
 use futures_util::StreamExt as _;
 use prost::Message as _;
 
-use crate::support::{DEADLINE, Recorder, Running, Service, created, eventually, publish, stored};
+use crate::signatures::{make_key, verifier};
+use crate::support::{
+    DEADLINE, Recorder, Running, SPEC, Service, created, eventually, publish, stored,
+};
 
 async fn js(cloud: &Cloud, service: &str) -> jetstream::Context {
     jetstream::new(cloud.client(service).await)
@@ -223,6 +233,53 @@ async fn nobody_speaks_for_others() {
         })
         .await;
     }
+}
+
+/// The gateway shows its dead letters and cannot replay them: the operator does, and needs none of
+/// the keys that sign.
+#[tokio::test(flavor = "multi_thread")]
+async fn letters_are_replayed_with_the_operators_key_and_their_own_signature() {
+    let cloud = Cloud::start().await;
+    let (of_gateway, of_compute) = (js(&cloud, "gateway").await, js(&cloud, "compute").await);
+    let operator = js(&cloud, "operator").await;
+    let folder = tempfile::tempdir().unwrap();
+    let (signer, public) = make_key(folder.path(), "compute");
+    let cured = Arc::new(AtomicBool::new(false));
+    let recorder = Recorder::answering({
+        let cured = Arc::clone(&cured);
+        move |_| match cured.load(Ordering::Relaxed) {
+            true => Ok(Verdict::Applied),
+            false => Ok(Verdict::Reject("not yet".into())),
+        }
+    });
+    let consumer = Consumer::new(of_gateway.clone(), SPEC, 1, Metrics::default())
+        .with_verifier(verifier(&folder, &public));
+    let running = Running::run_consumer(consumer, recorder);
+    let service = Service::start_signed(of_compute, Some(signer)).await;
+    service.write(&[created(1)]).await;
+    let letters = async || {
+        let letters = Letters::new(of_gateway.clone(), Metrics::default());
+        let page = letters.list(&Filter::default(), None, 10).await;
+        page.unwrap().letters
+    };
+    eventually("a dead letter", || async { letters().await.len() == 1 }).await;
+    cured.store(true, Ordering::Relaxed);
+    let at = letters().await[0].letter.clone();
+    let with = |js: &jetstream::Context| Letters::new(js.clone(), Metrics::default());
+    let replayed = with(&of_gateway).replay(&at).await.unwrap_err();
+    assert!(
+        matches!(replayed, LetterError::Unheard(_)) && replayed.to_string().contains("--nats-nkey"),
+        "{replayed}"
+    );
+    let dropped = with(&of_gateway).discard(&at).await.unwrap_err();
+    assert!(matches!(dropped, LetterError::Undeleted(_)), "{dropped}");
+    assert_eq!(letters().await.len(), 1, "it stays");
+    with(&operator).replay(&at).await.unwrap();
+    running.recorder.saw(2).await;
+    assert_eq!(running.recorder.entities(), ["c1", "c1"]);
+    assert!(letters().await.is_empty());
+    running.stop().await;
+    service.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -54,7 +54,7 @@ pub(crate) fn make_key(folder: &Path, name: &str) -> (Arc<Signer>, String) {
     )
 }
 
-fn verifier(folder: &TempDir, keys: &str) -> Option<Arc<Verifier>> {
+pub(crate) fn verifier(folder: &TempDir, keys: &str) -> Option<Arc<Verifier>> {
     let file = folder.path().join("keys");
     fs::write(&file, format!("compute:\n{keys}")).unwrap();
     Some(Arc::new(Verifier::load(&file).unwrap()))

@@ -54,7 +54,7 @@ impl From<LetterError> for Refusal {
             LetterError::Expired(_) => (StatusCode::GONE, "expired"),
             LetterError::Nameless(..) => (StatusCode::CONFLICT, "not_replayable"),
             LetterError::NotRemoved { .. } => (StatusCode::CONFLICT, "not_removed"),
-            LetterError::Nats(_) | LetterError::Unheard(_) => {
+            LetterError::Nats(_) | LetterError::Unheard(_) | LetterError::Undeleted(_) => {
                 (StatusCode::SERVICE_UNAVAILABLE, "unavailable")
             }
         };

@@ -201,15 +201,21 @@ pub async fn start(inputs: Inputs) -> anyhow::Result<Control> {
         revision.clone(),
         common,
     );
-    control
-        .last_tasks
-        .spawn(writer.run(queue, control.last.child_token()));
+    let no_more = CancellationToken::new();
     control.last_tasks.spawn(last_good::keep(
         Arc::clone(&shared),
         revision.subscribe(),
         followed,
         control.last.child_token(),
+        no_more.clone(),
     ));
+    let writing = writer.run(queue, control.last.child_token());
+    let no_more = no_more.drop_guard();
+    control.last_tasks.spawn(async move {
+        writing.await;
+        // Also when it panics: no table comes after this.
+        drop(no_more);
+    });
     control.tasks.spawn(routes_watch::run(
         Arc::clone(&shared),
         boot.routes_seen,

@@ -52,6 +52,7 @@ impl Process {
             tokio::select! {
                 biased;
                 _ = sessions.wait_for(anew) => {}
+                later = self.set_back(number) => after = later - 1,
                 () = self.away() => after = number,
                 () = self.consume(commands, opened, is_first) => {}
             }
@@ -67,6 +68,13 @@ impl Process {
         self.held
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Ends when a later opening than the `number`th found the database older than it was.
+    async fn set_back(&self, number: u64) -> u64 {
+        let mut status = self.board.watch();
+        let later = status.wait_for(|status| status.set_back > number).await;
+        later.expect("it runs").set_back
     }
 
     /// Ends when a database that others share has been away for longer than a moment.

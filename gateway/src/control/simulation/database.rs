@@ -9,7 +9,7 @@ use edd_events::outbox::OutboxEntry;
 use edd_route::{ContainerId, StaticRouteSpec, UserId};
 
 use crate::control::reconcile::{ContainerEntity, KeyEntity, RuleEntity, State, UserEntity};
-use crate::control::store::{Ahead, Commit, Line, Marks, Stored, Streams};
+use crate::control::store::{Ahead, Commit, Line, Marks, Place, Stored, Streams};
 
 /// Who lacks more of the journal reads everything instead; small, so that it is met.
 const AHEAD_MAX: usize = 12;
@@ -33,8 +33,8 @@ pub(super) struct Rows {
     pub(super) born: bool,
     rebuilding: bool,
     pub(super) statics: Vec<StaticRouteSpec>,
-    /// With the revision after each.
-    journal: Vec<(Line, u64)>,
+    /// With the revision after each, and its mark.
+    journal: Vec<(Line, u64, i64)>,
 }
 
 impl Rows {
@@ -45,7 +45,7 @@ impl Rows {
         }
     }
 
-    pub(super) fn write(&mut self, commit: &Commit<'_>) {
+    pub(super) fn write(&mut self, commit: &Commit<'_>, mark: i64) {
         self.inbox
             .extend(commit.event_ids.iter().map(|id| (*id).to_owned()));
         if let Some((state, effects)) = commit.changes {
@@ -132,7 +132,9 @@ impl Rows {
             self.revision = revision;
         }
         let lines = commit.journal.iter().cloned();
-        self.journal.extend(lines.map(|line| (line, self.revision)));
+        let revision = self.revision;
+        self.journal
+            .extend(lines.map(|line| (line, revision, mark)));
         self.born |= commit.birth;
         self.rebuilding = commit.rebuilding.unwrap_or(self.rebuilding);
     }
@@ -141,18 +143,31 @@ impl Rows {
         self.streams.entry(stream.to_owned()).or_default()
     }
 
-    /// The number of the journal's last line.
-    pub(super) fn position(&self) -> u64 {
-        self.journal.len() as u64
+    /// The journal's last line.
+    pub(super) fn position(&self) -> Place {
+        Place {
+            number: self.journal.len() as u64,
+            mark: self.journal.last().map_or(0, |(_, _, mark)| *mark),
+        }
+    }
+
+    /// Whether the journal has this very line.
+    pub(super) fn holds(&self, line: Place) -> bool {
+        let number = usize::try_from(line.number).expect("small");
+        let Some(index) = number.checked_sub(1) else {
+            return true;
+        };
+        let found = self.journal.get(index);
+        found.is_some_and(|(_, _, mark)| line.may_be(*mark))
     }
 
     /// What was committed after `since`.
-    pub(super) fn ahead(&self, since: u64) -> Ahead {
-        let since = usize::try_from(since).expect("small");
-        let lines = self.journal.get(since..);
-        let lines = lines.filter(|lines| lines.len() <= AHEAD_MAX);
+    pub(super) fn ahead(&self, since: Place) -> Ahead {
+        let number = usize::try_from(since.number).expect("small");
+        let lines = self.journal.get(number..);
+        let lines = lines.filter(|lines| lines.len() <= AHEAD_MAX && self.holds(since));
         let entries = lines.map(|lines| {
-            let entry = |(line, revision): &(Line, u64)| line.entry(*revision, 0);
+            let entry = |(line, revision, _): &(Line, u64, i64)| line.entry(*revision, 0);
             lines.iter().map(entry).collect::<Result<_, _>>()
         });
         Ahead {

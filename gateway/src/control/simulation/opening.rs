@@ -8,7 +8,7 @@ use super::turns::Turn;
 use super::world::{Failure, World};
 use crate::config::History;
 use crate::control::store::{
-    Ahead, Begun, Commit, Entry, GatewayStore, Marks, Past, StoreError, Stored, Then,
+    Ahead, Begun, Commit, Entry, GatewayStore, Marks, Past, Place, StoreError, Stored, Then,
 };
 use crate::tls::TicketKey;
 
@@ -17,6 +17,8 @@ pub(super) struct Opening {
     pub(super) world: Arc<World>,
     pub(super) seat: usize,
     pub(super) identity: u64,
+    /// How often its connections had broken off when it began.
+    pub(super) breaks: u64,
 }
 
 impl Opening {
@@ -40,9 +42,7 @@ impl Opening {
             self.world.lock().counts.failed_before += 1;
             return Err(StoreError::TimedOut);
         }
-        if self.world.lock().rows.identity != self.identity {
-            return Err(StoreError::Gone);
-        }
+        self.is_same()?;
         let done = run.await?;
         self.world.point(self.seat).await;
         if failure == Some(Failure::After) {
@@ -53,7 +53,7 @@ impl Opening {
     }
 
     /// What is found is counted.
-    fn ahead_of(&self, since: u64) -> Ahead {
+    fn ahead_of(&self, since: Place) -> Ahead {
         let inner = &mut *self.world.lock();
         let ahead = inner.rows.ahead(since);
         match &ahead.entries {
@@ -63,16 +63,20 @@ impl Opening {
         if ahead.position != since {
             self.world.note(inner, || {
                 let (seat, position) = (self.seat, ahead.position);
-                format!("{seat}: follows from {since} to {position}")
+                format!("{seat}: follows from {since:?} to {position:?}")
             });
         }
         ahead
     }
 
     fn is_same(&self) -> Result<(), StoreError> {
-        match self.world.lock().rows.identity == self.identity {
+        let inner = self.world.lock();
+        if inner.rows.identity != self.identity {
+            return Err(StoreError::Gone);
+        }
+        match inner.breaks == self.breaks {
             true => Ok(()),
-            false => Err(StoreError::Gone),
+            false => Err(StoreError::TimedOut),
         }
     }
 }
@@ -85,7 +89,7 @@ impl GatewayStore for Opening {
 
     type Turn = Turn;
 
-    async fn begin(&self, since: u64, event_ids: &[&str]) -> Result<Begun<Turn>, StoreError> {
+    async fn begin(&self, since: Place, event_ids: &[&str]) -> Result<Begun<Turn>, StoreError> {
         let begin = async {
             let turn = Turn::take(&self.world, self.seat).await?;
             self.is_same()?;
@@ -113,8 +117,13 @@ impl GatewayStore for Opening {
         Ok(marks)
     }
 
-    async fn ahead(&self, since: u64) -> Result<Ahead, StoreError> {
+    async fn ahead(&self, since: Place) -> Result<Ahead, StoreError> {
         self.statement(async { Ok(self.ahead_of(since)) }).await
+    }
+
+    async fn holds(&self, line: Place) -> Result<bool, StoreError> {
+        self.statement(async { Ok(self.world.lock().rows.holds(line)) })
+            .await
     }
 
     async fn at(&self, _past: Past) -> Result<Option<Then>, StoreError> {
@@ -125,7 +134,7 @@ impl GatewayStore for Opening {
         Ok(Vec::new())
     }
 
-    async fn commit(&self, turn: Turn, commit: &Commit<'_>) -> Result<u64, StoreError> {
+    async fn commit(&self, turn: Turn, commit: &Commit<'_>) -> Result<Place, StoreError> {
         super::model::in_force_is_committed(&self.world, self.seat);
         let write = async {
             turn.go_on()?;
@@ -146,8 +155,9 @@ impl GatewayStore for Opening {
                     outbox.collect::<Vec<_>>()
                 )
             });
-            inner.rows.write(commit);
             inner.counts.commits += 1;
+            let mark = i64::try_from(inner.counts.commits).expect("few");
+            inner.rows.write(commit, mark);
             inner.counts.announcements += commit.outbox.len() as u64;
             if commit.revision.is_some() {
                 self.world.refreshed.notify_waiters();

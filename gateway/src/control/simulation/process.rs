@@ -197,11 +197,15 @@ impl Process {
         let mut number = 0;
         let mut last = None;
         loop {
-            let identity = self.world.lock().rows.identity;
+            let (identity, breaks) = {
+                let inner = self.world.lock();
+                (inner.rows.identity, inner.breaks)
+            };
             let store = Opening {
                 world: Arc::clone(&self.world),
                 seat: self.seat,
                 identity,
+                breaks,
             };
             if let Ok(mut stored) = store.load().await {
                 let had_one =

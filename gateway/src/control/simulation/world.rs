@@ -53,6 +53,8 @@ pub(super) struct Inner {
     /// Whose turn it is.
     pub(super) turn: Option<Held>,
     pub(super) turns: u64,
+    /// How often all connections to the database broke off.
+    pub(super) breaks: u64,
     /// Which of a few contents the file has.
     pub(super) routes: usize,
     /// Dead letters by message id.
@@ -99,6 +101,7 @@ impl World {
                 copy_is_whole: false,
                 turn: None,
                 turns: 0,
+                breaks: 0,
                 routes: 0,
                 dead_letters: BTreeSet::new(),
                 was_lost: false,
@@ -214,8 +217,19 @@ impl World {
     pub(super) fn put_the_copy_back(&self) {
         let inner = &mut *self.lock();
         if let Some(mut copy) = inner.copy.take() {
-            copy.identity = inner.random.next();
-            self.note(inner, || "the copy is put back".into());
+            // Or a standby takes over, which is the same database as it was.
+            let is_standby = inner.random.percent(50);
+            if !is_standby {
+                copy.identity = inner.random.next();
+            }
+            // What was begun breaks off.
+            inner.turn = None;
+            inner.breaks += 1;
+            inner.seats.iter_mut().for_each(|seat| seat.opened = None);
+            self.turn_over.notify_waiters();
+            self.note(inner, || {
+                format!("the copy is put back, standby {is_standby}")
+            });
             // One of before the first commit stands for a lost one.
             inner.was_lost |= !copy.born;
             inner.rows = copy;

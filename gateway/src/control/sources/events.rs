@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use anyhow::Context as _;
 use async_nats::jetstream::consumer::{self, DeliverPolicy, FromConsumer as _, pull};
 use async_nats::jetstream::stream::Stream;
 use async_nats::jetstream::{self, Context};
@@ -374,11 +375,9 @@ impl Events {
     async fn prepare(&self, spec: ConsumerSpec, again: &mut Again) -> Option<u64> {
         let mut last_error = String::new();
         loop {
-            let attempt = self.try_prepare(spec, again);
-            let error = match tokio::time::timeout(PREPARE_TIMEOUT, attempt).await {
-                Ok(Ok(gap)) => return gap,
-                Ok(Err(error)) => format!("{error:#}"),
-                Err(_) => "JetStream does not answer".to_owned(),
+            let error = match self.try_prepare(spec, again).await {
+                Ok(gap) => return gap,
+                Err(error) => format!("{error:#}"),
             };
             if error != last_error {
                 tracing::warn!(stream = spec.stream.name, error, "cannot consume yet");
@@ -394,17 +393,23 @@ impl Events {
         spec: ConsumerSpec,
         again: &mut Again,
     ) -> anyhow::Result<Option<u64>> {
-        let mut stream = ensure(&self.js, &spec.stream, self.replicas).await?;
-        let (first, last) = {
-            let state = &stream.info().await?.state;
-            (state.first_sequence, state.last_sequence)
+        let looking = async {
+            let mut stream = ensure(&self.js, &spec.stream, self.replicas).await?;
+            let (first, last) = {
+                let state = &stream.info().await?.state;
+                (state.first_sequence, state.last_sequence)
+            };
+            anyhow::Ok(Found {
+                created: created(&stream),
+                first,
+                last,
+                ..Found::default()
+            })
         };
-        let found = Found {
-            created: created(&stream),
-            first,
-            last,
-            ..Found::default()
-        };
+        let found = tokio::time::timeout(PREPARE_TIMEOUT, looking)
+            .await
+            .context("JetStream does not answer")??;
+        // Bounded by the database's own limits: a stream made anew changes every row.
         again.identify(found, &self.writer).await?;
         Ok(again.gap(found, &self.writer).await?)
     }

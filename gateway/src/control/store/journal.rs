@@ -7,6 +7,7 @@
 
 use edd_route::{ContainerId, UserId};
 use edd_store::{Database, Rows, Transaction, query};
+use rand::RngExt as _;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -48,11 +49,38 @@ pub struct Entry {
     pub record: Record,
 }
 
+/// A line of the journal; the default is before the first.
+///
+/// A database that was set back, by a standby that takes over or a copy that is put
+/// into it, gives the numbers of what it has lost to other lines.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Place {
+    /// Its number, in the order of the commits.
+    pub number: u64,
+    /// Drawn by the commit that wrote it, the same for all of its lines. 0: not known.
+    pub mark: i64,
+}
+
+impl Place {
+    /// Whether a line of the same number may be this one.
+    pub(in crate::control) fn may_be(self, mark: i64) -> bool {
+        self.mark == mark || self.mark == 0 || mark == 0
+    }
+
+    /// The last line up to which the journal is pruned, where that is further on.
+    pub(super) fn or_pruned(self, number: u64) -> Self {
+        match number > self.number {
+            true => Self { number, mark: 0 },
+            false => self,
+        }
+    }
+}
+
 /// What others committed.
 #[derive(Debug, Default)]
 pub struct Ahead {
-    /// The number of the last change.
-    pub position: u64,
+    /// The last change.
+    pub position: Place,
     /// The revision in force after it.
     pub revision: u64,
     /// COMPUTE's [`Marks::gap`](super::Marks::gap).
@@ -171,21 +199,40 @@ pub(super) async fn write(
     if rows.is_empty() {
         return Ok(());
     }
-    let sql = "INSERT INTO journal (revision, at, kind, name, part, cause, after) \
-               SELECT $2, $3, value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4 \
+    let sql = "INSERT INTO journal (revision, at, mark, kind, name, part, cause, after) \
+               SELECT $2, $3, $4, value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4 \
                FROM {rows} WHERE true";
+    let mark = rand::rng().random_range(1..=i64::MAX);
     rows.query(tx.engine(), sql)
         .bind(int(revision))
         .bind(int(now_ms))
+        .bind(mark)
         .run(tx)
         .await?;
     Ok(())
 }
 
-/// The number of the last line.
-pub(super) async fn position(tx: &mut Transaction) -> Result<u64, StoreError> {
-    let last: Option<i64> = query("SELECT MAX(number) FROM journal").value(tx).await?;
-    Ok(last.map_or(0, number))
+/// The last line.
+pub(super) async fn last(tx: &mut Transaction) -> Result<Place, StoreError> {
+    let last = query("SELECT number, mark FROM journal ORDER BY number DESC LIMIT 1");
+    let last: Vec<(i64, i64)> = last.all(tx).await?;
+    let last = last.first().map(|(at, mark)| Place {
+        number: number(*at),
+        mark: *mark,
+    });
+    Ok(last.unwrap_or_default())
+}
+
+/// Whether it has this very line, or had it before it was pruned.
+pub(super) async fn holds(database: &Database, line: Place) -> Result<bool, StoreError> {
+    let sql = "SELECT mark FROM journal WHERE number = $1";
+    let found = query(sql).bind(int(line.number)).optional_value(database);
+    if let Some(mark) = found.await? {
+        return Ok(line.may_be(mark));
+    }
+    let pruned = query("SELECT value FROM meta WHERE key = 'pruned'").optional_value(database);
+    let pruned: Option<i64> = pruned.await?;
+    Ok(line.number <= pruned.map_or(0, number))
 }
 
 #[derive(sqlx::FromRow)]
@@ -200,7 +247,7 @@ struct Row {
 }
 
 /// What was committed after `since`.
-pub(super) async fn ahead(tx: &mut Transaction, since: u64) -> Result<Ahead, StoreError> {
+pub(super) async fn ahead(tx: &mut Transaction, since: Place) -> Result<Ahead, StoreError> {
     let meta: Vec<(String, i64)> =
         query("SELECT key, value FROM meta WHERE key IN ('revision', 'pruned', 'gap:COMPUTE')")
             .all(&mut *tx)
@@ -210,7 +257,7 @@ pub(super) async fn ahead(tx: &mut Transaction, since: u64) -> Result<Ahead, Sto
         found.map_or(0, |(_, value)| number(*value))
     };
     let mut ahead = Ahead {
-        position: position(tx).await?.max(value("pruned")),
+        position: last(tx).await?.or_pruned(value("pruned")),
         revision: value("revision"),
         gap: value("gap:COMPUTE"),
         entries: Some(Vec::new()),
@@ -218,14 +265,21 @@ pub(super) async fn ahead(tx: &mut Transaction, since: u64) -> Result<Ahead, Sto
     if ahead.position == since {
         return Ok(ahead);
     }
-    if ahead.position < since || since < value("pruned") {
+    if ahead.position.number < since.number || since.number < value("pruned") {
+        ahead.entries = None;
+        return Ok(ahead);
+    }
+    let sql = "SELECT mark FROM journal WHERE number = $1";
+    let mark = query(sql).bind(int(since.number)).optional_value(&mut *tx);
+    if !since.may_be(mark.await?.unwrap_or_default()) {
+        // It was set back to before that line, and has grown since.
         ahead.entries = None;
         return Ok(ahead);
     }
     let sql = "SELECT revision, at, kind, name, part, cause, after FROM journal \
                WHERE number > $1 ORDER BY number LIMIT $2";
     let rows: Vec<Row> = query(sql)
-        .bind(int(since))
+        .bind(int(since.number))
         .bind(AHEAD_MAX + 1)
         .all(tx)
         .await?;

@@ -26,7 +26,7 @@ pub(super) async fn load(database: &Database) -> Result<Stored, StoreError> {
     let sql = "SELECT kind, id, at FROM tombstones";
     let tombstones: Vec<(String, String, i64)> = query(sql).all(&mut tx).await?;
     let meta: Vec<(String, i64)> = query("SELECT key, value FROM meta").all(&mut tx).await?;
-    let position = journal::position(&mut tx).await?;
+    let position = journal::last(&mut tx).await?;
     tx.commit().await?;
 
     let mut stored = Stored {
@@ -49,7 +49,7 @@ pub(super) async fn load(database: &Database) -> Result<Stored, StoreError> {
         match key.as_str() {
             "born" => stored.born = true,
             "revision" => stored.revision = number(value),
-            "pruned" => stored.position = stored.position.max(number(value)),
+            "pruned" => stored.position = stored.position.or_pruned(number(value)),
             "rebuilding" => stored.rebuilding = value != 0,
             key => {
                 if let Some((what, stream)) = key.split_once(':') {

@@ -11,6 +11,8 @@ mod routes;
 mod sql;
 mod ssh_keys;
 mod tickets;
+#[cfg(test)]
+mod whole;
 mod write;
 
 use std::collections::{BTreeMap, HashSet};
@@ -23,7 +25,7 @@ use super::reconcile::{Effects, State};
 use crate::config::History;
 use crate::tls::TicketKey;
 
-pub use journal::{Ahead, Cause, Entry, Line, Past, Then};
+pub use journal::{Ahead, Cause, Entry, Line, Past, Place, Then};
 pub use sql::{Identity, SqlStore};
 
 /// Tombstones and handled event ids are kept for so long, in milliseconds: a
@@ -68,8 +70,8 @@ pub struct Stored {
     /// Whether it has had its first commit: before that it is no database yet,
     /// whatever tables it has.
     pub born: bool,
-    /// The number of the journal's last line.
-    pub position: u64,
+    /// The journal's last line.
+    pub position: Place,
     /// The last revision that was given to a table.
     pub revision: u64,
     /// Whether a rebuild by replay has begun and not ended.
@@ -108,8 +110,8 @@ pub struct Commit<'a> {
     pub changes: Option<(&'a State, &'a Effects)>,
     /// What changed, for the journal.
     pub journal: Vec<Line>,
-    /// The journal's position before it.
-    pub position: u64,
+    /// The journal's last line before it.
+    pub position: Place,
     /// The revision before it.
     pub revision_before: u64,
     /// The events it handles.
@@ -166,11 +168,11 @@ pub trait GatewayStore: Send + Sync + 'static {
     /// A transaction in which nobody else writes.
     type Turn: Send;
 
-    /// Begins one; also tells what was committed since the position `since`, and
+    /// Begins one; also tells what was committed since the line `since`, and
     /// which of these events were handled before.
     fn begin(
         &self,
-        since: u64,
+        since: Place,
         event_ids: &[&str],
     ) -> impl Future<Output = Result<Begun<Self::Turn>, StoreError>> + Send;
 
@@ -181,16 +183,20 @@ pub trait GatewayStore: Send + Sync + 'static {
         name: &str,
     ) -> impl Future<Output = Result<Marks, StoreError>> + Send;
 
-    /// Writes it, whole or not at all; the position after it. After an error it
+    /// Writes it, whole or not at all; the journal's last line then. After an error it
     /// is not known which: load again.
     fn commit(
         &self,
         turn: Self::Turn,
         commit: &Commit<'_>,
-    ) -> impl Future<Output = Result<u64, StoreError>> + Send;
+    ) -> impl Future<Output = Result<Place, StoreError>> + Send;
 
-    /// What was committed since the position `since`.
-    fn ahead(&self, since: u64) -> impl Future<Output = Result<Ahead, StoreError>> + Send;
+    /// What was committed since the line `since`.
+    fn ahead(&self, since: Place) -> impl Future<Output = Result<Ahead, StoreError>> + Send;
+
+    /// Whether the journal has this very line, or had it before it was pruned; if not,
+    /// the database was set back to before it.
+    fn holds(&self, line: Place) -> impl Future<Output = Result<bool, StoreError>> + Send;
 
     /// What was in force in the past; none when that is not known, or not any more.
     fn at(&self, past: Past) -> impl Future<Output = Result<Option<Then>, StoreError>> + Send;

@@ -10,7 +10,8 @@ use edd_store::{Database, DatabaseUrl, Rows, Schema, Transaction, query};
 use serde_json::json;
 
 use super::{
-    Ahead, Begun, Commit, Entry, GatewayStore, KEPT_MS, Marks, Past, StoreError, Stored, Then, int,
+    Ahead, Begun, Commit, Entry, GatewayStore, KEPT_MS, Marks, Past, Place, StoreError, Stored,
+    Then, int,
 };
 use super::{journal, load, ssh_keys, tickets, write};
 use crate::config::History;
@@ -35,6 +36,11 @@ const SCHEMA: Schema = Schema {
             "gateway_keys",
             include_str!("../../../migrations/postgres/0003_gateway_keys.sql"),
         ),
+        (
+            4,
+            "journal_marks",
+            include_str!("../../../migrations/postgres/0004_journal_marks.sql"),
+        ),
     ],
     sqlite: &[
         (
@@ -56,6 +62,11 @@ const SCHEMA: Schema = Schema {
             4,
             "gateway_keys",
             include_str!("../../../migrations/sqlite/0004_gateway_keys.sql"),
+        ),
+        (
+            5,
+            "journal_marks",
+            include_str!("../../../migrations/sqlite/0005_journal_marks.sql"),
         ),
     ],
 };
@@ -151,7 +162,11 @@ impl GatewayStore for SqlStore {
 
     type Turn = Transaction;
 
-    async fn begin(&self, since: u64, event_ids: &[&str]) -> Result<Begun<Self::Turn>, StoreError> {
+    async fn begin(
+        &self,
+        since: Place,
+        event_ids: &[&str],
+    ) -> Result<Begun<Self::Turn>, StoreError> {
         within(TIMEOUT, async {
             let mut turn = self.database.begin().await?;
             let ahead = journal::ahead(&mut turn, since).await?;
@@ -165,7 +180,7 @@ impl GatewayStore for SqlStore {
         within(TIMEOUT, load::stream(turn, name)).await
     }
 
-    async fn commit(&self, mut turn: Self::Turn, commit: &Commit<'_>) -> Result<u64, StoreError> {
+    async fn commit(&self, mut turn: Self::Turn, commit: &Commit<'_>) -> Result<Place, StoreError> {
         within(TIMEOUT, async {
             let position = write::write(&mut turn, commit).await?;
             turn.commit().await?;
@@ -174,12 +189,16 @@ impl GatewayStore for SqlStore {
         .await
     }
 
-    async fn ahead(&self, since: u64) -> Result<Ahead, StoreError> {
+    async fn ahead(&self, since: Place) -> Result<Ahead, StoreError> {
         within(TIMEOUT, async {
             let mut tx = self.database.begin_read().await?;
             journal::ahead(&mut tx, since).await
         })
         .await
+    }
+
+    async fn holds(&self, line: Place) -> Result<bool, StoreError> {
+        within(TIMEOUT, journal::holds(&self.database, line)).await
     }
 
     async fn at(&self, past: Past) -> Result<Option<Then>, StoreError> {
@@ -308,7 +327,7 @@ mod tests {
                 now_ms: 5,
                 ..Commit::default()
             };
-            let begun = store.begin(0, &[]).await.unwrap();
+            let begun = store.begin(Place::default(), &[]).await.unwrap();
             let position = store.commit(begun.turn, &commit).await.unwrap();
             assert_eq!(left(&store).await, 4);
             let day = Duration::from_secs(24 * 60 * 60);
@@ -320,9 +339,58 @@ mod tests {
             let ahead = store.ahead(position).await.unwrap();
             assert_eq!((ahead.position, ahead.revision), (position, 5));
             assert_eq!(ahead.entries.map(|entries| entries.len()), Some(0));
-            assert!(store.ahead(position - 1).await.unwrap().entries.is_none());
+            let before = Place {
+                number: position.number - 1,
+                ..position
+            };
+            assert!(store.ahead(before).await.unwrap().entries.is_none());
+            assert!(store.holds(before).await.unwrap(), "it is pruned");
             assert!(store.at(Past::Revision(4)).await.unwrap().is_none());
             assert!(store.at(Past::Time(4)).await.unwrap().is_none());
+        }
+    }
+
+    /// A number alone says nothing: a database that was set back gives it to another line.
+    #[tokio::test]
+    async fn a_line_that_took_the_place_of_another_is_known() {
+        let folder = tempfile::tempdir().unwrap();
+        let urls = [
+            database_of(folder.path()).await,
+            Postgres::shared().await.database().await,
+        ];
+        for url in urls {
+            let store = SqlStore::open(&url).await.unwrap();
+            let add = async |since: Place, lines: usize| {
+                let commit = Commit {
+                    journal: vec![Line::of_route("a", "/", None); lines],
+                    ..Commit::default()
+                };
+                let begun = store.begin(since, &[]).await.unwrap();
+                store.commit(begun.turn, &commit).await.unwrap()
+            };
+            let first = add(Place::default(), 1).await;
+            let lost = add(first, 2).await;
+            assert!(store.holds(lost).await.unwrap());
+            let unmarked = Place { mark: 0, ..lost };
+            assert!(
+                store.holds(unmarked).await.unwrap(),
+                "written by an older gateway"
+            );
+            // As a standby that lacks the second commit, and has grown past it.
+            let sql = "UPDATE journal SET mark = 7 WHERE number > $1";
+            let set_back = query(sql).bind(int(first.number)).run(&store.database);
+            set_back.await.unwrap();
+            for grown in [0, 1] {
+                if grown > 0 {
+                    add(first, grown).await;
+                }
+                assert!(!store.holds(lost).await.unwrap());
+                assert!(store.ahead(lost).await.unwrap().entries.is_none());
+                let begun = store.begin(lost, &[]).await.unwrap();
+                assert!(begun.ahead.entries.is_none());
+                let follows = store.ahead(first).await.unwrap().entries;
+                assert_eq!(follows.map(|entries| entries.len()), Some(2 + grown));
+            }
         }
     }
 }

@@ -6,11 +6,11 @@ use edd_events::outbox;
 use edd_store::{Rows, Transaction, query};
 use serde_json::json;
 
-use super::{Commit, StoreError, cells, int, journal, routes, rule_id};
+use super::{Commit, Place, StoreError, cells, int, journal, routes, rule_id};
 use crate::control::reconcile::{Effects, State};
 
-/// Writes all of it; the position in the journal after it.
-pub(super) async fn write(tx: &mut Transaction, commit: &Commit<'_>) -> Result<u64, StoreError> {
+/// Writes all of it; the journal's last line then.
+pub(super) async fn write(tx: &mut Transaction, commit: &Commit<'_>) -> Result<Place, StoreError> {
     let now = int(commit.now_ms);
     let handled: Rows = commit.event_ids.iter().map(|id| json!([id, now])).collect();
     let sql = "INSERT INTO inbox (event_id, at) SELECT value ->> 0, CAST(value ->> 1 AS BIGINT) \
@@ -34,7 +34,7 @@ pub(super) async fn write(tx: &mut Transaction, commit: &Commit<'_>) -> Result<u
     meta(tx, commit).await?;
     match lines.is_empty() {
         true => Ok(commit.position),
-        false => journal::position(tx).await,
+        false => journal::last(tx).await,
     }
 }
 

@@ -31,7 +31,7 @@ use super::last_good::now_ms;
 use super::plan::Plan;
 use super::reconcile::{Change, State};
 use super::status::{DatabaseStatus, StatusBoard};
-use super::store::{self, Commit, GatewayStore, KEPT_MS, Marks, StoreError, Stored};
+use super::store::{self, Commit, GatewayStore, KEPT_MS, Marks, Place, StoreError, Stored};
 use crate::shared::Shared;
 
 /// How often an idle database is looked at.
@@ -188,7 +188,7 @@ pub struct Writer<S> {
     /// The revision that the database knows.
     stored_revision: u64,
     /// How far in the database's journal the state is.
-    position: u64,
+    position: Place,
     /// The opening from which on the streams are consumed.
     round: u64,
     /// COMPUTE's [`Marks::gap`].
@@ -227,7 +227,7 @@ impl<S: GatewayStore> Writer<S> {
             last_good_revision,
             revision_min: 0,
             stored_revision: 0,
-            position: 0,
+            position: Place::default(),
             round: 0,
             gap: 0,
             statics_unsaved: true,

@@ -16,11 +16,20 @@ impl<S: GatewayStore> Writer<S> {
         let stored = session.stored;
         // The same database, as it was before: a standby that lacks the last
         // transactions took over, or a copy was put back into it.
-        let set_back = !session.lost && !session.replaced && stored.position < self.position;
+        let mut set_back = false;
+        if !session.lost && !session.replaced {
+            match session.store.holds(self.position).await {
+                Ok(holds) => set_back = !holds,
+                Err(error) => {
+                    tracing::error!(%error, "the database fails; events wait, the table in use goes on");
+                    return session.failed.cancel();
+                }
+            }
+        }
         if set_back {
             tracing::error!(
-                known = self.position,
-                found = stored.position,
+                known = self.position.number,
+                found = stored.position.number,
                 "the database is older than it was: it gets the events again"
             );
         }

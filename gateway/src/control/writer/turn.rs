@@ -152,8 +152,14 @@ impl<S: GatewayStore> Writer<S> {
         self.publish(revision.unwrap_or_default());
     }
 
-    pub(super) fn publish(&mut self, revision_min: u64) {
-        let revision_min = revision_min.max(self.revision_min.saturating_add(1));
+    /// `stored` is the revision that the database gives to what is published, if it
+    /// does: that is the one, even where a database that was lost or set back since
+    /// had seen it before.
+    pub(super) fn publish(&mut self, stored: u64) {
+        let revision_min = match stored > self.table.table().revision {
+            true => stored,
+            false => stored.max(self.revision_min.saturating_add(1)),
+        };
         if let Some(published) = self.table.publish(revision_min) {
             let revision = published.table.revision;
             self.shared.swap(published);

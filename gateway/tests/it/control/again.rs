@@ -12,7 +12,7 @@ use edd_store::testing::Postgres;
 use rustix::process::Signal;
 
 use super::replicas::process;
-use super::{announced, get, ready, runs_at};
+use super::{announced, get, messages, publish_raw, ready, request, runs_at, started};
 use crate::support::{Bus, Gateway, Options, eventually};
 
 /// The gateway's consumer.
@@ -105,6 +105,49 @@ async fn a_gateway_after_a_kill_waits_for_nothing() {
     told.sort();
     told.dedup();
     assert_eq!(told.len(), COUNT, "each once");
+}
+
+/// What is read past the consumer is judged as what comes from it is, and the dead letters are
+/// written once.
+#[tokio::test(flavor = "multi_thread")]
+async fn bad_events_that_are_read_again_are_counted_and_buried_once() {
+    let bus = Bus::start().await;
+    let gateway = Gateway::start(Options::default().bus(&bus)).await;
+    bus.container("c0", 1, "127.64.0.1", &[]).await;
+    gateway
+        .until("c0", |table| runs_at(table, "c0", "127.64.0.1"))
+        .await;
+    let options = again(&gateway, &bus);
+    gateway.stop().await;
+    let subject = "compute.container.c0.started";
+    publish_raw(&bus, subject, [0xff]).await;
+    // Outside of all that containers may have.
+    publish_raw(&bus, subject, started("c0", "8.8.8.8")).await;
+    let given = given_to_the_dead(&bus, 2).await;
+    let gateway = Gateway::start(options).await;
+    until_ready(&gateway).await;
+    let (_, metrics) = request(gateway.admin, "GET", "/metrics").await;
+    let counted = |result: &str, count: usize| {
+        let labels = format!("subject=\"compute.container.*.started\",result=\"{result}\"");
+        let line = format!("edd_gateway_events_total{{{labels}}} {count}\n");
+        assert!(metrics.contains(&line), "{line}{metrics}");
+    };
+    counted("left_out", 2);
+    for message in &given {
+        let kind = async_nats::jetstream::AckKind::Nak(None);
+        message.ack_with(kind).await.expect("sent");
+    }
+    let stream = bus.js.get_stream("COMPUTE").await.expect("a stream");
+    eventually("all acknowledged", || async {
+        let info = stream.consumer_info(SPEC.durable).await.expect("info");
+        info.num_ack_pending == 0 && info.num_pending == 0
+    })
+    .await;
+    let all = messages(&bus, "COMPUTE").await;
+    let letters = all.iter().filter(|(subject, _)| subject.ends_with(".dlq"));
+    assert_eq!(letters.count(), 2);
+    assert!(runs_at(&gateway.table(), "c0", "127.64.0.1"));
+    gateway.stop().await;
 }
 
 /// Killed under load, alone and beside others on one database.
@@ -299,4 +342,87 @@ async fn a_stream_made_anew_and_grown_is_noticed_at_the_start() {
     assert_eq!(table.containers().len(), 39);
     assert!(table.container("c1").is_some_and(|c| c.running.is_none()));
     gateway.stop().await;
+}
+
+/// The database hangs over one event, and whoever waits for it is killed: as often as it takes,
+/// and then all else is in force.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_that_ends_every_process_is_left_to_the_durable_consumer() {
+    const OTHERS: usize = 10;
+    let bus = Bus::start().await;
+    let url = Postgres::shared().await.database().await.to_string();
+    let folder = tempfile::tempdir().expect("a folder");
+    let (mut daemon, admin) = process(folder.path(), &bus, &url).await;
+    eventually("ready", || async { ready(admin).await.1 == "ready" }).await;
+    daemon.signal(Signal::TERM);
+    daemon.ended().await;
+    let operator = sqlx::PgPool::connect(&url).await.expect("connected");
+    let run = async |sql: &'static str| {
+        sqlx::raw_sql(sql).execute(&operator).await.expect(sql);
+    };
+    run(
+        "CREATE FUNCTION hang() RETURNS trigger LANGUAGE plpgsql AS \
+         $$ BEGIN PERFORM pg_sleep(600); RETURN NEW; END $$",
+    )
+    .await;
+    run(
+        "CREATE TRIGGER hang BEFORE INSERT ON containers FOR EACH ROW \
+         WHEN (NEW.id = 'deadly') EXECUTE FUNCTION hang()",
+    )
+    .await;
+    let hangs = async || {
+        let pid = sqlx::query_scalar::<_, i32>(
+            "SELECT pid FROM pg_stat_activity \
+             WHERE datname = current_database() AND wait_event = 'PgSleep'",
+        );
+        pid.fetch_optional(&operator).await.expect("an answer")
+    };
+    for n in 0..OTHERS {
+        if n == OTHERS / 2 {
+            bus.created("deadly", 1).await;
+        }
+        bus.created(&format!("c{n}"), 1).await;
+    }
+    let given = given_to_the_dead(&bus, OTHERS + 1).await;
+    let mut deaths = 0;
+    let (_alive, admin) = loop {
+        let (mut daemon, admin) = process(folder.path(), &bus, &url).await;
+        eventually("it hangs, or is ready", || async {
+            hangs().await.is_some() || ready(admin).await.1 == "ready"
+        })
+        .await;
+        let Some(backend) = hangs().await else {
+            break (daemon, admin);
+        };
+        daemon.signal(Signal::KILL);
+        daemon.ended().await;
+        // The server does not hear of it.
+        sqlx::query("SELECT pg_terminate_backend($1)")
+            .bind(backend)
+            .execute(&operator)
+            .await
+            .expect("ended");
+        deaths += 1;
+        assert!(deaths <= 5, "it goes on dying");
+    };
+    assert!(deaths >= 3, "{deaths}: nothing is left out at once");
+    let known = || async {
+        let (_, answer) = get(admin, "/api/v1/containers").await;
+        let all = answer["containers"].as_array().expect("a list");
+        let ids = all.iter().filter_map(|c| c["id"].as_str());
+        ids.map(str::to_owned).collect::<Vec<_>>()
+    };
+    let ids = known().await;
+    assert_eq!(ids.len(), OTHERS, "{ids:?}");
+    assert!(!ids.contains(&"deadly".to_owned()));
+    // It is not lost: the durable consumer has it still.
+    run("DROP TRIGGER hang ON containers").await;
+    for message in &given {
+        let kind = async_nats::jetstream::AckKind::Nak(None);
+        message.ack_with(kind).await.expect("sent");
+    }
+    eventually("the last one", || async {
+        known().await.contains(&"deadly".to_owned())
+    })
+    .await;
 }
