@@ -115,6 +115,8 @@ impl Client {
             .write_all(request.as_bytes())
             .await
             .context("cannot send")?;
+        // Written is what TLS has taken, not what it has sent.
+        stream.flush().await.context("cannot send")?;
         let mut bytes = Vec::with_capacity(4096);
         let head = loop {
             if let Some(head) = parse_head(&bytes)? {

@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 mod client;
+mod clock;
 mod compare;
 mod events;
 mod first_answer;

@@ -74,7 +74,8 @@ impl Site {
         let folder = folder()?;
         let (postgres, database_url) = match engine {
             Engine::Sqlite => {
-                let file = folder.path().join("gateway.db");
+                // Not beside routes.yaml, whose folder is watched.
+                let file = folder.path().join("data/gateway.db");
                 (None, format!("sqlite://{}", file.display()))
             }
             Engine::Postgresql => {
@@ -231,7 +232,11 @@ impl Site {
             self.database_url = server.database().await.to_string();
             return Ok(());
         }
-        for name in ["gateway.db", "gateway.db-wal", "gateway.db-shm"] {
+        for name in [
+            "data/gateway.db",
+            "data/gateway.db-wal",
+            "data/gateway.db-shm",
+        ] {
             let file = self.folder.path().join(name);
             if file.exists() {
                 std::fs::remove_file(file)?;

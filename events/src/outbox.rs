@@ -17,8 +17,9 @@ use async_nats::{
     HeaderMap, HeaderValue,
     jetstream::context::{PublishError, PublishErrorKind},
 };
-use edd_store::{Database, Rows, Schema, Transaction, query};
+use edd_store::{Database, Engine, Query, Rows, Schema, Transaction, query};
 use futures_util::FutureExt as _;
+use serde_json::json;
 use tokio::{
     sync::Notify,
     time::{Instant, timeout, timeout_at},
@@ -111,25 +112,7 @@ pub struct OutboxEntry {
 /// Those of the database; a second entry with the same event id is one. A
 /// payload beyond [`PUBLISHED_LEN_MAX`], which nobody could consume.
 pub async fn insert(tx: &mut Transaction, entry: &OutboxEntry) -> edd_store::Result<()> {
-    check_size(entry)?;
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    query(
-        "INSERT INTO outbox \
-         (event_id, subject, payload, correlation_id, causation_id, traceparent, created_at) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7)",
-    )
-    .bind(&entry.event_id)
-    .bind(&entry.subject)
-    .bind(entry.payload.as_slice())
-    .bind(&entry.cause.correlation_id)
-    .bind(&entry.cause.causation_id)
-    .bind(&entry.cause.traceparent)
-    .bind(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
-    .run(tx)
-    .await?;
-    Ok(())
+    insert_all(tx, std::slice::from_ref(entry)).await
 }
 
 /// As [`insert`], for many; their order is kept.
@@ -137,10 +120,56 @@ pub async fn insert(tx: &mut Transaction, entry: &OutboxEntry) -> edd_store::Res
 /// # Errors
 /// As [`insert`].
 pub async fn insert_all(tx: &mut Transaction, entries: &[OutboxEntry]) -> edd_store::Result<()> {
-    for entry in entries {
-        insert(tx, entry).await?;
+    if let Some(inserting) = inserting(tx.engine(), entries)? {
+        inserting.run(tx).await?;
     }
     Ok(())
+}
+
+/// The statement of [`insert_all`], for a script; none: nothing to write.
+///
+/// # Errors
+/// A payload beyond [`PUBLISHED_LEN_MAX`].
+pub fn inserting(engine: Engine, entries: &[OutboxEntry]) -> edd_store::Result<Option<Query>> {
+    if entries.is_empty() {
+        return Ok(None);
+    }
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    let created_at = i64::try_from(since.as_millis()).unwrap_or(i64::MAX);
+    let mut rows = Rows::default();
+    for entry in entries {
+        check_size(entry)?;
+        let cause = &entry.cause;
+        rows.push(json!([
+            entry.event_id,
+            entry.subject,
+            hex(&entry.payload),
+            cause.correlation_id,
+            cause.causation_id,
+            cause.traceparent,
+        ]));
+    }
+    // The rows of the array come in its order, and take their numbers so.
+    let bytes = match engine {
+        Engine::Postgres => "decode(value ->> 2, 'hex')",
+        Engine::Sqlite => "unhex(value ->> 2)",
+    };
+    let sql = format!(
+        "INSERT INTO outbox \
+         (event_id, subject, payload, correlation_id, causation_id, traceparent, created_at) \
+         SELECT value ->> 0, value ->> 1, {bytes}, value ->> 3, value ->> 4, value ->> 5, $2 \
+         FROM {{rows}} WHERE true"
+    );
+    Ok(Some(rows.query(engine, &sql).bind(created_at)))
+}
+
+/// Bytes within JSON.
+fn hex(bytes: &[u8]) -> String {
+    let digit = |value: u8| char::from_digit(value.into(), 16).unwrap_or_default();
+    let digits = |byte: &u8| [digit(byte >> 4), digit(byte & 15)];
+    bytes.iter().flat_map(digits).collect()
 }
 
 /// The error of [`insert`] for a payload that is too large.
@@ -464,7 +493,7 @@ impl Relay {
         if ids.is_empty() {
             return Ok(());
         }
-        let rows: Rows = ids.iter().map(|id| serde_json::json!([id])).collect();
+        let rows: Rows = ids.iter().map(|id| json!([id])).collect();
         let delete = "DELETE FROM outbox WHERE id IN \
                       (SELECT CAST(value ->> 0 AS BIGINT) FROM {rows})";
         rows.query(self.database.engine(), delete)

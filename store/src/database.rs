@@ -1,25 +1,20 @@
 //! The connections, and transactions on them.
 
 use std::fmt;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use sqlx::PgPool;
 use sqlx::postgres::Postgres;
 use sqlx::sqlite::{Sqlite, SqliteSynchronous};
-use sqlx::{PgPool, SqlitePool};
-use tokio::sync::{Mutex, OwnedMutexGuard};
 
-use crate::checkpoint::Checkpoints;
 use crate::open::{self, OpenError};
 use crate::query;
+use crate::sqlite::{Lite, Turn};
 use crate::url::DatabaseUrl;
 
-/// The advisory lock that makes writers wait for each other. It belongs to the
-/// database of the connection, so one number does for all services.
-const WRITER: i64 = 0x6564_6420_7772_6974;
-
-/// How long a writer waits for the others of its process.
-const TURN_TIMEOUT: Duration = Duration::from_secs(5);
+/// Begins a transaction in PostgreSQL with the advisory lock that makes writers wait for each
+/// other. It belongs to the database of the connection, so one number does for all services.
+const BEGIN: &str = "BEGIN; SELECT pg_advisory_xact_lock(7306074586107505012)";
 
 /// How long the log is tried to be cut, and the pause between.
 const FORGET_MAX: Duration = Duration::from_secs(2);
@@ -41,12 +36,7 @@ pub struct Database(pub(crate) Pool);
 #[derive(Clone)]
 pub(crate) enum Pool {
     Postgres(PgPool),
-    Sqlite {
-        pool: SqlitePool,
-        /// Writers of this process queue here: SQLite itself makes them sleep and try again.
-        writer: Arc<Mutex<()>>,
-        checkpoints: Checkpoints,
-    },
+    Sqlite(Lite),
 }
 
 /// A transaction that may write; dropped without [`Transaction::commit`] it has not happened.
@@ -54,13 +44,8 @@ pub struct Transaction(pub(crate) Inner);
 
 pub(crate) enum Inner {
     Postgres(sqlx::Transaction<'static, Postgres>),
-    Sqlite {
-        transaction: sqlx::Transaction<'static, Sqlite>,
-        /// Told of its commit; nobody when it only reads.
-        checkpoints: Option<Checkpoints>,
-        /// Given back after it has ended.
-        _turn: Option<OwnedMutexGuard<()>>,
-    },
+    Sqlite(Turn),
+    SqliteRead(sqlx::Transaction<'static, Sqlite>),
 }
 
 impl Database {
@@ -94,14 +79,7 @@ impl Database {
             DatabaseUrl::Postgres(options) => {
                 Pool::Postgres(open::postgres(options, url.to_string()).await?)
             }
-            DatabaseUrl::Sqlite(path) => {
-                let pool = open::sqlite(path, synchronous).await?;
-                Pool::Sqlite {
-                    checkpoints: Checkpoints::of(pool.clone()),
-                    pool,
-                    writer: Arc::default(),
-                }
-            }
+            DatabaseUrl::Sqlite(path) => Pool::Sqlite(open::sqlite(path, synchronous).await?),
         }))
     }
 
@@ -109,15 +87,13 @@ impl Database {
     pub fn engine(&self) -> Engine {
         match &self.0 {
             Pool::Postgres(_) => Engine::Postgres,
-            Pool::Sqlite { .. } => Engine::Sqlite,
+            Pool::Sqlite(_) => Engine::Sqlite,
         }
     }
 
     /// Begins a transaction that will write, as the only one in this database.
     ///
-    /// With SQLite it takes the write lock at once: a transaction that starts by
-    /// reading and writes later fails with "database is locked", without a wait,
-    /// whenever another one wrote in between. With PostgreSQL it takes an advisory
+    /// With SQLite it takes the write lock. With PostgreSQL it takes an advisory
     /// lock: otherwise two that read before they write would not see each other,
     /// and rows numbered in ascending order would become visible out of it.
     ///
@@ -125,26 +101,11 @@ impl Database {
     /// The database does not answer, or another writer does not end in time.
     pub async fn begin(&self) -> sqlx::Result<Transaction> {
         Ok(Transaction(match &self.0 {
-            Pool::Postgres(pool) => {
-                let mut transaction = pool.begin().await?;
-                sqlx::query("SELECT pg_advisory_xact_lock($1)")
-                    .bind(WRITER)
-                    .execute(&mut *transaction)
-                    .await?;
-                Inner::Postgres(transaction)
-            }
-            Pool::Sqlite {
-                pool,
-                writer,
-                checkpoints,
-            } => {
-                let turn = tokio::time::timeout(TURN_TIMEOUT, Arc::clone(writer).lock_owned());
-                let turn = turn.await.map_err(|_| sqlx::Error::PoolTimedOut)?;
-                Inner::Sqlite {
-                    transaction: pool.begin_with("BEGIN IMMEDIATE").await?,
-                    checkpoints: Some(checkpoints.clone()),
-                    _turn: Some(turn),
-                }
+            Pool::Postgres(pool) => Inner::Postgres(pool.begin_with(BEGIN).await?),
+            Pool::Sqlite(file) => {
+                let mut turn = file.turn().await?;
+                turn.begin().await?;
+                Inner::Sqlite(turn)
             }
         }))
     }
@@ -159,11 +120,7 @@ impl Database {
                 pool.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
                     .await?,
             ),
-            Pool::Sqlite { pool, .. } => Inner::Sqlite {
-                transaction: pool.begin().await?,
-                checkpoints: None,
-                _turn: None,
-            },
+            Pool::Sqlite(file) => Inner::SqliteRead(file.readers().begin().await?),
         }))
     }
 
@@ -185,7 +142,7 @@ impl Database {
     /// # Errors
     /// The file cannot be written.
     pub async fn forget_log(&self) -> sqlx::Result<bool> {
-        let Pool::Sqlite { .. } = &self.0 else {
+        let Pool::Sqlite(_) = &self.0 else {
             return Ok(true);
         };
         let begun = Instant::now();
@@ -207,7 +164,7 @@ impl Database {
     pub async fn close(&self) {
         match &self.0 {
             Pool::Postgres(pool) => pool.close().await,
-            Pool::Sqlite { pool, .. } => pool.close().await,
+            Pool::Sqlite(file) => file.close().await,
         }
     }
 }
@@ -220,17 +177,8 @@ impl Transaction {
     pub async fn commit(self) -> sqlx::Result<()> {
         match self.0 {
             Inner::Postgres(transaction) => transaction.commit().await,
-            Inner::Sqlite {
-                transaction,
-                checkpoints,
-                _turn,
-            } => {
-                transaction.commit().await?;
-                if let Some(checkpoints) = checkpoints {
-                    checkpoints.committed();
-                }
-                Ok(())
-            }
+            Inner::Sqlite(turn) => turn.commit().await,
+            Inner::SqliteRead(transaction) => transaction.commit().await,
         }
     }
 
@@ -238,7 +186,7 @@ impl Transaction {
     pub fn engine(&self) -> Engine {
         match &self.0 {
             Inner::Postgres(_) => Engine::Postgres,
-            Inner::Sqlite { .. } => Engine::Sqlite,
+            Inner::Sqlite(_) | Inner::SqliteRead(_) => Engine::Sqlite,
         }
     }
 }

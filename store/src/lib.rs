@@ -17,6 +17,8 @@ mod open;
 mod query;
 mod rows;
 mod schema;
+mod script;
+mod sqlite;
 #[cfg(feature = "testing")]
 pub mod testing;
 mod url;
@@ -27,6 +29,7 @@ pub use open::OpenError;
 pub use query::{Executor, FromRow, FromValue, Query, Value, query, query_dynamic};
 pub use rows::Rows;
 pub use schema::{MigrateError, Schema, Step};
+pub use script::Script;
 pub use sqlx::Error;
 pub use url::{DatabaseUrl, DatabaseUrlError};
 

@@ -11,12 +11,13 @@ use std::time::Duration;
 use std::{fs, io};
 
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
-use sqlx::{ConnectOptions as _, PgPool, SqlitePool};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
+use sqlx::{ConnectOptions as _, PgPool};
 
 use crate::checkpoint::LOG_PAGES_MAX;
+use crate::sqlite::Lite;
 
-/// How long a statement waits for the write lock of another connection.
+/// How long a statement waits for the write lock of another process.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long a caller waits for a free connection of the pool, a new one included.
@@ -55,10 +56,7 @@ pub enum OpenError {
     },
 }
 
-pub(crate) async fn sqlite(
-    path: &Path,
-    synchronous: SqliteSynchronous,
-) -> Result<SqlitePool, OpenError> {
+pub(crate) async fn sqlite(path: &Path, synchronous: SqliteSynchronous) -> Result<Lite, OpenError> {
     create(path)?;
     let options = SqliteConnectOptions::new()
         .filename(path)
@@ -71,15 +69,10 @@ pub(crate) async fn sqlite(
         .pragma("secure_delete", "FAST")
         .pragma("wal_autocheckpoint", LOG_PAGES_MAX)
         .disable_statement_logging();
-    SqlitePoolOptions::new()
-        .max_connections(CONNECTIONS_MAX)
-        .acquire_timeout(ACQUIRE_TIMEOUT)
-        .connect_with(options)
-        .await
-        .map_err(|source| OpenError::Open {
-            database: path.display().to_string(),
-            source,
-        })
+    Lite::open(options).await.map_err(|source| OpenError::Open {
+        database: path.display().to_string(),
+        source,
+    })
 }
 
 pub(crate) async fn postgres(
@@ -95,6 +88,9 @@ pub(crate) async fn postgres(
                 "idle_in_transaction_session_timeout",
                 IDLE_IN_TRANSACTION_TIMEOUT,
             ),
+            // A plan is made for the table as it is: one that was made when it was empty reads
+            // all of it.
+            ("plan_cache_mode", "force_custom_plan"),
         ])
         .disable_statement_logging();
     PgPoolOptions::new()

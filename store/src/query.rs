@@ -2,11 +2,10 @@
 
 use sqlx::postgres::{PgArguments, PgConnection, PgRow, Postgres};
 use sqlx::sqlite::{Sqlite, SqliteArguments, SqliteConnection, SqliteRow};
-use sqlx::{
-    Arguments as _, AssertSqlSafe, Decode, PgPool, SqlSafeStr as _, SqlStr, SqlitePool, Type,
-};
+use sqlx::{Arguments as _, AssertSqlSafe, Decode, PgPool, SqlSafeStr as _, SqlStr, Type};
 
 use crate::database::{Database, Inner, Pool, Transaction};
+use crate::sqlite::{Lite, Turn};
 
 /// A value for a parameter. A missing one keeps its type: PostgreSQL asks for it.
 #[derive(Clone, Debug, PartialEq)]
@@ -22,15 +21,14 @@ pub enum Value {
 }
 
 /// Where a statement runs: on any connection, or in a transaction.
-#[derive(Debug)]
 pub struct Executor<'c>(On<'c>);
 
-#[derive(Debug)]
 enum On<'c> {
     Postgres(&'c mut PgConnection),
     PostgresPool(&'c PgPool),
-    Sqlite(&'c mut SqliteConnection),
-    SqlitePool(&'c SqlitePool),
+    SqliteFile(&'c Lite),
+    SqliteRead(&'c mut SqliteConnection),
+    SqliteTurn(&'c mut Turn),
 }
 
 /// What a row can be read as: whatever derives or implements `sqlx::FromRow` for both engines.
@@ -107,19 +105,51 @@ macro_rules! dispatch {
                 let made = sqlx::$make::<Postgres, $row, _>(sql, postgres(values)?);
                 made.persistent(kept).$method(pool).await
             }
-            On::Sqlite(connection) => {
+            On::SqliteFile(file) if only_reads(&sql) => {
+                let made = sqlx::$make::<Sqlite, $row, _>(sql, sqlite(values)?);
+                made.persistent(kept).$method(file.readers()).await
+            }
+            On::SqliteFile(file) => {
+                let mut turn = file.turn().await?;
+                let made = sqlx::$make::<Sqlite, $row, _>(sql, sqlite(values)?);
+                let done = made.persistent(kept).$method(turn.connection()?).await?;
+                turn.committed();
+                Ok(done)
+            }
+            On::SqliteRead(connection) => {
                 let made = sqlx::$make::<Sqlite, $row, _>(sql, sqlite(values)?);
                 made.persistent(kept).$method(connection).await
             }
-            On::SqlitePool(pool) => {
+            On::SqliteTurn(turn) => {
                 let made = sqlx::$make::<Sqlite, $row, _>(sql, sqlite(values)?);
-                made.persistent(kept).$method(pool).await
+                made.persistent(kept).$method(turn.connection()?).await
             }
         }
     }};
 }
 
 impl Query {
+    /// A statement whose text is made as the program runs, from the program's own texts, and
+    /// again and again the same.
+    pub(crate) fn kept(sql: String) -> Self {
+        Self {
+            sql: AssertSqlSafe(sql).into_sql_str(),
+            values: Vec::new(),
+            kept: true,
+        }
+    }
+
+    /// Its text and its values.
+    pub(crate) fn parts(self) -> (SqlStr, Vec<Value>) {
+        (self.sql, self.values)
+    }
+
+    /// With all these values.
+    pub(crate) fn with(mut self, values: Vec<Value>) -> Self {
+        self.values = values;
+        self
+    }
+
     /// The value of the next parameter.
     pub fn bind(mut self, value: impl Into<Value>) -> Self {
         self.values.push(value.into());
@@ -144,16 +174,28 @@ impl Query {
                 let made = sqlx::query_with::<Postgres, _>(sql, postgres(values)?);
                 made.persistent(kept).execute(pool).await?.rows_affected()
             }
-            On::Sqlite(connection) => {
+            On::SqliteFile(file) if only_reads(&sql) => {
                 let made = sqlx::query_with::<Sqlite, _>(sql, sqlite(values)?);
-                made.persistent(kept)
-                    .execute(connection)
-                    .await?
-                    .rows_affected()
+                let made = made.persistent(kept).execute(file.readers());
+                made.await?.rows_affected()
             }
-            On::SqlitePool(pool) => {
+            On::SqliteFile(file) => {
+                let mut turn = file.turn().await?;
                 let made = sqlx::query_with::<Sqlite, _>(sql, sqlite(values)?);
-                made.persistent(kept).execute(pool).await?.rows_affected()
+                let made = made.persistent(kept).execute(turn.connection()?);
+                let changed = made.await?.rows_affected();
+                turn.committed();
+                changed
+            }
+            On::SqliteRead(connection) => {
+                let made = sqlx::query_with::<Sqlite, _>(sql, sqlite(values)?);
+                let made = made.persistent(kept).execute(connection);
+                made.await?.rows_affected()
+            }
+            On::SqliteTurn(turn) => {
+                let made = sqlx::query_with::<Sqlite, _>(sql, sqlite(values)?);
+                let made = made.persistent(kept).execute(turn.connection()?);
+                made.await?.rows_affected()
             }
         })
     }
@@ -216,6 +258,14 @@ impl Query {
     }
 }
 
+/// Whether a statement changes nothing. The others are the writer's; one that is taken for what
+/// it is not fails, with a connection that only reads.
+fn only_reads(sql: &SqlStr) -> bool {
+    ["SELECT", "PRAGMA"]
+        .iter()
+        .any(|word| sql.as_str().starts_with(word))
+}
+
 fn postgres(values: Vec<Value>) -> sqlx::Result<PgArguments> {
     let mut arguments = PgArguments::default();
     for value in values {
@@ -248,8 +298,14 @@ impl<'c> From<&'c Database> for Executor<'c> {
     fn from(database: &'c Database) -> Self {
         Self(match &database.0 {
             Pool::Postgres(pool) => On::PostgresPool(pool),
-            Pool::Sqlite { pool, .. } => On::SqlitePool(pool),
+            Pool::Sqlite(file) => On::SqliteFile(file),
         })
+    }
+}
+
+impl<'c> From<&'c mut Turn> for Executor<'c> {
+    fn from(turn: &'c mut Turn) -> Self {
+        Self(On::SqliteTurn(turn))
     }
 }
 
@@ -257,7 +313,8 @@ impl<'c> From<&'c mut Transaction> for Executor<'c> {
     fn from(transaction: &'c mut Transaction) -> Self {
         Self(match &mut transaction.0 {
             Inner::Postgres(transaction) => On::Postgres(transaction),
-            Inner::Sqlite { transaction, .. } => On::Sqlite(transaction),
+            Inner::Sqlite(turn) => return turn.into(),
+            Inner::SqliteRead(transaction) => On::SqliteRead(transaction),
         })
     }
 }

@@ -4,7 +4,7 @@
 use serde_json::Value as Json;
 
 use crate::database::Engine;
-use crate::query::{Query, query_dynamic};
+use crate::query::Query;
 
 /// Rows for one statement.
 ///
@@ -25,13 +25,13 @@ impl Rows {
     }
 
     /// A statement whose `{rows}` is a table with the one column `value`, and whose
-    /// `$1` is taken by it.
-    pub fn query(self, engine: Engine, sql: &'static str) -> Query {
+    /// `$1` is taken by it. Never a text from outside: values are in the rows.
+    pub fn query(self, engine: Engine, sql: &str) -> Query {
         let rows = match engine {
             Engine::Postgres => "json_array_elements(CAST($1 AS json)) AS rows (value)",
             Engine::Sqlite => "json_each($1) AS rows",
         };
-        query_dynamic(sql.replace("{rows}", rows)).bind(Json::Array(self.0).to_string())
+        Query::kept(sql.replace("{rows}", rows)).bind(Json::Array(self.0).to_string())
     }
 }
 

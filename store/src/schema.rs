@@ -4,6 +4,7 @@ use sqlx::SqlStr;
 pub use sqlx::migrate::MigrateError;
 use sqlx::migrate::{Migration, MigrationType, Migrator};
 use sqlx::postgres::PgPoolOptions;
+use sqlx::sqlite::SqlitePoolOptions;
 
 use crate::database::{Database, Pool};
 
@@ -41,7 +42,14 @@ impl Database {
                 own.close().await;
                 migrated
             }
-            Pool::Sqlite { pool, .. } => migrator(schema.sqlite).run(pool).await,
+            Pool::Sqlite(file) => {
+                let options = file.options().clone();
+                let own = SqlitePoolOptions::new().max_connections(1);
+                let own = own.connect_with(options).await?;
+                let migrated = migrator(schema.sqlite).run(&own).await;
+                own.close().await;
+                migrated
+            }
         }
     }
 }

@@ -1,14 +1,14 @@
 //! Changes that arrive at a fixed rate, and what is seen of them.
 
 use std::collections::VecDeque;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use futures_util::future::try_join_all;
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep_until};
 
 use crate::client::Client;
+use crate::clock::Clock;
 use crate::publisher::Publisher;
 use crate::site::{Site, host};
 use crate::stats::Samples;
@@ -16,9 +16,13 @@ use crate::stats::Samples;
 /// A container that was stopped starts again so many changes later.
 const RESTART_AFTER: u32 = 500;
 
-/// Connections that look at changes, each at its own: one alone would be busy half of the time,
-/// and what waits for it would count as late.
-const OBSERVERS: usize = 4;
+/// Connections that look at changes, each at its own: with few, a change that is late would make
+/// those behind it count as late, which are in effect by then.
+const OBSERVERS: usize = 32;
+
+/// An observer asks again after this: without a pause the observers alone would fill the machine,
+/// and what is measured would wait for them.
+const ASKED_AGAIN: Duration = Duration::from_micros(500);
 
 /// The first changes are not counted: connections, caches and prepared statements come with them.
 const WARM_UP: Duration = Duration::from_secs(1);
@@ -49,12 +53,13 @@ pub(super) struct Change {
 /// The time of each change from when it was due until it is seen.
 pub(super) async fn effect(site: &Site, containers: u32, rate: &Rate) -> Result<()> {
     let total = rate.per_second * rate.seconds;
+    let clock = Clock::start()?;
     let began = Instant::now();
     let (mut tell, mut looking) = (Vec::new(), Vec::new());
     for _ in 0..OBSERVERS {
         let (sender, receiver) = mpsc::channel(total as usize);
         tell.push(sender);
-        looking.push(observe(site.client()?, receiver, began));
+        looking.push(observe(site.client()?, receiver, began, clock.clone()));
     }
     let (held, seen) = tokio::try_join!(
         publish(&site.publisher, containers, rate, tell),
@@ -78,12 +83,13 @@ pub(super) async fn publish(
 ) -> Result<f64> {
     let gap = Duration::from_secs(1) / rate.per_second;
     let total = rate.per_second * rate.seconds;
+    let clock = Clock::start()?;
     let began = Instant::now();
     let mut acks = VecDeque::new();
     let mut last = began;
     for n in 0..total {
         let due = began + gap * n;
-        sleep_until(due).await;
+        clock.until(due).await;
         // Stops and starts take turns, of other containers each.
         let starts = n % 2 == 1;
         let turn = n / 2;
@@ -133,6 +139,7 @@ async fn observe(
     mut client: Client,
     mut changes: mpsc::Receiver<Change>,
     began: Instant,
+    clock: Clock,
 ) -> Result<Samples> {
     let mut samples = Samples::default();
     while let Some(Change { due, id, status }) = changes.recv().await {
@@ -145,6 +152,7 @@ async fn observe(
             if due.elapsed() > CHANGE_LIMIT {
                 bail!("{host} is not {status} after {CHANGE_LIMIT:?}");
             }
+            clock.pause(ASKED_AGAIN).await;
         }
         if due > began + WARM_UP {
             samples.push(due.elapsed());
@@ -191,11 +199,12 @@ async fn paced(mut client: Client, host: &str, time: Duration) -> Result<Samples
     // The connection is there before the clock runs.
     client.get(host, "/").await?;
     let gap = Duration::from_secs(1) / REQUESTS;
+    let clock = Clock::start()?;
     let began = Instant::now();
     let mut samples = Samples::default();
     let mut due = began;
     while due < began + time {
-        sleep_until(due).await;
+        clock.until(due).await;
         let answer = client.get(host, "/").await?;
         if answer.status != 200 {
             bail!("{host}: {}", answer.status);

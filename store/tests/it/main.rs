@@ -5,7 +5,7 @@
 use std::os::unix::fs::PermissionsExt as _;
 
 use edd_store::testing::Postgres;
-use edd_store::{Database, DatabaseUrl, Engine, Rows, Schema, Step, query};
+use edd_store::{Database, DatabaseUrl, Engine, Rows, Schema, Script, Step, query};
 use serde_json::json;
 use tempfile::TempDir;
 
@@ -179,6 +179,107 @@ async fn a_transaction_is_whole_or_nothing_and_alone() {
         drop(reader);
         database.close().await;
     }
+}
+
+#[tokio::test]
+async fn a_script_is_whole_or_nothing_and_tells_its_numbers() {
+    let (_folder, databases) = each().await;
+    for database in databases {
+        database.migrate(SCHEMA).await.unwrap();
+        let insert = |name: &str, port: u16| {
+            query("INSERT INTO things (name, port, is_on) VALUES ($1, $2, $3)")
+                .bind(name)
+                .bind(port)
+                .bind(true)
+        };
+        let count = || query("SELECT COUNT(*) FROM things");
+        let ports = || query("SELECT CAST(port AS BIGINT) FROM things ORDER BY id");
+        for first in [10, 30] {
+            let mut script = Script::default();
+            script.push(count());
+            script.push(insert(&format!("a{first}"), first));
+            script.push(insert(&format!("b{first}"), first + 10));
+            script.push(ports());
+            let tx = database.begin().await.unwrap();
+            let numbers = script.commit(tx).await.unwrap();
+            let expected: &[i64] = match first {
+                10 => &[0, 10, 20],
+                _ => &[2, 10, 20, 30, 40],
+            };
+            assert_eq!(numbers, expected);
+        }
+        let mut failing = Script::default();
+        failing.push(insert("c", 50));
+        failing.push(insert("a10", 60));
+        failing.push(insert("d", 70));
+        let tx = database.begin().await.unwrap();
+        let error = failing.commit(tx).await.unwrap_err();
+        assert!(error.as_database_error().unwrap().is_unique_violation());
+        assert_eq!(names(&database).await, ["a10", "b10", "a30", "b30"]);
+        let mut dropped = Script::default();
+        dropped.push(insert("e", 80));
+        let mut tx = database.begin().await.unwrap();
+        dropped.run(&mut tx).await.unwrap();
+        drop(tx);
+        add(&database, "f").await.unwrap();
+        assert_eq!(names(&database).await.last().unwrap(), "f");
+        let empty = database.begin().await.unwrap();
+        assert!(Script::default().commit(empty).await.unwrap().is_empty());
+        database.close().await;
+    }
+}
+
+/// Whoever gives up in the middle leaves nothing behind, and nobody waits for it.
+#[tokio::test]
+async fn a_writer_that_gives_up_is_undone() {
+    let (_folder, databases) = each().await;
+    for database in databases {
+        database.migrate(SCHEMA).await.unwrap();
+        for steps in 0..12 {
+            let writing = async {
+                let mut tx = database.begin().await?;
+                query("INSERT INTO things (name, is_on) VALUES ('half', $1)")
+                    .bind(true)
+                    .run(&mut tx)
+                    .await?;
+                // It never gets to its commit.
+                std::future::pending::<edd_store::Result<()>>().await
+            };
+            let mut writing = Box::pin(writing);
+            for _ in 0..steps {
+                let _ = poll_once(writing.as_mut()).await;
+                tokio::task::yield_now().await;
+            }
+            drop(writing);
+            add(&database, &steps.to_string()).await.unwrap();
+        }
+        let expected: Vec<_> = (0..12).map(|n: i32| n.to_string()).collect();
+        assert_eq!(names(&database).await, expected);
+        database.close().await;
+    }
+}
+
+/// Polls it once.
+async fn poll_once<F: Future>(mut future: std::pin::Pin<&mut F>) -> std::task::Poll<F::Output> {
+    std::future::poll_fn(|context| std::task::Poll::Ready(future.as_mut().poll(context))).await
+}
+
+#[tokio::test]
+async fn what_only_reads_cannot_write() {
+    let (_folder, [database, _]) = each().await;
+    database.migrate(SCHEMA).await.unwrap();
+    let mut reading = database.begin_read().await.unwrap();
+    let written = query("INSERT INTO things (name, is_on) VALUES ('x', $1)")
+        .bind(true)
+        .run(&mut reading)
+        .await;
+    assert!(written.unwrap_err().to_string().contains("readonly"));
+    drop(reading);
+    database.close().await;
+    assert!(matches!(
+        database.begin().await.err(),
+        Some(edd_store::Error::PoolClosed)
+    ));
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@
 //! can be put together from rows alone.
 
 use edd_route::{ContainerId, UserId};
-use edd_store::{Database, Rows, Transaction, query};
+use edd_store::{Database, Engine, Query, Rows, Transaction, query};
 use rand::RngExt as _;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -186,30 +186,34 @@ impl Line {
 }
 
 /// Writes lines.
-pub(super) async fn write(
-    tx: &mut Transaction,
+pub(super) fn writing(
+    engine: Engine,
     lines: &[Line],
+    mark: i64,
     revision: u64,
     now_ms: u64,
-) -> Result<(), StoreError> {
+) -> Query {
     let rows: Rows = lines
         .iter()
         .map(|line| json!([line.kind, line.name, line.part, line.cause, line.after]))
         .collect();
-    if rows.is_empty() {
-        return Ok(());
-    }
     let sql = "INSERT INTO journal (revision, at, mark, kind, name, part, cause, after) \
                SELECT $2, $3, $4, value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4 \
                FROM {rows} WHERE true";
-    let mark = rand::rng().random_range(1..=i64::MAX);
-    rows.query(tx.engine(), sql)
+    rows.query(engine, sql)
         .bind(int(revision))
         .bind(int(now_ms))
         .bind(mark)
-        .run(tx)
-        .await?;
-    Ok(())
+}
+
+/// What is drawn for the lines of a commit.
+pub(super) fn draw_mark() -> i64 {
+    rand::rng().random_range(1..=i64::MAX)
+}
+
+/// The number of the last line.
+pub(super) fn last_number() -> Query {
+    query("SELECT COALESCE(MAX(number), 0) FROM journal")
 }
 
 /// The last line.
@@ -248,16 +252,24 @@ struct Row {
 
 /// What was committed after `since`.
 pub(super) async fn ahead(tx: &mut Transaction, since: Place) -> Result<Ahead, StoreError> {
-    let meta: Vec<(String, i64)> =
-        query("SELECT key, value FROM meta WHERE key IN ('revision', 'pruned', 'gap:COMPUTE')")
-            .all(&mut *tx)
-            .await?;
-    let value = |wanted: &str| {
+    let meta: Vec<(String, i64)> = query(
+        "WITH last AS (SELECT number, mark FROM journal ORDER BY number DESC LIMIT 1) \
+         SELECT key, value FROM meta WHERE key IN ('revision', 'pruned', 'gap:COMPUTE') \
+         UNION ALL SELECT 'last', number FROM last UNION ALL SELECT 'mark', mark FROM last",
+    )
+    .all(&mut *tx)
+    .await?;
+    let found = |wanted: &str| {
         let found = meta.iter().find(|(key, _)| key == wanted);
-        found.map_or(0, |(_, value)| number(*value))
+        found.map_or(0, |(_, value)| *value)
+    };
+    let value = |wanted: &str| number(found(wanted));
+    let last = Place {
+        number: value("last"),
+        mark: found("mark"),
     };
     let mut ahead = Ahead {
-        position: last(tx).await?.or_pruned(value("pruned")),
+        position: last.or_pruned(value("pruned")),
         revision: value("revision"),
         gap: value("gap:COMPUTE"),
         entries: Some(Vec::new()),

@@ -180,13 +180,8 @@ impl GatewayStore for SqlStore {
         within(TIMEOUT, load::stream(turn, name)).await
     }
 
-    async fn commit(&self, mut turn: Self::Turn, commit: &Commit<'_>) -> Result<Place, StoreError> {
-        within(TIMEOUT, async {
-            let position = write::write(&mut turn, commit).await?;
-            turn.commit().await?;
-            Ok(position)
-        })
-        .await
+    async fn commit(&self, turn: Self::Turn, commit: &Commit<'_>) -> Result<Place, StoreError> {
+        within(TIMEOUT, write::write(turn, commit)).await
     }
 
     async fn ahead(&self, since: Place) -> Result<Ahead, StoreError> {

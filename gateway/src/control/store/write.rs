@@ -3,53 +3,72 @@
 use std::collections::BTreeMap;
 
 use edd_events::outbox;
-use edd_store::{Rows, Transaction, query};
+use edd_store::{Engine, Rows, Script, Transaction};
 use serde_json::json;
 
-use super::{Commit, Place, StoreError, cells, int, journal, routes, rule_id};
+use super::cells::{self, number};
+use super::{Commit, Place, StoreError, int, journal, routes, rule_id};
 use crate::control::reconcile::{Effects, State};
 
-/// Writes all of it; the journal's last line then.
-pub(super) async fn write(tx: &mut Transaction, commit: &Commit<'_>) -> Result<Place, StoreError> {
-    let now = int(commit.now_ms);
-    let handled: Rows = commit.event_ids.iter().map(|id| json!([id, now])).collect();
-    let sql = "INSERT INTO inbox (event_id, at) SELECT value ->> 0, CAST(value ->> 1 AS BIGINT) \
-               FROM {rows} WHERE true ON CONFLICT DO NOTHING";
-    run(tx, handled, sql).await?;
-    if let Some((state, effects)) = commit.changes {
-        containers(tx, state, effects).await?;
-        rules(tx, state, effects).await?;
-        keys(tx, state, effects).await?;
-        users(tx, state, effects).await?;
-        tombstones(tx, state, effects).await?;
-    }
+/// Writes all of it, and commits; the journal's last line then.
+pub(super) async fn write(mut tx: Transaction, commit: &Commit<'_>) -> Result<Place, StoreError> {
     let mut lines = Vec::new();
     if let Some(statics) = &commit.statics {
-        lines = routes::replace(tx, statics, int(commit.statics_revision)).await?;
+        lines = routes::replace(&mut tx, statics, int(commit.statics_revision)).await?;
     }
-    outbox::insert_all(tx, &commit.outbox).await?;
     lines.extend_from_slice(&commit.journal);
+    let now = int(commit.now_ms);
+    let mut writing = Writing {
+        engine: tx.engine(),
+        script: Script::default(),
+    };
+    let handled = commit.event_ids.iter().map(|id| json!([id, now])).collect();
+    writing.rows(
+        handled,
+        "INSERT INTO inbox (event_id, at) SELECT value ->> 0, CAST(value ->> 1 AS BIGINT) \
+         FROM {rows} WHERE true ON CONFLICT DO NOTHING",
+    );
+    if let Some((state, effects)) = commit.changes {
+        containers(&mut writing, state, effects);
+        rules(&mut writing, state, effects);
+        keys(&mut writing, state, effects);
+        users(&mut writing, state, effects);
+        tombstones(&mut writing, state, effects);
+    }
+    if let Some(inserting) = outbox::inserting(writing.engine, &commit.outbox)? {
+        writing.script.push(inserting);
+    }
+    meta(&mut writing, commit);
+    if lines.is_empty() {
+        writing.script.commit(tx).await?;
+        return Ok(commit.position);
+    }
+    let mark = journal::draw_mark();
     let revision = commit.revision.unwrap_or(commit.revision_before);
-    journal::write(tx, &lines, revision, commit.now_ms).await?;
-    meta(tx, commit).await?;
-    match lines.is_empty() {
-        true => Ok(commit.position),
-        false => journal::last(tx).await,
+    let lines = journal::writing(writing.engine, &lines, mark, revision, commit.now_ms);
+    writing.script.push(lines);
+    writing.script.push(journal::last_number());
+    let last = writing.script.commit(tx).await?;
+    let last = last.last().map_or(0, |last| number(*last));
+    Ok(Place { number: last, mark })
+}
+
+/// What is to be written.
+struct Writing {
+    engine: Engine,
+    script: Script,
+}
+
+impl Writing {
+    /// A statement about these rows, if there are any.
+    fn rows(&mut self, rows: Rows, sql: &'static str) {
+        if !rows.is_empty() {
+            self.script.push(rows.query(self.engine, sql));
+        }
     }
 }
 
-async fn run(tx: &mut Transaction, rows: Rows, sql: &'static str) -> Result<(), StoreError> {
-    if !rows.is_empty() {
-        rows.query(tx.engine(), sql).run(tx).await?;
-    }
-    Ok(())
-}
-
-async fn containers(
-    tx: &mut Transaction,
-    state: &State,
-    effects: &Effects,
-) -> Result<(), StoreError> {
+fn containers(writing: &mut Writing, state: &State, effects: &Effects) {
     let (mut rows, mut gone) = (Rows::default(), Rows::default());
     for id in &effects.containers {
         match state.container(id) {
@@ -75,12 +94,12 @@ async fn containers(
                ssh_version = excluded.ssh_version, ssh_sequence = excluded.ssh_sequence, \
                ssh_enabled = excluded.ssh_enabled, https_version = excluded.https_version, \
                https_sequence = excluded.https_sequence, https_enabled = excluded.https_enabled";
-    run(tx, rows, sql).await?;
+    writing.rows(rows, sql);
     let sql = "DELETE FROM containers WHERE id IN (SELECT value ->> 0 FROM {rows})";
-    run(tx, gone, sql).await
+    writing.rows(gone, sql);
 }
 
-async fn rules(tx: &mut Transaction, state: &State, effects: &Effects) -> Result<(), StoreError> {
+fn rules(writing: &mut Writing, state: &State, effects: &Effects) {
     let (mut rows, mut gone) = (Rows::default(), Rows::default());
     for (id, port) in &effects.rules {
         let rule = state.container(id).and_then(|c| c.rules.get(port));
@@ -103,13 +122,13 @@ async fn rules(tx: &mut Transaction, state: &State, effects: &Effects) -> Result
                id = excluded.id, target_port = excluded.target_port, \
                version = excluded.version, sequence = excluded.sequence, \
                origin = excluded.origin";
-    run(tx, rows, sql).await?;
+    writing.rows(rows, sql);
     let sql = "DELETE FROM ingress_rules WHERE (container_id, port) IN \
                (SELECT value ->> 0, CAST(value ->> 1 AS BIGINT) FROM {rows})";
-    run(tx, gone, sql).await
+    writing.rows(gone, sql);
 }
 
-async fn keys(tx: &mut Transaction, state: &State, effects: &Effects) -> Result<(), StoreError> {
+fn keys(writing: &mut Writing, state: &State, effects: &Effects) {
     let (mut rows, mut gone) = (Rows::default(), Rows::default());
     for id in &effects.keys {
         match state.key(*id) {
@@ -124,12 +143,12 @@ async fn keys(tx: &mut Transaction, state: &State, effects: &Effects) -> Result<
                user_id = excluded.user_id, fingerprint = excluded.fingerprint, \
                version = excluded.version, sequence = excluded.sequence, \
                origin = excluded.origin";
-    run(tx, rows, sql).await?;
+    writing.rows(rows, sql);
     let sql = "DELETE FROM ssh_keys WHERE id IN (SELECT CAST(value ->> 0 AS BIGINT) FROM {rows})";
-    run(tx, gone, sql).await
+    writing.rows(gone, sql);
 }
 
-async fn users(tx: &mut Transaction, state: &State, effects: &Effects) -> Result<(), StoreError> {
+fn users(writing: &mut Writing, state: &State, effects: &Effects) {
     let (mut rows, mut gone) = (Rows::default(), Rows::default());
     for id in &effects.users {
         match state.user(*id) {
@@ -143,16 +162,12 @@ async fn users(tx: &mut Transaction, state: &State, effects: &Effects) -> Result
                FROM {rows} WHERE true ON CONFLICT (id) DO UPDATE SET \
                username = excluded.username, display_name = excluded.display_name, \
                version = excluded.version, sequence = excluded.sequence";
-    run(tx, rows, sql).await?;
+    writing.rows(rows, sql);
     let sql = "DELETE FROM users WHERE id IN (SELECT CAST(value ->> 0 AS BIGINT) FROM {rows})";
-    run(tx, gone, sql).await
+    writing.rows(gone, sql);
 }
 
-async fn tombstones(
-    tx: &mut Transaction,
-    state: &State,
-    effects: &Effects,
-) -> Result<(), StoreError> {
+fn tombstones(writing: &mut Writing, state: &State, effects: &Effects) {
     let containers = effects.containers.iter().filter_map(|id| {
         let at = state.container_died(id)?;
         Some(json!(["container", id.as_str(), int(at)]))
@@ -169,23 +184,22 @@ async fn tombstones(
     let sql = "INSERT INTO tombstones (kind, id, at) \
                SELECT value ->> 0, value ->> 1, CAST(value ->> 2 AS BIGINT) \
                FROM {rows} WHERE true ON CONFLICT DO NOTHING";
-    run(tx, rows, sql).await
+    writing.rows(rows, sql);
 }
 
-async fn meta(tx: &mut Transaction, commit: &Commit<'_>) -> Result<(), StoreError> {
+fn meta(writing: &mut Writing, commit: &Commit<'_>) {
     let positions = commit.positions.iter().map(|of| ("position", of));
     let floors = commit.floors.iter().map(|of| ("floor", of));
-    for (what, (stream, sequence)) in positions.chain(floors) {
-        query(
-            "INSERT INTO meta (key, value) VALUES ($1, $2) ON CONFLICT (key) DO UPDATE SET \
-             value = CASE WHEN meta.value > excluded.value THEN meta.value \
-             ELSE excluded.value END",
-        )
-        .bind(format!("{what}:{stream}"))
-        .bind(int(*sequence))
-        .run(&mut *tx)
-        .await?;
-    }
+    let row = |(what, (stream, sequence)): (&str, (&String, &u64))| {
+        json!([format!("{what}:{stream}"), int(*sequence)])
+    };
+    writing.rows(
+        positions.chain(floors).map(row).collect(),
+        "INSERT INTO meta (key, value) SELECT value ->> 0, CAST(value ->> 1 AS BIGINT) \
+         FROM {rows} WHERE true ON CONFLICT (key) DO UPDATE SET \
+         value = CASE WHEN meta.value > excluded.value THEN meta.value \
+         ELSE excluded.value END",
+    );
     let mut values = BTreeMap::new();
     if let Some((stream, restarts)) = commit.restarted {
         for what in ["position", "floor", "tries"] {
@@ -211,15 +225,9 @@ async fn meta(tx: &mut Transaction, commit: &Commit<'_>) -> Result<(), StoreErro
     if let Some(rebuilding) = commit.rebuilding {
         values.insert("rebuilding".into(), i64::from(rebuilding));
     }
-    for (key, value) in values {
-        query(
-            "INSERT INTO meta (key, value) VALUES ($1, $2) \
-             ON CONFLICT (key) DO UPDATE SET value = excluded.value",
-        )
-        .bind(key)
-        .bind(value)
-        .run(&mut *tx)
-        .await?;
-    }
-    Ok(())
+    writing.rows(
+        values.into_iter().map(|value| json!(value)).collect(),
+        "INSERT INTO meta (key, value) SELECT value ->> 0, CAST(value ->> 1 AS BIGINT) \
+         FROM {rows} WHERE true ON CONFLICT (key) DO UPDATE SET value = excluded.value",
+    );
 }
