@@ -1,11 +1,11 @@
 //! Changes that arrive at a fixed rate, and what is seen of them.
 
-use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use futures_util::future::try_join_all;
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 
 use crate::client::Client;
 use crate::clock::Clock;
@@ -50,6 +50,14 @@ pub(super) struct Change {
     status: u16,
 }
 
+/// What came of publishing.
+pub(super) struct Published {
+    /// Changes a second.
+    pub(super) held: f64,
+    /// From when a change was due until the stream had it: of what comes after, the broker's part.
+    answered: Samples,
+}
+
 /// The time of each change from when it was due until it is seen.
 pub(super) async fn effect(site: &Site, containers: u32, rate: &Rate) -> Result<()> {
     let total = rate.per_second * rate.seconds;
@@ -61,7 +69,7 @@ pub(super) async fn effect(site: &Site, containers: u32, rate: &Rate) -> Result<
         tell.push(sender);
         looking.push(observe(site.client()?, receiver, began, clock.clone()));
     }
-    let (held, seen) = tokio::try_join!(
+    let (published, seen) = tokio::try_join!(
         publish(&site.publisher, containers, rate, tell),
         try_join_all(looking),
     )?;
@@ -70,22 +78,25 @@ pub(super) async fn effect(site: &Site, containers: u32, rate: &Rate) -> Result<
     for part in seen {
         samples.extend(&part);
     }
+    let Published { held, answered } = published;
+    println!("{containers:>6} containers, {held:>5.1} changes/s: publish to stream   {answered}");
     println!("{containers:>6} containers, {held:>5.1} changes/s: publish to effect   {samples}");
     Ok(())
 }
 
-/// Publishes each change when it is due; the rate that was held.
+/// Publishes each change when it is due.
 pub(super) async fn publish(
     publisher: &Publisher,
     containers: u32,
     rate: &Rate,
     tell: Vec<mpsc::Sender<Change>>,
-) -> Result<f64> {
+) -> Result<Published> {
     let gap = Duration::from_secs(1) / rate.per_second;
     let total = rate.per_second * rate.seconds;
     let clock = Clock::start()?;
     let began = Instant::now();
-    let mut acks = VecDeque::new();
+    let mut acks = JoinSet::new();
+    let mut answered = Samples::default();
     let mut last = began;
     for n in 0..total {
         let due = began + gap * n;
@@ -105,7 +116,10 @@ pub(super) async fn publish(
         } else {
             publisher.stop(&id, version).await?
         };
-        acks.push_back(ack);
+        acks.spawn(async move {
+            ack.await.context("the stream did not take an event")?;
+            anyhow::Ok(due.elapsed())
+        });
         last = Instant::now();
         if let Some(tell) = tell.get(n as usize / 2 % OBSERVERS) {
             let status = if starts { 200 } else { 404 };
@@ -113,15 +127,18 @@ pub(super) async fn publish(
             tell.send(change).await.ok().context("nobody looks")?;
         }
         if acks.len() > ACKS_MAX
-            && let Some(ack) = acks.pop_front()
+            && let Some(answer) = acks.join_next().await
         {
-            ack.await.context("the stream did not take an event")?;
+            answered.push(answer??);
         }
     }
-    for ack in acks {
-        ack.await.context("the stream did not take an event")?;
+    while let Some(answer) = acks.join_next().await {
+        answered.push(answer??);
     }
-    Ok(f64::from(total) / (last - began).as_secs_f64())
+    Ok(Published {
+        held: f64::from(total) / (last - began).as_secs_f64(),
+        answered,
+    })
 }
 
 /// As it was before, for who comes next.

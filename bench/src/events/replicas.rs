@@ -61,11 +61,11 @@ pub(super) async fn measure(
     let alone = looking.look(|looked, _| looked < CHANGES).await?;
     alone.print(replicas, "one change at a time");
     let until = Instant::now() + Duration::from_secs(rate.seconds.into());
-    let (held, beside) = tokio::try_join!(
+    let (published, beside) = tokio::try_join!(
         publish(&sites[0].publisher, containers / 2, rate, Vec::new()),
         looking.look(|_, now| now < until),
     )?;
-    beside.print(replicas, &format!("under {held:.1} changes/s"));
+    beside.print(replicas, &format!("under {:.1} changes/s"));
     for site in sites {
         site.stop().await?;
     }
