@@ -19,6 +19,15 @@ impl Rows {
         self.0.push(row);
     }
 
+    /// The same rows, at most so many together, for a statement each.
+    pub fn parts(self, most: usize) -> impl Iterator<Item = Self> {
+        let mut rows = self.0.into_iter();
+        std::iter::from_fn(move || {
+            let part: Vec<_> = rows.by_ref().take(most.max(1)).collect();
+            (!part.is_empty()).then_some(Self(part))
+        })
+    }
+
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()

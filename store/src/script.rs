@@ -1,7 +1,10 @@
 //! Statements that go together.
 
 use crate::database::{Engine, Inner, Transaction};
-use crate::query::Query;
+use crate::query::{Query, query_dynamic};
+
+/// A script with more values than these is not kept prepared: it will not come again.
+const KEPT_MAX: usize = 64;
 
 /// Statements of one transaction, one after the other, of which only the last ones' rows matter.
 ///
@@ -60,7 +63,10 @@ impl Script {
             all.extend(values);
         }
         text.push_str(last.unwrap_or_default());
-        Query::kept(text).with(all)
+        match all.len() <= KEPT_MAX {
+            true => Query::kept(text).with(all),
+            false => query_dynamic(text).with(all),
+        }
     }
 }
 

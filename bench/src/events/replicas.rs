@@ -65,7 +65,7 @@ pub(super) async fn measure(
         publish(&sites[0].publisher, containers / 2, rate, Vec::new()),
         looking.look(|_, now| now < until),
     )?;
-    beside.print(replicas, &format!("under {:.1} changes/s"));
+    beside.print(replicas, &format!("under {:.1} changes/s", published.held));
     for site in sites {
         site.stop().await?;
     }

@@ -126,6 +126,18 @@ async fn many_rows_are_one_statement() {
             let changed = rows.clone().query(database.engine(), sql).run(&database);
             assert_eq!(changed.await.unwrap(), 500);
         }
+        let parts: Vec<_> = rows.clone().parts(200).collect();
+        assert_eq!(parts.len(), 3);
+        let mut changed = 0;
+        for part in parts {
+            changed += part
+                .query(database.engine(), sql)
+                .run(&database)
+                .await
+                .unwrap();
+        }
+        assert_eq!(changed, 500);
+        assert_eq!(Rows::default().parts(1).count(), 0);
         let even: (i64, i64) = query("SELECT COUNT(*), COUNT(port) FROM things")
             .one(&database)
             .await

@@ -146,6 +146,23 @@ pub struct Commit<'a> {
     pub now_ms: u64,
 }
 
+impl Commit<'_> {
+    /// About how many rows it writes.
+    fn rows(&self) -> usize {
+        let changed = self.changes.map_or(0, |(_, effects)| {
+            let Effects {
+                containers,
+                rules,
+                keys,
+                users,
+                ..
+            } = effects;
+            containers.len() + rules.len() + keys.len() + users.len()
+        });
+        changed + self.journal.len() + self.outbox.len() + self.event_ids.len()
+    }
+}
+
 /// A transaction in which nobody else writes, begun.
 #[derive(Debug)]
 pub struct Begun<T> {
@@ -175,6 +192,14 @@ pub trait GatewayStore: Send + Sync + 'static {
         since: Place,
         event_ids: &[&str],
     ) -> impl Future<Output = Result<Begun<Self::Turn>, StoreError>> + Send;
+
+    /// The turn may take as long as a commit of so many rows: others wait for it, which is
+    /// why one that says nothing for a moment is usually over.
+    fn prolong(
+        &self,
+        turn: &mut Self::Turn,
+        rows: usize,
+    ) -> impl Future<Output = Result<(), StoreError>> + Send;
 
     /// How far the database has the stream of this name.
     fn stream(

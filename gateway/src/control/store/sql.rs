@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use edd_store::{Database, DatabaseUrl, Rows, Schema, Transaction, query};
+use edd_store::{Database, DatabaseUrl, Engine, Rows, Schema, Transaction, query};
 use serde_json::json;
 
 use super::{
@@ -73,6 +73,10 @@ const SCHEMA: Schema = Schema {
 
 /// Longest wait for one operation; the lock waits of the engines are shorter.
 const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// And for each row of a commit: a stream made anew, or a snapshot, changes all of them
+/// at once, atomically. MEASURED
+const TIMEOUT_PER_ROW: Duration = Duration::from_millis(1);
 
 /// Reading everything may take longer.
 const LOAD_TIMEOUT: Duration = Duration::from_secs(60);
@@ -176,12 +180,23 @@ impl GatewayStore for SqlStore {
         .await
     }
 
+    async fn prolong(&self, turn: &mut Self::Turn, rows: usize) -> Result<(), StoreError> {
+        if turn.engine() == Engine::Sqlite {
+            return Ok(());
+        }
+        let limit = format!("{}ms", limit(rows).as_millis());
+        let sql = "SELECT set_config('idle_in_transaction_session_timeout', $1, true)";
+        let set = query(sql).bind(limit);
+        let _: String = bounded(TIMEOUT, set.value(turn)).await?;
+        Ok(())
+    }
+
     async fn stream(&self, turn: &mut Self::Turn, name: &str) -> Result<Marks, StoreError> {
         within(TIMEOUT, load::stream(turn, name)).await
     }
 
     async fn commit(&self, turn: Self::Turn, commit: &Commit<'_>) -> Result<Place, StoreError> {
-        within(TIMEOUT, write::write(turn, commit)).await
+        within(limit(commit.rows()), write::write(turn, commit)).await
     }
 
     async fn ahead(&self, since: Place) -> Result<Ahead, StoreError> {
@@ -233,6 +248,12 @@ impl GatewayStore for SqlStore {
         let pruning = journal::prune(&self.database, before, history.rows_max);
         within(LOAD_TIMEOUT, pruning).await
     }
+}
+
+/// How long a commit of so many rows may take.
+fn limit(rows: usize) -> Duration {
+    let rows = u32::try_from(rows).unwrap_or(u32::MAX);
+    TIMEOUT + TIMEOUT_PER_ROW * rows
 }
 
 async fn seen(turn: &mut Transaction, event_ids: &[&str]) -> Result<HashSet<String>, StoreError> {

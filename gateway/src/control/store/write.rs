@@ -1,4 +1,7 @@
 //! One transaction, written: a batch costs the same few statements whatever its size.
+//!
+//! What changes everything (a stream made anew, a snapshot) goes in parts, of the same
+//! transaction: no statement takes long.
 
 use std::collections::BTreeMap;
 
@@ -9,6 +12,9 @@ use serde_json::json;
 use super::cells::{self, number};
 use super::{Commit, Place, StoreError, int, journal, routes, rule_id};
 use crate::control::reconcile::{Effects, State};
+
+/// Rows of one statement at the most.
+const PART: usize = 2_000;
 
 /// Writes all of it, and commits; the journal's last line then.
 pub(super) async fn write(mut tx: Transaction, commit: &Commit<'_>) -> Result<Place, StoreError> {
@@ -35,8 +41,10 @@ pub(super) async fn write(mut tx: Transaction, commit: &Commit<'_>) -> Result<Pl
         users(&mut writing, state, effects);
         tombstones(&mut writing, state, effects);
     }
-    if let Some(inserting) = outbox::inserting(writing.engine, &commit.outbox)? {
-        writing.script.push(inserting);
+    for part in commit.outbox.chunks(PART) {
+        if let Some(inserting) = outbox::inserting(writing.engine, part)? {
+            writing.script.push(inserting);
+        }
     }
     meta(&mut writing, commit);
     if lines.is_empty() {
@@ -45,8 +53,10 @@ pub(super) async fn write(mut tx: Transaction, commit: &Commit<'_>) -> Result<Pl
     }
     let mark = journal::draw_mark();
     let revision = commit.revision.unwrap_or(commit.revision_before);
-    let lines = journal::writing(writing.engine, &lines, mark, revision, commit.now_ms);
-    writing.script.push(lines);
+    for part in lines.chunks(PART) {
+        let part = journal::writing(writing.engine, part, mark, revision, commit.now_ms);
+        writing.script.push(part);
+    }
     writing.script.push(journal::last_number());
     let last = writing.script.commit(tx).await?;
     let last = last.last().map_or(0, |last| number(*last));
@@ -62,8 +72,8 @@ struct Writing {
 impl Writing {
     /// A statement about these rows, if there are any.
     fn rows(&mut self, rows: Rows, sql: &'static str) {
-        if !rows.is_empty() {
-            self.script.push(rows.query(self.engine, sql));
+        for part in rows.parts(PART) {
+            self.script.push(part.query(self.engine, sql));
         }
     }
 }

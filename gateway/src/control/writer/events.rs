@@ -10,6 +10,9 @@ use crate::control::plan::Plan;
 use crate::control::reconcile::{Effects, Outcome};
 use crate::control::store::{Commit, GatewayStore, Line};
 
+/// Larger ones are no batches of a stream.
+const BATCH_USUAL: usize = 1_000;
+
 impl<S: GatewayStore> Writer<S> {
     /// Reduces a batch, stores it and puts it in force, with how far the database
     /// has their stream then, if that is known; one verdict per event.
@@ -20,7 +23,10 @@ impl<S: GatewayStore> Writer<S> {
     ) -> Result<Vec<Verdict>, WriteError> {
         let ids = batch.iter().map(|event| event.event_id.as_str());
         let ids: Vec<&str> = ids.filter(|id| !id.is_empty()).collect();
-        let (turn, seen) = self.turn_for(&ids).await?;
+        let (mut turn, seen) = self.turn_for(&ids).await?;
+        if batch.len() > BATCH_USUAL {
+            self.prolong(&mut turn, batch.len()).await?;
+        }
         let now_ms = now_ms();
         let mut next = self.state.clone();
         let mut effects = Effects::default();

@@ -151,7 +151,10 @@ impl<S: GatewayStore> Writer<S> {
         seed: bool,
         mut commit: Commit<'_>,
     ) -> Result<(), WriteError> {
-        let turn = self.turn().await?;
+        let mut turn = self.turn().await?;
+        if seed {
+            self.prolong(&mut turn, 0).await?;
+        }
         if !self.withheld && self.table.table().revision < self.stored_revision {
             // Nothing differs but the number: whoever waits for it waits here too.
             self.table.advance();

@@ -78,6 +78,9 @@ impl<S: GatewayStore> Writer<S> {
             commit.restarted = Some((name, marks.restarts));
             commit.gap = Some((name, marks.gap));
         }
+        if is_another {
+            self.prolong(&mut turn, 0).await?;
+        }
         let change = is_another.then(|| {
             tracing::warn!(
                 stream = name,

@@ -17,6 +17,14 @@ impl<S: GatewayStore> Writer<S> {
         Ok(turn)
     }
 
+    /// The turn may take as long as it takes to write the whole state and `more` rows.
+    pub(super) async fn prolong(&self, turn: &mut S::Turn, more: usize) -> Result<(), WriteError> {
+        let session = self.session.as_ref().ok_or(WriteError::Closed)?;
+        let rows = self.state.containers().count() + self.state.keys().count() + more;
+        // Containers have rules, and all of it is in the journal too.
+        Ok(session.store.prolong(turn, 4 * rows).await?)
+    }
+
     /// Begins a turn; also tells which of these events were handled before.
     pub(super) async fn turn_for(
         &mut self,
