@@ -40,8 +40,9 @@ const STREAMS: [&str; 4] = ["AUTH", "COMPUTE", "GATEWAY", "SFS"];
 const LOOKED_AT_MAX: usize = 10_000;
 /// For one page; then it ends early and the next goes on from there.
 const PAGE_TIMEOUT: Duration = Duration::from_secs(4);
-/// For one exchange with the server.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+/// For one exchange with the server. Less than the 5 s of the client library, whose error does
+/// not tell that nobody heard from others.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// Where a letter lies: `STREAM:SEQUENCE`.
 #[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
