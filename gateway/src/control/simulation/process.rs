@@ -257,18 +257,20 @@ impl Process {
         }
         loop {
             let word = self.world.refreshed.notified();
+            let mut wanted = None;
             if tokio::time::timeout(LOOK_INTERVAL, word).await.is_ok() {
-                let is_heard = {
+                {
                     let inner = self.world.lock();
                     let revision = self.shared.table().revision;
-                    inner.seats[self.seat].has_nats() && inner.rows.revision > revision
-                };
+                    let is_heard = inner.seats[self.seat].has_nats();
+                    wanted = Some(inner.rows.revision).filter(|r| is_heard && *r > revision);
+                }
                 self.world.pause(20).await;
-                if !is_heard {
+                if wanted.is_none() {
                     continue;
                 }
             }
-            let _ = commands.send(Command::Follow).await;
+            let _ = commands.send(Command::Follow(wanted)).await;
         }
     }
 

@@ -41,7 +41,7 @@ pub async fn run(
         let look = async {
             loop {
                 tokio::time::sleep(LOOK_INTERVAL).await;
-                tell(&writer).await;
+                tell(&writer, None).await;
             }
         };
         match js {
@@ -93,13 +93,13 @@ async fn hear(
             .and_then(|version| u64::try_from(version).ok());
         // Our own, mostly.
         if revision.is_none_or(|revision| revision > shared.table().revision) {
-            tell(writer).await;
+            tell(writer, revision).await;
         }
     }
     Ok(())
 }
 
-async fn tell(writer: &mpsc::Sender<Command<SqlStore>>) {
+async fn tell(writer: &mpsc::Sender<Command<SqlStore>>, revision: Option<u64>) {
     // The writer is gone only at the end.
-    let _ = writer.send(Command::Follow).await;
+    let _ = writer.send(Command::Follow(revision)).await;
 }

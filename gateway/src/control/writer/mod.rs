@@ -104,8 +104,9 @@ pub enum Command<S> {
         /// One verdict per event.
         answer: oneshot::Sender<Result<Vec<Verdict>, Unavailable>>,
     },
-    /// Others may have written to the database.
-    Follow,
+    /// Others may have written to the database; with the revision that they say it
+    /// has then, which each turn of our own may have taken over in the meantime.
+    Follow(Option<u64>),
     /// A database is there.
     Opened(Box<Session<S>>),
     /// All that compute knows: what it does not tell is gone.
@@ -292,7 +293,11 @@ impl<S: GatewayStore> Writer<S> {
                 let verdicts = self.events(&batch, None).await;
                 self.answer(answer, verdicts);
             }
-            Command::Follow => self.follow().await,
+            Command::Follow(wanted) => {
+                if wanted.is_none_or(|wanted| wanted > self.stored_revision) {
+                    self.follow().await;
+                }
+            }
             Command::Opened(session) => self.opened(*session).await,
             Command::Routes(specs) => self.routes(specs).await,
             Command::Snapshot {
