@@ -6,7 +6,7 @@ use crate::query::{Query, query_dynamic};
 /// A script with more values than these is not kept prepared: it will not come again.
 const KEPT_MAX: usize = 64;
 
-/// Statements of one transaction, one after the other, of which only the last ones' rows matter.
+/// Statements of one transaction, one after the other; numbers are all that is read of their rows.
 ///
 /// SQLite runs in a thread of its own, and each statement costs a way there and back, which on a
 /// busy machine is most of its time: here all of them go at once. PostgreSQL gets one by one.
