@@ -202,27 +202,33 @@ async fn relay(listener: TcpListener, to: SocketAddr) {
     }
 }
 
-/// One that has NATS and no database leaves the events to the others, and none is a dead letter.
-#[tokio::test(flavor = "multi_thread")]
-async fn one_that_is_cut_off_from_the_database_holds_nothing_up() {
-    const COUNT: usize = 300;
-    let bus = Bus::start().await;
+/// Two gateways on one database, both ready, the second one over a way that can be cut.
+pub(super) async fn pair(bus: &Bus) -> (Gateway, Gateway, Way) {
     let url = Postgres::shared().await.database().await.to_string();
     let (server, name) = url
         .strip_prefix("postgres://edd@")
         .and_then(|rest| rest.split_once('/'))
         .expect("a URL");
-    let mut way = Way::new(server.parse().expect("an address")).await;
+    let way = Way::new(server.parse().expect("an address")).await;
     let over_it = format!("postgres://edd@{}/{name}", way.at);
-    let whole = Gateway::start(on(&bus, &url)).await;
-    let cut_off = Gateway::start(on(&bus, &over_it)).await;
-    // Both take events: half of the next ones are on their way to the one that cannot store them.
+    let whole = Gateway::start(on(bus, &url)).await;
+    let cut_off = Gateway::start(on(bus, &over_it)).await;
     for gateway in [&whole, &cut_off] {
         eventually("ready", || async {
             super::ready(gateway.admin).await.1 == "ready"
         })
         .await;
     }
+    (whole, cut_off, way)
+}
+
+/// One that has NATS and no database leaves the events to the others, and none is a dead letter.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_that_is_cut_off_from_the_database_holds_nothing_up() {
+    const COUNT: usize = 300;
+    let bus = Bus::start().await;
+    let (whole, cut_off, mut way) = pair(&bus).await;
+    // Both take events: half of the next ones are on their way to the one that cannot store them.
     way.cut().await;
     let began = Instant::now();
     for n in 0..COUNT {

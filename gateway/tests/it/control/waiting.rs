@@ -1,31 +1,15 @@
 //! `/api/v1/wait` for a revision means what all gateways on the database mean by it.
 
-use edd_store::testing::Postgres;
-
-use super::replicas::{Way, on};
+use super::replicas::pair;
 use super::{get, ready, runs_at};
-use crate::support::{Bus, Gateway, eventually, replace_file};
+use crate::support::{Bus, eventually, replace_file};
 
 /// While the database is away from one gateway its routes file changes: the table that is in
 /// force then has a number that at the other one is that of an event.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_table_that_the_database_does_not_know_is_not_what_is_waited_for() {
     let bus = Bus::start().await;
-    let url = Postgres::shared().await.database().await.to_string();
-    let (server, name) = url
-        .strip_prefix("postgres://edd@")
-        .and_then(|rest| rest.split_once('/'))
-        .expect("a URL");
-    let mut way = Way::new(server.parse().expect("an address")).await;
-    let over_it = format!("postgres://edd@{}/{name}", way.at);
-    let whole = Gateway::start(on(&bus, &url)).await;
-    let cut_off = Gateway::start(on(&bus, &over_it)).await;
-    for gateway in [&whole, &cut_off] {
-        eventually("ready", || async {
-            ready(gateway.admin).await.1 == "ready"
-        })
-        .await;
-    }
+    let (whole, cut_off, mut way) = pair(&bus).await;
     bus.container("c0", 1, "127.64.0.1", &[]).await;
     for gateway in [&whole, &cut_off] {
         let c0 = "/api/v1/wait?container=c0&address=127.64.0.1&timeout=10s";

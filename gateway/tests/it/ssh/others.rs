@@ -9,30 +9,18 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::process::Command;
 
+use super::clients::run_library;
 use super::rig::{Rig, command, exit_code, noise, output, stdout, within};
-use crate::support::{DEADLINE, eventually, free_port, python};
-
-async fn run_library(library: &str) {
-    let rig = Rig::start().await;
-    let _c = rig.container("c1").await;
-    let known = std::fs::read_to_string(rig.path("known_hosts")).unwrap();
-    let host_key = known.split_once(' ').unwrap().1.trim();
-    let port = rig.address.port().to_string();
-    let user = rig.login("c1");
-    let (key, folder) = (rig.at("owner"), rig.at("c1"));
-    let args = [library, "127.0.0.1", &port, &user, &key, host_key, &folder];
-    let said = python::run("ssh/libraries.py", &args).await;
-    assert!(said.lines().count() >= 8, "{said}");
-}
+use crate::support::{DEADLINE, eventually, free_port};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn libssh2_finds_nothing_missing() {
-    run_library("libssh2").await;
+    run_library("ssh/libraries.py", "libssh2", 8).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn libssh_finds_nothing_missing() {
-    run_library("libssh").await;
+    run_library("ssh/libraries.py", "libssh", 8).await;
 }
 
 /// Says `hello`, echoes to the end of data, says ` bye`, for everyone.
