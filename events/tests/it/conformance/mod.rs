@@ -12,8 +12,8 @@ use async_nats::{
 };
 use edd_events::{
     bus::{
-        AnyBus, Binding, Bus, Durable, MemoryBus, Message, NatsBus, Requests as _, Stored,
-        Subscription as _,
+        AnyBus, Binding, Bus, Durable, GIVE_BACK, MemoryBus, Message, NatsBus, Requests as _,
+        Stored, Subscription as _,
     },
     consumer::ConsumerSpec,
     request::RequestError,
