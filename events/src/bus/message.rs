@@ -7,7 +7,7 @@ use std::{
     ops::Deref,
     pin::Pin,
     task::{Context, Poll},
-    time::{Duration, SystemTime},
+    time::SystemTime,
 };
 
 use async_nats::{
@@ -23,11 +23,6 @@ use tokio::sync::oneshot;
 
 use super::memory::Delivered;
 use crate::request::RequestError;
-
-/// How a message is given back at once, to whoever else takes it. Not without a delay: of
-/// messages that whoever has just unsubscribed gives back so, nats-server 2.9 delivers the last
-/// one twice and leaves the first one to the ack wait, in 12 of 40 runs; with it in 3 of 250.
-pub const GIVE_BACK: AckKind = AckKind::Nak(Some(Duration::from_millis(20)));
 
 /// A message that a durable consumer was given.
 #[derive(Clone, Debug)]

@@ -23,7 +23,7 @@ use bytes::Bytes;
 
 pub use any::{AnyBus, AnyRequests, AnySubscription};
 pub use memory::{MemoryBus, MemoryRequests, MemorySubscription};
-pub use message::{Acknowledgement, GIVE_BACK, Info, InfoError, Message, Request, Stored};
+pub use message::{Acknowledgement, Info, InfoError, Message, Request, Stored};
 pub use nats::{NatsBus, NatsRequests, NatsSubscription};
 
 use crate::{

@@ -6,6 +6,7 @@
 
 use std::{collections::VecDeque, time::Duration};
 
+use async_nats::jetstream::AckKind;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
@@ -19,9 +20,7 @@ use super::{
     work::Interrupted,
 };
 use crate::{
-    bus::{
-        AnySubscription, Binding, Bus as _, GIVE_BACK, Lost, Message, StateError, Subscription as _,
-    },
+    bus::{AnySubscription, Binding, Bus as _, Lost, Message, StateError, Subscription as _},
     dead_letter::DLQ_SUBJECTS,
 };
 
@@ -233,7 +232,7 @@ impl<'a, H: Handler> Session<'a, H> {
                     // A failure is not silent: the log has had its reason.
                     let _ = dead.bury(consumer).await;
                 } else {
-                    acknowledge(consumer, &message, GIVE_BACK).await;
+                    acknowledge(consumer, &message, AckKind::Nak(None)).await;
                 }
             }
             // The client sends on its own; give it the chance before we go.

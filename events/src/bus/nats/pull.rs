@@ -106,6 +106,11 @@ impl Puller {
 
     /// Unsubscribes, in the order of what else is sent; what arrived before the
     /// server knew.
+    ///
+    /// Our requests still wait at the server, for nobody. As long as they are all that waits,
+    /// nats-server 2.9 takes what is given back out of the queue of what comes again, finds no
+    /// request alive, and delivers the newest message twice instead: the one that was given back
+    /// is left to the ack wait. Asked about the consumer, it removes the dead requests first.
     pub(super) async fn end(&mut self) -> Vec<jetstream::Message> {
         let mut rest = Vec::new();
         let ending = async {
@@ -117,6 +122,7 @@ impl Puller {
                     rest.push(message);
                 }
             }
+            let _ = self.consumer.get_info().await;
         };
         // Without an answer what is still on its way waits for the ack wait.
         let _ = timeout(END_TIMEOUT, ending).await;

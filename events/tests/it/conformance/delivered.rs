@@ -69,7 +69,7 @@ pub(super) async fn those_of_different_names_get_all<W: World>(world: W) {
 
 pub(super) async fn acknowledgements_move_the_floor<W: World>(world: W) {
     let bus = world.bus();
-    create(world.bus(), 100).await;
+    create(world.bus(), LONG, 100).await;
     put_many(bus, 4).await;
     let mut from = bound(bus, &SPEC).await;
     let mut messages = Vec::new();
@@ -96,7 +96,7 @@ pub(super) async fn acknowledgements_move_the_floor<W: World>(world: W) {
 
 pub(super) async fn what_is_not_acknowledged_comes_again<W: World>(world: W) {
     let bus = world.bus();
-    create(world.bus(), 100).await;
+    create(world.bus(), ACK_WAIT, 100).await;
     put_many(bus, 2).await;
     let mut from = bound(bus, &SPEC).await;
     let started = Instant::now();
@@ -116,42 +116,50 @@ pub(super) async fn what_is_not_acknowledged_comes_again<W: World>(world: W) {
 }
 
 pub(super) async fn progress_keeps_a_message<W: World>(world: W) {
+    // A machine that stands still for so long is no reason to send it again.
+    const WAIT: Duration = Duration::from_secs(2);
     let bus = world.bus();
-    create(world.bus(), 100).await;
+    create(world.bus(), WAIT, 100).await;
     put_many(bus, 1).await;
     let mut from = bound(bus, &SPEC).await;
     let message = take::<W::Bus>(&mut from).await;
-    for _ in 0..9 {
-        nothing_for::<W::Bus>(&mut from, ACK_WAIT / 3).await;
+    for _ in 0..20 {
+        nothing_for::<W::Bus>(&mut from, QUIET).await;
         message.ack_with(AckKind::Progress).await.unwrap();
     }
     let again = take::<W::Bus>(&mut from).await;
     assert_eq!(deliveries(&again), 2);
 }
 
-pub(super) async fn a_nak_brings_it_back_when_told<W: World>(world: W) {
+pub(super) async fn a_nak_brings_it_back_at_once<W: World>(world: W) {
     let bus = world.bus();
-    create(world.bus(), 100).await;
+    create(world.bus(), LONG, 100).await;
     put_many(bus, 1).await;
     let mut from = bound(bus, &SPEC).await;
     let message = take::<W::Bus>(&mut from).await;
     message.ack_with(AckKind::Nak(None)).await.unwrap();
-    let started = Instant::now();
     let message = take::<W::Bus>(&mut from).await;
     assert_eq!(deliveries(&message), 2);
-    assert!(started.elapsed() < ACK_WAIT * 2 / 3);
+}
+
+pub(super) async fn a_nak_brings_it_back_when_told<W: World>(world: W) {
+    let bus = world.bus();
+    create(world.bus(), ACK_WAIT, 100).await;
+    put_many(bus, 1).await;
+    let mut from = bound(bus, &SPEC).await;
+    let message = take::<W::Bus>(&mut from).await;
     let delay = ACK_WAIT * 2;
     let started = Instant::now();
     message.ack_with(AckKind::Nak(Some(delay))).await.unwrap();
     let message = take::<W::Bus>(&mut from).await;
-    assert_eq!(deliveries(&message), 3);
+    assert_eq!(deliveries(&message), 2);
     let took = started.elapsed();
     assert!(took > delay * 3 / 4, "{took:?}");
 }
 
 pub(super) async fn a_terminated_message_never_comes_again<W: World>(world: W) {
     let bus = world.bus();
-    create(world.bus(), 100).await;
+    create(world.bus(), ACK_WAIT, 100).await;
     put_many(bus, 1).await;
     let mut from = bound(bus, &SPEC).await;
     let message = take::<W::Bus>(&mut from).await;
@@ -163,7 +171,7 @@ pub(super) async fn a_terminated_message_never_comes_again<W: World>(world: W) {
 pub(super) async fn after_the_last_delivery_an_advisory_says_so<W: World>(world: W) {
     let bus = world.bus();
     bus.ensure(&ADVISORIES, 1).await.unwrap();
-    create(world.bus(), 100).await;
+    create(world.bus(), ACK_WAIT, 100).await;
     put_many(bus, 1).await;
     let mut from = bound(bus, &SPEC).await;
     for n in 1..=DELIVERIES_MAX {
@@ -192,7 +200,7 @@ pub(super) async fn after_the_last_delivery_an_advisory_says_so<W: World>(world:
 
 pub(super) async fn no_more_than_so_many_wait_for_their_acknowledgement<W: World>(world: W) {
     let bus = world.bus();
-    create(world.bus(), 2).await;
+    create(world.bus(), LONG, 2).await;
     put_many(bus, 4).await;
     let mut from = bound(bus, &SPEC).await;
     let first = take::<W::Bus>(&mut from).await;
@@ -205,7 +213,7 @@ pub(super) async fn no_more_than_so_many_wait_for_their_acknowledgement<W: World
 
 pub(super) async fn what_comes_again_goes_before_new_ones<W: World>(world: W) {
     let bus = world.bus();
-    create(world.bus(), 100).await;
+    create(world.bus(), LONG, 100).await;
     put_many(bus, 1).await;
     let spec = ConsumerSpec {
         batch_max: 1,
@@ -228,7 +236,7 @@ pub(super) async fn what_comes_again_goes_before_new_ones<W: World>(world: W) {
 
 pub(super) async fn a_position_outlives_its_subscription<W: World>(world: W) {
     let bus = world.bus();
-    create(world.bus(), 100).await;
+    create(world.bus(), ACK_WAIT, 100).await;
     put_many(bus, 3).await;
     let mut from = bound(bus, &SPEC).await;
     let message = take::<W::Bus>(&mut from).await;
@@ -274,26 +282,25 @@ pub(super) async fn a_consumer_made_anew_begins_where_told<W: World>(world: W) {
     assert_eq!(sequence(&take::<W::Bus>(&mut from).await), 1);
 }
 
-/// A pull request waits at the server: what is given back must not answer it.
+/// A pull request waits at the server: what is given back must not answer it, nor be lost on it
+/// while whoever stays has not asked yet.
 pub(super) async fn what_the_leaving_give_back_goes_to_others<W: World>(world: W) {
     let bus = world.bus();
-    create(bus, 100).await;
+    create(bus, LONG, 100).await;
     put_many(bus, 8).await;
     let mut leaving = bound(bus, &SPEC).await;
     let mut staying = bound(bus, &SPEC).await;
     let mut back = vec![take::<W::Bus>(&mut leaving).await];
     back.extend(leaving.end().await);
     for message in &back {
-        message.ack_with(GIVE_BACK).await.unwrap();
+        message.ack_with(AckKind::Nak(None)).await.unwrap();
     }
-    let begun = Instant::now();
-    // One of them twice is not excluded: each comes at least once.
-    let mut given = BTreeSet::new();
+    let mut given = Vec::new();
     while given.len() < 8 {
-        given.insert(sequence(&take::<W::Bus>(&mut staying).await));
+        given.push(sequence(&take::<W::Bus>(&mut staying).await));
     }
-    assert_eq!(given, (1..=8).collect());
-    assert!(begun.elapsed() < ACK_WAIT * 2 / 3, "{:?}", begun.elapsed());
+    given.sort_unstable();
+    assert_eq!(given, (1..=8).collect::<Vec<_>>());
     assert!(!matches!(leaving.try_next(), Ok(Some(_))));
 }
 
@@ -319,7 +326,7 @@ pub(super) async fn try_next_takes_what_is_here<W: World>(world: W) {
 
 pub(super) async fn a_cut_connection_is_noticed_and_nothing_is_lost<W: World>(mut world: W) {
     let bus = world.bus().clone();
-    create(world.bus(), 100).await;
+    create(world.bus(), ACK_WAIT, 100).await;
     let mut from = bound(&bus, &SPEC).await;
     put(&bus, "things.thing.a.made").await;
     let message = take::<W::Bus>(&mut from).await;
@@ -347,16 +354,13 @@ pub(super) async fn a_cut_connection_is_noticed_and_nothing_is_lost<W: World>(mu
     timeout(DEADLINE, lost).await.expect("told to bind again");
     let mut from = bound(&bus, &SPEC).await;
     put(&bus, "things.thing.c.made").await;
-    let mut seen = Vec::new();
-    while seen.len() < 2 {
+    // A server that is killed may have forgotten the last acknowledgements.
+    let mut missing = BTreeSet::from([2, 3]);
+    while !missing.is_empty() {
         let message = take::<W::Bus>(&mut from).await;
         message.ack_with(AckKind::Ack).await.unwrap();
-        if !seen.contains(&sequence(&message)) {
-            seen.push(sequence(&message));
-        }
+        missing.remove(&sequence(&message));
     }
-    seen.sort_unstable();
-    assert_eq!(seen, [2, 3]);
 }
 
 pub(super) async fn either_bus_behind_one_type<W: World>(world: W)

@@ -12,8 +12,8 @@ use async_nats::{
 };
 use edd_events::{
     bus::{
-        AnyBus, Binding, Bus, Durable, GIVE_BACK, MemoryBus, Message, NatsBus, Requests as _,
-        Stored, Subscription as _,
+        AnyBus, Binding, Bus, Durable, MemoryBus, Message, NatsBus, Requests as _, Stored,
+        Subscription as _,
     },
     consumer::ConsumerSpec,
     request::RequestError,
@@ -27,10 +27,13 @@ use delivered::*;
 use kept::*;
 
 /// Nothing here takes longer.
-const DEADLINE: Duration = Duration::from_secs(20);
+const DEADLINE: Duration = Duration::from_secs(60);
 /// Long enough for what is on its way to arrive.
 const QUIET: Duration = Duration::from_millis(150);
+/// For tests that are about it: what they do in between takes less, also on a busy machine.
 const ACK_WAIT: Duration = Duration::from_millis(900);
+/// For all others: within [`DEADLINE`] nothing comes again by itself.
+const LONG: Duration = Duration::from_secs(180);
 const DELIVERIES_MAX: u64 = 3;
 
 const STREAM: StreamSpec = StreamSpec {
@@ -195,9 +198,9 @@ async fn binding<B: Bus>(bus: &B, spec: &ConsumerSpec) -> Binding<B::Subscriptio
 }
 
 /// The consumer of [`SPEC`] with limits that tests can wait for.
-async fn create(bus: &impl Bus, ack_pending_max: i64) {
+async fn create(bus: &impl Bus, ack_wait: Duration, ack_pending_max: i64) {
     let durable = Durable {
-        ack_wait: ACK_WAIT,
+        ack_wait,
         deliveries_max: Some(DELIVERIES_MAX),
         ack_pending_max,
         ..Durable::from(&SPEC)
@@ -237,6 +240,7 @@ macro_rules! both {
 both! {
     a_consumer_made_anew_begins_where_told,
     a_cut_connection_is_noticed_and_nothing_is_lost,
+    a_nak_brings_it_back_at_once,
     a_nak_brings_it_back_when_told,
     a_position_outlives_its_subscription,
     a_store_that_is_gone_begins_again,
