@@ -26,7 +26,8 @@ use crate::support::{
 };
 
 const DLQ: &str = "compute.container.created.dlq";
-const SHORT_ACK_WAIT: Duration = Duration::from_millis(400);
+/// Longer than a busy machine keeps a test from going on.
+const SHORT_ACK_WAIT: Duration = Duration::from_millis(1200);
 
 /// A handler that never comes back, as of a process that hangs or is killed.
 struct Hangs(Arc<AtomicUsize>);
@@ -174,8 +175,8 @@ async fn a_long_outage_dead_letters_the_poison_and_nothing_else() {
         .metric(r#"consumer_breaker{stream="COMPUTE"} 2"#)
         .await;
     let outage = Instant::now();
-    eventually("an outage of many ack waits", || async {
-        outage.elapsed() > SHORT_ACK_WAIT * 7
+    eventually("an outage of more ack waits than deliveries", || async {
+        outage.elapsed() > SHORT_ACK_WAIT * 6
     })
     .await;
     assert!(stored(&js, &COMPUTE, DLQ).await.is_empty());
@@ -354,11 +355,8 @@ async fn letters_are_listed_in_pages_shown_replayed_and_dropped() {
     for letter in letters.list(&all, None, 10).await.unwrap().letters {
         letters.discard(&letter.letter).await.unwrap();
     }
-    assert!(
-        consumer
-            .metrics()
-            .contains(r#"dlq_messages{stream="COMPUTE"} 0"#)
-    );
+    // At once, but for a count of the consumer that began before.
+    consumer.metric(r#"dlq_messages{stream="COMPUTE"} 0"#).await;
     assert!(stored(&js, &COMPUTE, DLQ).await.is_empty());
     consumer.stop().await;
     service.stop().await;

@@ -110,13 +110,14 @@ async fn after_a_reconnect_events_arrive_promptly() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_broken_database_pauses_consumption_and_loses_nothing() {
     let (_nats, js) = server().await;
-    // An ack wait that the outage exceeds several times over.
+    // An ack wait that the outage exceeds more than once, and a pause of the machine does not.
+    const ACK_WAIT: Duration = Duration::from_millis(2500);
     let stream = ensure(&js, &COMPUTE, 1).await.unwrap();
     let config = pull::Config {
         durable_name: Some(SPEC.durable.into()),
         filter_subject: SPEC.filter.into(),
         ack_policy: AckPolicy::Explicit,
-        ack_wait: Duration::from_millis(600),
+        ack_wait: ACK_WAIT,
         max_deliver: 5,
         max_ack_pending: 10_000,
         ..pull::Config::default()
@@ -138,8 +139,8 @@ async fn a_broken_database_pauses_consumption_and_loses_nothing() {
         .write(&(0..700).map(created).collect::<Vec<_>>())
         .await;
     let outage = Instant::now();
-    eventually("an outage of six ack waits", || async {
-        outage.elapsed() > Duration::from_millis(3600)
+    eventually("an outage of three ack waits", || async {
+        outage.elapsed() > ACK_WAIT * 3
     })
     .await;
     assert!(
@@ -318,7 +319,7 @@ async fn a_subject_that_never_acknowledges_does_not_hold_up_the_others() {
     .await;
     // One time limit, not one for each.
     assert!(
-        begun.elapsed() < Duration::from_secs(15),
+        begun.elapsed() < Duration::from_secs(25),
         "{:?}",
         begun.elapsed()
     );

@@ -93,7 +93,7 @@ async fn without_nats_there_is_an_error_within_two_seconds() {
     let started = Instant::now();
     assert!(validate_token(&client, "good").await.is_err());
     assert!(
-        started.elapsed() < Duration::from_secs(4),
+        started.elapsed() < Duration::from_secs(8),
         "{:?}",
         started.elapsed()
     );
