@@ -24,6 +24,7 @@ use std::{
 };
 
 use async_nats::jetstream;
+use edd_store::testing::port_to_keep;
 use tempfile::TempDir;
 
 pub use cloud::Cloud;
@@ -32,7 +33,7 @@ pub use cluster::NatsCluster;
 use crate::connect::{NatsOptions, connect};
 
 /// How long a server may take to come up.
-const START_TIMEOUT: Duration = Duration::from_secs(20);
+const START_TIMEOUT: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(10);
 
 /// A running `nats-server`; dropped, it is killed and its store removed.
@@ -123,7 +124,7 @@ impl NatsServer {
     /// A connected client.
     ///
     /// # Panics
-    /// When the server cannot be reached within 20 s.
+    /// When the server cannot be reached in time.
     pub async fn client(&self) -> async_nats::Client {
         let options = NatsOptions {
             url: self.url(),
@@ -187,13 +188,12 @@ impl NatsServer {
         let binary = find_binary();
         let folder = self.folder.path().to_owned();
         let log = folder.join("log");
-        let port = if self.port == 0 {
-            "-1".to_owned()
-        } else {
-            self.port.to_string()
-        };
         let deadline = Instant::now() + START_TIMEOUT;
         loop {
+            let port = match self.port {
+                0 => port_to_keep(),
+                port => port,
+            };
             let mut command = Command::new(&binary);
             if let Some(env) = &self.env {
                 command.arg("-c").arg(self.config_file());
@@ -202,7 +202,7 @@ impl NatsServer {
                 command.arg("-js").arg("-sd").arg(folder.join("store"));
             }
             let mut child = command
-                .args(["-a", "127.0.0.1", "-p", &port])
+                .args(["-a", "127.0.0.1", "-p", &port.to_string()])
                 .arg("--ports_file_dir")
                 .arg(&folder)
                 .arg("-l")
@@ -237,7 +237,8 @@ impl NatsServer {
                 tokio::time::sleep(POLL).await;
             }
             // It ended by itself: on a restart the port may still be held for a
-            // moment by the connections of its predecessor.
+            // moment by the connections of its predecessor, and before somebody
+            // else may have been quicker.
             assert!(
                 Instant::now() < deadline,
                 "nats-server ends at once: {}",

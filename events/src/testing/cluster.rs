@@ -3,13 +3,13 @@
 
 use std::{
     fs::File,
-    net::TcpListener,
     path::PathBuf,
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
 use async_nats::jetstream;
+use edd_store::testing::port_to_keep;
 use tempfile::TempDir;
 
 use super::{find_binary, tail};
@@ -18,7 +18,7 @@ use crate::stream::is_missing;
 
 const NODES: usize = 3;
 /// How long the cluster may take to elect its leaders.
-const START_TIMEOUT: Duration = Duration::from_secs(40);
+const START_TIMEOUT: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(50);
 /// Ports are chosen first and taken later: somebody else may be quicker.
 const TRIES: usize = 3;
@@ -56,15 +56,7 @@ impl NatsCluster {
             .prefix("edd-nats-cluster-")
             .tempdir()
             .expect("a temporary folder for nats-server");
-        // Held until all are chosen, so that they differ.
-        let held: Vec<_> = (0..NODES * 2)
-            .map(|_| TcpListener::bind("127.0.0.1:0").expect("a free port"))
-            .collect();
-        let ports: Vec<u16> = held
-            .iter()
-            .map(|port| port.local_addr().expect("its number").port())
-            .collect();
-        drop(held);
+        let ports: Vec<u16> = (0..NODES * 2).map(|_| port_to_keep()).collect();
         let nodes = ports
             .chunks(2)
             .map(|pair| Node {
@@ -131,7 +123,7 @@ impl NatsCluster {
     /// Which server leads a stream.
     ///
     /// # Panics
-    /// When nobody does for 40 s.
+    /// When nobody does for a minute.
     pub async fn leader(&self, stream: &str) -> usize {
         let js = self.jetstream().await;
         let deadline = Instant::now() + START_TIMEOUT;
