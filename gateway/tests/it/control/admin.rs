@@ -89,7 +89,9 @@ async fn starting_ends_without_usable_streams_too() {
 #[tokio::test(flavor = "multi_thread")]
 async fn readiness_is_withdrawn_while_draining() {
     let bus = Bus::start().await;
-    let gateway = Gateway::start(Options::default().bus(&bus)).await;
+    // Longer than the test takes.
+    let options = Options::default().flag("--drain-timeout", "60s");
+    let gateway = Gateway::start(options.bus(&bus)).await;
     let container = TcpListener::bind("127.64.9.9:0").await.expect("bound");
     let target = container.local_addr().expect("bound").port();
     let port = gateway.port(0).port();
@@ -103,11 +105,11 @@ async fn readiness_is_withdrawn_while_draining() {
         .await
         .expect("connected");
     client.write_all(b"\0raw").await.expect("sent");
-    let _stream = container.accept().await.expect("relayed");
+    let relayed = container.accept().await.expect("relayed");
     gateway.drain();
     eventually("draining", || async { gateway.shared.drain.is_draining() }).await;
     assert_eq!(ready(gateway.admin).await.0, 503);
-    drop(client);
+    drop((client, relayed));
     gateway.stop().await;
 }
 
@@ -164,10 +166,14 @@ async fn the_live_table_can_be_read_and_explained() {
 #[tokio::test(flavor = "multi_thread")]
 async fn waiting_ends_with_the_revision_or_the_time() {
     let gateway = Gateway::start(Options::routes(ROUTES)).await;
+    eventually("ready", || async {
+        ready(gateway.admin).await.1 == "ready"
+    })
+    .await;
     let now = gateway.table().revision;
     let (code, body) = get(gateway.admin, &format!("/api/v1/wait?revision={now}")).await;
     assert_eq!((code, body["revision"].as_u64()), (200, Some(now)));
-    let next = format!("/api/v1/wait?revision={}&timeout=10s", now + 1);
+    let next = format!("/api/v1/wait?revision={}&timeout=60s", now + 1);
     let (waited, ()) = tokio::join!(get(gateway.admin, &next), async {
         replace_file(
             &gateway.path("routes.yaml"),

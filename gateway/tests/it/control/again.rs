@@ -13,7 +13,7 @@ use rustix::process::Signal;
 
 use super::replicas::process;
 use super::{announced, get, messages, publish_raw, ready, request, runs_at, started};
-use crate::support::{Bus, Gateway, Options, eventually};
+use crate::support::{Bus, DEADLINE, Gateway, Options, eventually};
 
 /// The gateway's consumer.
 const SPEC: ConsumerSpec = ConsumerSpec {
@@ -51,7 +51,7 @@ async fn given_to_the_dead(bus: &Bus, count: usize) -> Vec<Message> {
     let mut dead = binding.subscription;
     let mut given = Vec::new();
     while given.len() < count {
-        let next = tokio::time::timeout(Duration::from_secs(10), dead.next());
+        let next = tokio::time::timeout(DEADLINE, dead.next());
         given.push(next.await.expect("in time").expect("a message"));
     }
     given.extend(dead.end().await);
@@ -99,6 +99,10 @@ async fn a_gateway_after_a_kill_waits_for_nothing() {
     })
     .await;
     assert!(runs_at(&gateway.table(), "c0", "127.64.0.2"));
+    eventually("all announcements", || async {
+        announced(&bus).await.len() >= COUNT
+    })
+    .await;
     gateway.stop().await;
     let mut told = announced(&bus).await;
     assert_eq!(told.len(), COUNT);
@@ -386,6 +390,11 @@ async fn an_event_that_ends_every_process_is_left_to_the_durable_consumer() {
     let given = given_to_the_dead(&bus, OTHERS + 1).await;
     let mut deaths = 0;
     let (_alive, admin) = loop {
+        // However long this takes, the durable consumer does not bring it again.
+        for message in &given {
+            let kind = async_nats::jetstream::AckKind::Progress;
+            message.ack_with(kind).await.expect("sent");
+        }
         let (mut daemon, admin) = process(folder.path(), &bus, &url).await;
         eventually("it hangs, or is ready", || async {
             hangs().await.is_some() || ready(admin).await.1 == "ready"

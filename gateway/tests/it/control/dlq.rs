@@ -157,10 +157,19 @@ async fn dead_letters_are_listed_shown_replayed_and_dropped() {
     let again = more().await[0]["letter"].as_str().expect("text").to_owned();
     let (code, _, err) = dlq(admin, &["replay", &again, "--nats-url", &url]).await;
     assert_eq!(code, 0, "{err}");
+    eventually("a new letter of it", || async {
+        let letters = more().await;
+        letters.len() == 1 && letters[0]["letter"] != again
+    })
+    .await;
     let (code, _, err) = dlq(admin, &["drop", "--all"]).await;
     assert_eq!(code, 0, "{err}");
     assert_eq!(listed(admin, &[]).await.len(), 0);
-    assert!(metric(admin, r#"edd_gateway_dlq_messages{stream="COMPUTE"} 0"#).await);
+    // At once, but for a count that began before.
+    eventually("none are left", || async {
+        metric(admin, r#"edd_gateway_dlq_messages{stream="COMPUTE"} 0"#).await
+    })
+    .await;
     gateway.stop().await;
 }
 

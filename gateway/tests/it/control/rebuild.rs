@@ -4,12 +4,12 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use edd_route::{RouteTable, UserId};
 
 use super::runs_at;
-use crate::support::{Bus, Gateway, Options};
+use crate::support::{Bus, DEADLINE, Gateway, Options};
 use rustix::process::{Pid, Signal, kill_process};
 
 const FINGERPRINT: &str = "SHA256:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
@@ -145,12 +145,12 @@ async fn a_rebuild_that_is_stopped_halfway_is_gone_on_with() {
             .expect("it runs");
         let begun = Instant::now();
         while floor(&file).await.is_none_or(|floor| floor == 0) {
-            assert!(begun.elapsed() < Duration::from_secs(30), "nothing is read");
+            assert!(begun.elapsed() < DEADLINE, "nothing is read");
         }
         let pid = Pid::from_raw(child.id().cast_signed()).unwrap();
         kill_process(pid, Signal::TERM).expect("sent");
         let ended = tokio::task::spawn_blocking(move || child.wait());
-        let ended = tokio::time::timeout(Duration::from_secs(30), ended).await;
+        let ended = tokio::time::timeout(DEADLINE, ended).await;
         let status = ended
             .expect("an end in time")
             .expect("waited")

@@ -31,6 +31,8 @@ async fn a_changed_file_takes_over_however_it_was_written() {
     let file = gateway.path("routes.yaml");
     std::fs::write(&file, routes("b.localhost")).expect("written");
     until_host(&gateway, "b.localhost").await;
+    // On a machine that stands still a file that is half written may be looked at.
+    let refused = refusals(&gateway).await;
     replace_file(&file, &routes("c.localhost"));
     until_host(&gateway, "c.localhost").await;
     let revision = gateway.table().revision;
@@ -39,7 +41,7 @@ async fn a_changed_file_takes_over_however_it_was_written() {
     replace_file(&file, &routes("d.localhost"));
     until_host(&gateway, "d.localhost").await;
     assert_eq!(gateway.table().revision, revision + 1);
-    assert_eq!(refusals(&gateway).await, 0);
+    assert_eq!(refusals(&gateway).await, refused);
     gateway.stop().await;
 }
 
@@ -90,7 +92,7 @@ async fn a_bad_file_is_refused_whole_and_the_old_table_stays() {
         "\u{0}".to_owned(),
     ];
     for (n, text) in (1..).zip(bad) {
-        std::fs::write(&file, &text).expect("written");
+        replace_file(&file, &text);
         eventually(&format!("the refusal of {text:?}"), || async {
             refusals(&gateway).await == n
         })

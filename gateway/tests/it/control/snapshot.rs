@@ -39,7 +39,9 @@ impl Compute {
         let js = bus.js.clone();
         let mut requests = client.subscribe(SNAPSHOT_REQUEST).await.expect("answers");
         let mut comparisons = client.subscribe(DIGEST_REQUEST).await.expect("answers");
-        client.flush().await.expect("subscribed");
+        // An answer on the same connection: the server knows the subscriptions.
+        let on_it = async_nats::jetstream::new(client.clone());
+        on_it.get_stream("COMPUTE").await.expect("a stream");
         let (digested, asker, log) = (Arc::clone(&facts), client.clone(), js.clone());
         let digests = tokio::spawn(async move {
             while let Some(request) = comparisons.next().await {

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use edd_proto::gateway;
 use prost::Message as _;
+use rustix::fs::{CWD, RenameFlags, renameat_with};
 
 use super::{announced, get, messages, ready, runs_at};
 use crate::support::{Bus, Gateway, Options, eventually};
@@ -18,12 +19,26 @@ fn again(gateway: &Gateway) -> Options {
 
 /// Another content for the database's file, without its side files.
 fn replace_database(folder: &Path, content: Option<&[u8]>) {
-    for name in ["gateway.db", "gateway.db-wal", "gateway.db-shm"] {
+    for name in ["gateway.db-wal", "gateway.db-shm"] {
         let _ = std::fs::remove_file(folder.join(name));
     }
-    if let Some(content) = content {
-        std::fs::write(folder.join("gateway.db"), content).expect("written");
+    let file = folder.join("gateway.db");
+    match content {
+        None => {
+            let _ = std::fs::remove_file(file);
+        }
+        // Whole at once: a gateway that runs may look at any time.
+        Some(content) => {
+            let beside = folder.join("other.db");
+            std::fs::write(&beside, content).expect("written");
+            std::fs::rename(beside, file).expect("renamed");
+        }
     }
+}
+
+/// Puts each in the other's place, at once: where there is nothing a gateway makes a new file.
+fn exchange(one: &Path, other: &Path) {
+    renameat_with(CWD, one, CWD, other, RenameFlags::EXCHANGE).expect("exchanged");
 }
 
 /// Whether the file is a database with this container in it.
@@ -432,11 +447,10 @@ async fn an_older_database_that_fails_before_the_replay_unroutes_nothing() {
     })
     .await;
     let (file, away) = (gateway.path("gateway.db"), gateway.path("away.db"));
-    std::fs::rename(&file, &away).expect("moved");
-    std::fs::create_dir(&file).expect("in its place");
+    std::fs::create_dir(&away).expect("made");
+    exchange(&file, &away);
     database("unavailable").await;
-    std::fs::remove_dir(&file).expect("removed");
-    std::fs::rename(&away, &file).expect("moved back");
+    exchange(&file, &away);
     database("lost").await;
     assert!(
         runs_at(&gateway.table(), "c2", "127.64.0.2"),

@@ -12,7 +12,7 @@ async fn a_table_that_the_database_does_not_know_is_not_what_is_waited_for() {
     let (whole, cut_off, mut way) = pair(&bus).await;
     bus.container("c0", 1, "127.64.0.1", &[]).await;
     for gateway in [&whole, &cut_off] {
-        let c0 = "/api/v1/wait?container=c0&address=127.64.0.1&timeout=10s";
+        let c0 = "/api/v1/wait?container=c0&address=127.64.0.1&timeout=60s";
         assert_eq!(get(gateway.admin, c0).await.0, 200);
     }
     let before = whole.table().revision;
@@ -35,7 +35,7 @@ async fn a_table_that_the_database_does_not_know_is_not_what_is_waited_for() {
         cut_off.until(&in_force, has).await;
     }
     bus.container("c1", 1, "127.64.0.2", &[]).await;
-    let c1 = "/api/v1/wait?container=c1&address=127.64.0.2&timeout=20s";
+    let c1 = "/api/v1/wait?container=c1&address=127.64.0.2&timeout=60s";
     let (code, answer) = get(whole.admin, c1).await;
     assert_eq!(code, 200, "{answer}");
     let revision = answer["revision"].as_u64().expect("a number");
@@ -52,7 +52,7 @@ async fn a_table_that_the_database_does_not_know_is_not_what_is_waited_for() {
     assert_eq!(get(cut_off.admin, &of_before).await.0, 200);
 
     way.mend().await;
-    let (code, answer) = get(cut_off.admin, &wait("20s")).await;
+    let (code, answer) = get(cut_off.admin, &wait("60s")).await;
     assert_eq!(code, 200, "{answer}");
     assert!(runs_at(&cut_off.table(), "c1", "127.64.0.2"));
     whole.stop().await;

@@ -14,7 +14,7 @@ use rustix::process::Signal;
 use super::fake::{Fake, Vice};
 use super::rig::{OWNER, Rig, exit_code, free_address, output, stdout, until_text};
 use crate::support::daemon::Daemon;
-use crate::support::{DEADLINE, eventually, free_port};
+use crate::support::{DEADLINE, REVOCATION, eventually, free_port};
 
 /// A session that lives until it is ended, and waits for more of its output.
 async fn live(rig: &Rig, id: &str) -> (Child, ChildStdout) {
@@ -31,12 +31,12 @@ async fn live(rig: &Rig, id: &str) -> (Child, ChildStdout) {
     (ssh, pipe)
 }
 
-/// It must end within a second, with a word from the gateway.
+/// It must end at once, with a word from the gateway.
 async fn ends_now(mut ssh: Child, why: &str) {
     let begin = Instant::now();
     assert_eq!(exit_code(&mut ssh).await, Some(255), "{why}");
     let took = begin.elapsed();
-    assert!(took < Duration::from_secs(1), "{why}: {took:?}");
+    assert!(took < REVOCATION, "{why}: {took:?}");
     let mut stderr = ssh.stderr.take().unwrap();
     until_text(&mut stderr, "access to this container has ended").await;
 }
@@ -132,11 +132,7 @@ async fn revocation_does_not_wait_for_a_client_that_reads_nothing() {
     rig.put("c1", c1.address, None, |spec| spec.running = None);
     let begin = Instant::now();
     eventually("cut", || async { rig.connections() == 0 }).await;
-    assert!(
-        begin.elapsed() < Duration::from_secs(1),
-        "{:?}",
-        begin.elapsed()
-    );
+    assert!(begin.elapsed() < REVOCATION, "{:?}", begin.elapsed());
     ssh.kill().await.unwrap();
 }
 
@@ -173,7 +169,8 @@ async fn a_drain_takes_no_connections_lets_sessions_live_and_cuts_in_the_end() {
     let mut screen = terminal.stdout.take().unwrap();
     until_text(&mut screen, "ready").await;
     let drain = rig.shared.drain.clone();
-    let draining = tokio::spawn(async move { drain.run(Duration::from_secs(3)).await });
+    // Longer than all that is looked at before its end.
+    let draining = tokio::spawn(async move { drain.run(Duration::from_secs(10)).await });
     eventually("closed", || async {
         TcpStream::connect(rig.address).await.is_err()
     })
@@ -235,11 +232,11 @@ async fn a_drain_does_not_wait_for_clients_that_have_not_logged_in() {
         .unwrap();
     eventually("both are there", || async { rig.connections() == 2 }).await;
     let begin = Instant::now();
-    let cut = rig.shared.drain.run(Duration::from_secs(5)).await;
+    let cut = rig.shared.drain.run(DEADLINE).await;
     assert_eq!(cut, 0);
-    // The second in which a login may still come.
+    // The second in which a login may still come, far from the drain's end.
     assert!(
-        begin.elapsed() < Duration::from_secs(2),
+        begin.elapsed() < Duration::from_secs(8),
         "{:?}",
         begin.elapsed()
     );

@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Stdio;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use edd_route::{ContainerId, UserId};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
@@ -12,10 +12,7 @@ use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::process::{Child, ChildStdout};
 
 use super::rig::{Rig, Sshd, command, exit_code, output, within};
-use crate::support::{DEADLINE, eventually, free_port};
-
-/// The contract's.
-const REVOCATION: Duration = Duration::from_secs(1);
+use crate::support::{DEADLINE, REVOCATION, eventually, free_port};
 
 /// A request for the agent's keys.
 const IDENTITIES: [u8; 5] = [0, 0, 0, 1, 11];

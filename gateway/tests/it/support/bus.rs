@@ -1,11 +1,16 @@
 //! A real NATS, and the events of compute and auth published on it.
 
+use std::time::Instant;
+
 use async_nats::jetstream::{self, message::PublishMessage};
+use bytes::Bytes;
 use edd_events::envelope::{Cause, EventMessage, seal};
 use edd_events::stream::{AUTH, COMPUTE, GATEWAY, ensure};
 use edd_events::subject::EntityId;
 use edd_events::testing::NatsServer;
 use edd_proto::{auth, compute};
+
+use super::DEADLINE;
 
 /// NATS with the streams of the cloud.
 pub(crate) struct Bus {
@@ -23,19 +28,24 @@ impl Bus {
         Self { server, js }
     }
 
-    /// Publishes and waits for the stream's ack; its sequence.
+    /// Publishes and waits for the stream's ack; its sequence. Sent again where no ack comes, as
+    /// over a connection that has just broken: the stream knows its id.
     pub(crate) async fn publish<M: EventMessage>(&self, id: &str, version: i64, message: M) -> u64 {
         let entity = EntityId::try_from(id).expect("a good id");
         let sealed = seal("test", &entity, version, message, &Cause::default());
-        let publish = PublishMessage::build()
-            .message_id(&sealed.event_id)
-            .payload(sealed.payload.into());
-        let ack = self
-            .js
-            .send_publish(sealed.subject, publish)
-            .await
-            .expect("sent");
-        ack.await.expect("stored").sequence
+        let payload = Bytes::from(sealed.payload);
+        let begun = Instant::now();
+        loop {
+            let publish = PublishMessage::build()
+                .message_id(&sealed.event_id)
+                .payload(payload.clone());
+            let subject = sealed.subject.clone();
+            let ack = self.js.send_publish(subject, publish).await.expect("sent");
+            match ack.await {
+                Ok(stored) => return stored.sequence,
+                Err(error) => assert!(begun.elapsed() < DEADLINE, "not stored: {error}"),
+            }
+        }
     }
 
     /// A container of `owner` that runs at `address` with SSH on and these ingress rules.

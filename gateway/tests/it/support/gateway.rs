@@ -4,7 +4,6 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
-use std::time::Duration;
 
 use clap::Parser;
 use edd_daemon::cli::Exit;
@@ -18,7 +17,7 @@ use tempfile::TempDir;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::{Bus, eventually};
+use super::{Bus, DEADLINE, eventually};
 
 /// What differs from the usual gateway of a test.
 #[derive(Clone)]
@@ -155,7 +154,7 @@ impl Gateway {
     /// SIGTERM and the wait for its end.
     pub(crate) async fn stop(mut self) {
         self.shutdown.cancel();
-        tokio::time::timeout(Duration::from_secs(30), &mut self.ended)
+        tokio::time::timeout(DEADLINE, &mut self.ended)
             .await
             .expect("an end")
             .expect("no panic");
@@ -163,7 +162,7 @@ impl Gateway {
 
     /// Waits until it ends by itself.
     pub(crate) async fn ended(mut self) {
-        tokio::time::timeout(Duration::from_secs(30), &mut self.ended)
+        tokio::time::timeout(DEADLINE, &mut self.ended)
             .await
             .expect("an end")
             .expect("no panic");

@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use super::{DEADLINE, program};
 
 /// How long a whole scenario of a script may take.
-const SCENARIO: Duration = Duration::from_secs(60);
+const SCENARIO: Duration = Duration::from_secs(180);
 
 /// `tests/it/<script>` with these arguments, not yet started.
 fn command(script: &str, args: &[&str]) -> Command {
