@@ -13,7 +13,7 @@ use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use crate::support::{DEADLINE, Gateway, Options, Origin, Table, read_head};
+use crate::support::{DEADLINE, Gateway, Options, Origin, REVOCATION, Table, read_head};
 
 const SOON: Duration = Duration::from_secs(1);
 
@@ -108,7 +108,7 @@ async fn an_upstream_that_answers_but_never_reads_is_not_kept() {
     answer.unwrap().unwrap();
     assert_eq!(&status, b"HTTP/1.1 200");
     drop(stream);
-    let seen = timeout(Duration::from_secs(3), closing.recv()).await;
+    let seen = timeout(REVOCATION, closing.recv()).await;
     seen.expect("closed in time").unwrap();
     gateway.stop().await;
 }
@@ -228,14 +228,14 @@ async fn a_client_that_reads_nothing_is_cut_with_its_container() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    timeout(SOON, cut).await.expect("within a second");
+    timeout(REVOCATION, cut).await.expect("in time");
     gateway.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_http2_stream_without_a_window_is_reset_with_its_container_or_when_idle() {
     let (origin, _blocking) = flood().await;
-    let options = Options::default().flag("--stream-idle-timeout", "1500ms");
+    let options = Options::default().flag("--stream-idle-timeout", "6s");
     let gateway = Gateway::start(options).await;
     let mut table = Table::of(&gateway);
     table.run("c1", 80, origin.address);
@@ -258,11 +258,11 @@ async fn an_http2_stream_without_a_window_is_reset_with_its_container_or_when_id
     let mut idle = bodies.pop().unwrap();
     let mut stopped = bodies.pop().unwrap();
     table.remove("c1");
-    let frame = timeout(SOON, stopped.frame()).await;
-    assert!(frame.expect("within a second").expect("a reset").is_err());
+    let frame = timeout(REVOCATION, stopped.frame()).await;
+    assert!(frame.expect("in time").expect("a reset").is_err());
     let early = timeout(Duration::from_millis(100), idle.frame()).await;
     assert!(early.is_err(), "the other stream goes on");
-    let frame = timeout(3 * SOON, idle.frame()).await;
+    let frame = timeout(DEADLINE, idle.frame()).await;
     assert!(frame.expect("a limit").expect("a reset").is_err());
     gateway.stop().await;
 }

@@ -103,7 +103,7 @@ async fn what_outlasts_the_drain_is_cut() {
     coming.recv().await.unwrap();
     let begun = Instant::now();
     gateway.stop().await;
-    assert!(begun.elapsed() < Duration::from_secs(5));
+    assert!(begun.elapsed() < Duration::from_secs(15));
     let mut answer = String::new();
     let _ = timeout(DEADLINE, stuck.read_to_string(&mut answer))
         .await
@@ -182,7 +182,7 @@ async fn an_upgraded_connection_lives_until_the_deadline_and_is_cut_then() {
     }
     let lived = begun.elapsed();
     assert!(lived >= Duration::from_millis(1900), "cut after {lived:?}");
-    assert!(lived < Duration::from_secs(6), "cut after {lived:?}");
+    assert!(lived < Duration::from_secs(15), "cut after {lived:?}");
     assert!(echoed > 10);
     gateway.stop().await;
 }

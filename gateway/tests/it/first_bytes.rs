@@ -147,7 +147,7 @@ async fn whoever_says_nothing_or_half_is_sent_away_at_the_deadline() {
                 let _ = hear(&mut stream).await;
                 let took = begun.elapsed();
                 let text = bytes.escape_ascii();
-                assert!(took < SHORT * 5, "{name} {text} {took:?}");
+                assert!(took < SHORT * 15, "{name} {text} {took:?}");
             }));
         }
     }

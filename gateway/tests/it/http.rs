@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::support::{DEADLINE, Gateway, Options, Origin, Table, read_head};
+use crate::support::{DEADLINE, Gateway, Options, Origin, REVOCATION, Table, read_head};
 
 /// Sends `request` to the HTTP listener as it is; everything that comes back until the end.
 async fn raw(gateway: &Gateway, request: &str) -> String {
@@ -281,14 +281,14 @@ async fn upstream_connections_are_reused_while_the_container_runs_and_never_afte
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_head_that_does_not_come_in_time_ends_the_connection() {
     let options = Options::default()
-        .flag("--header-timeout", "300ms")
-        .flag("--idle-timeout", "600ms");
+        .flag("--header-timeout", "800ms")
+        .flag("--idle-timeout", "2s");
     let origin = Origin::friendly("127.64.0.2").await;
     let gateway = Gateway::start(options).await;
     Table::of(&gateway).run("c1", 80, origin.address);
     let begun = std::time::Instant::now();
     raw(&gateway, "GET / HTTP/1.1\r\nHost: ").await;
-    assert!(begun.elapsed() >= Duration::from_millis(250));
+    assert!(begun.elapsed() >= Duration::from_millis(700));
     // After an answer the idle timeout counts.
     let begun = std::time::Instant::now();
     raw(
@@ -296,7 +296,7 @@ async fn a_head_that_does_not_come_in_time_ends_the_connection() {
         "GET / HTTP/1.1\r\nHost: c1.compute.localhost\r\n\r\n",
     )
     .await;
-    assert!(begun.elapsed() >= Duration::from_millis(550));
+    assert!(begun.elapsed() >= Duration::from_millis(1900));
     gateway.stop().await;
 }
 
@@ -433,8 +433,8 @@ async fn a_container_that_stops_while_it_is_connected_to_is_a_502_at_once() {
     let answer = tokio::time::timeout(patience, stream.read_u8()).await;
     assert!(answer.is_err(), "it is still connecting");
     table.remove("c1");
-    let head = tokio::time::timeout(Duration::from_secs(1), read_head(&mut stream)).await;
-    let head = head.expect("within a second");
+    let head = tokio::time::timeout(REVOCATION, read_head(&mut stream)).await;
+    let head = head.expect("in time");
     assert!(head.starts_with("HTTP/1.1 502 "), "{head:?}");
     gateway.stop().await;
 }

@@ -190,7 +190,7 @@ async fn without_the_header_that_is_required_nobody_is_served() {
         assert_eq!(refused(&gateway, "proxy_missing").await, count);
         assert_eq!(refused(&gateway, "proxy_untrusted").await, count);
     }
-    assert!(begun.elapsed() < Duration::from_secs(2), "at once");
+    assert!(begun.elapsed() < Duration::from_secs(8), "at once");
     // Half a header is waited for, but not for ever.
     let half = &v1("192.0.2.1")[..20];
     assert_eq!(say(all[0], &[half]).await.unwrap_or_default(), b"");

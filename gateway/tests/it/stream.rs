@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty};
@@ -13,7 +12,9 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use crate::support::{DEADLINE, Gateway, Options, Origin, Table, eventually, read_head};
+use crate::support::{
+    DEADLINE, Gateway, Options, Origin, REVOCATION, Table, eventually, read_head,
+};
 
 const HOST: &str = "c1.compute.localhost";
 
@@ -92,8 +93,8 @@ async fn a_removed_container_ends_its_own_stream_within_a_second() {
 
     table.remove("c1");
     let mut rest = Vec::new();
-    let ended = timeout(Duration::from_secs(1), first.read_to_end(&mut rest)).await;
-    let _ = ended.expect("within a second");
+    let ended = timeout(REVOCATION, first.read_to_end(&mut rest)).await;
+    let _ = ended.expect("in time");
     assert!(!rest.ends_with(b"0\r\n\r\n"), "no clean end");
     count.send(1).unwrap();
     read_until(&mut second, "data: 1\n\n").await;
@@ -124,8 +125,8 @@ async fn on_http2_only_the_stream_of_the_removed_container_is_reset() {
     table.remove("c1");
     let mut second = bodies.pop().unwrap();
     let mut first = bodies.pop().unwrap();
-    let frame = timeout(Duration::from_secs(1), first.frame()).await;
-    assert!(frame.expect("within a second").expect("a reset").is_err());
+    let frame = timeout(REVOCATION, first.frame()).await;
+    assert!(frame.expect("in time").expect("a reset").is_err());
     count.send(1).unwrap();
     let frame = timeout(DEADLINE, second.frame()).await.unwrap();
     assert_eq!(frame.unwrap().unwrap().into_data().unwrap(), "data: 1\n\n");

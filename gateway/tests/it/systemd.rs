@@ -293,7 +293,7 @@ async fn a_reload_that_hangs_does_not_hold_up_the_stop() {
         unit.until_told("STOPPING=1").await;
         assert_eq!(daemon.ended().await.code(), Some(0), "{name}");
         let took = begun.elapsed();
-        assert!(took < Duration::from_secs(6), "{name}: {took:?}");
+        assert!(took < Duration::from_secs(20), "{name}: {took:?}");
     }
 }
 

@@ -9,7 +9,9 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::support::client::{Greeting, dial, request};
-use crate::support::{Bus, DEADLINE, Gateway, Options, Origin, eventually, free_port, read_head};
+use crate::support::{
+    Bus, DEADLINE, Gateway, Options, Origin, REVOCATION, eventually, free_port, read_head,
+};
 
 fn routes(host: &str, origin: &Origin) -> String {
     format!("routes:\n- host: {host}\n  target: {}\n", origin.address)
@@ -130,7 +132,8 @@ async fn connections_that_wait_are_the_successors_and_those_that_live_are_finish
     let coming = tokio::spawn(async move {
         let begun = Instant::now();
         let mut count = 0;
-        while begun.elapsed() < Duration::from_millis(1500) {
+        // However few of them a busy machine serves.
+        while count < 10 || begun.elapsed() < Duration::from_millis(1500) {
             let mut stream = Greeting::anyone("a.localhost").dial(https).await.unwrap();
             let answer = request(&mut stream, "a.localhost").await;
             assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
@@ -148,7 +151,7 @@ async fn connections_that_wait_are_the_successors_and_those_that_live_are_finish
         .unwrap()
         .unwrap();
     assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
-    assert!(coming.await.unwrap() > 10);
+    coming.await.unwrap();
     old.ended().await;
     new.stop().await;
 }
@@ -289,11 +292,7 @@ async fn events_are_handled_once_and_removed_things_end_in_both_processes() {
         let ended = timeout(DEADLINE, stream.read(&mut [0])).await.unwrap();
         assert!(matches!(ended, Ok(0) | Err(_)), "{ended:?}");
     }
-    assert!(
-        begun.elapsed() < Duration::from_secs(1),
-        "{:?}",
-        begun.elapsed()
-    );
+    assert!(begun.elapsed() < REVOCATION, "{:?}", begun.elapsed());
     old.ended().await;
 
     // Each rule was answered once, whoever did it.

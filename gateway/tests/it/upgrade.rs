@@ -6,7 +6,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::Message;
 
-use crate::support::{DEADLINE, Gateway, Options, Origin, Table, read_head};
+use crate::support::{DEADLINE, Gateway, Options, Origin, REVOCATION, Table, read_head};
 
 const ASK: &str = "GET /x HTTP/1.1\r\nHost: c1.compute.localhost\r\n\
                    Connection: Upgrade\r\nUpgrade: shout/1\r\n\r\n";
@@ -128,8 +128,8 @@ async fn an_upgraded_connection_ends_with_its_container_and_others_stay() {
     table.remove("c1");
     let mut second = streams.pop().unwrap();
     let mut first = streams.pop().unwrap();
-    let ended = timeout(std::time::Duration::from_secs(1), first.read_u8()).await;
-    assert!(ended.expect("within a second").is_err());
+    let ended = timeout(REVOCATION, first.read_u8()).await;
+    assert!(ended.expect("in time").is_err());
     second.write_all(b"still here").await.unwrap();
     second.shutdown().await.unwrap();
     let mut said = String::new();

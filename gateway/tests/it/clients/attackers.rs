@@ -12,7 +12,7 @@ use tokio::time::timeout;
 
 use crate::support::ask::{Asker, Question, Speaks, unwatched};
 use crate::support::process::Process;
-use crate::support::{Bus, Gateway, Options, Origin, eventually, free_port, program};
+use crate::support::{Bus, DEADLINE, Gateway, Options, Origin, eventually, free_port, program};
 
 const HOST: &str = "slow1.compute.localhost";
 
@@ -163,7 +163,7 @@ async fn slowhttptest_cannot_take_the_gateway_away() {
         attacks.push(tokio::spawn(async move { (more, command.output().await) }));
     }
     for attack in attacks {
-        let (more, output) = timeout(Duration::from_secs(40), attack)
+        let (more, output) = timeout(2 * DEADLINE, attack)
             .await
             .expect("an end in time")
             .unwrap();
@@ -224,7 +224,7 @@ async fn testssl_finds_nothing_to_complain_about() {
     if let Some(tables) = unpacked {
         command.env("TESTSSL_INSTALL_DIR", tables);
     }
-    let output = timeout(Duration::from_secs(150), command.output()).await;
+    let output = timeout(8 * DEADLINE, command.output()).await;
     let output = output.expect("an end in time").expect("it runs");
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     let report = std::fs::read_to_string(&report).unwrap_or_else(|e| panic!("{e}: {said}"));

@@ -156,7 +156,7 @@ async fn curl_uploads_after_the_upstreams_100() {
     for (version, line) in [("--http1.1", "HTTP/1.1 100"), ("--http2", "HTTP/2 100")] {
         let more = ["--data", "hello", "--header", "expect: 100-continue"];
         // Longer than a test may take: only the upstream's word can begin the upload.
-        let patience = ["--expect100-timeout", "60", "--include", version];
+        let patience = ["--expect100-timeout", "600", "--include", version];
         let more = [&more[..], &patience[..]].concat();
         let got = gateway.https("c2.compute.localhost", "/", &more).await;
         assert_eq!((got.exit, got.status), (0, 200), "{version}");

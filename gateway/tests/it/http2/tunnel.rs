@@ -1,14 +1,12 @@
 //! WebSockets over HTTP/2 (RFC 8441), to upstreams that speak HTTP/1.1.
 
-use std::time::Duration;
-
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::frames::*;
-use crate::support::{DEADLINE, Gateway, Options, Origin, Table, read_head};
+use crate::support::{DEADLINE, Gateway, Options, Origin, REVOCATION, Table, read_head};
 
 const HOST: &str = "c1.compute.localhost";
 
@@ -179,7 +177,7 @@ async fn a_tunnel_ends_with_its_container_and_when_it_is_idle() {
         if !idle {
             table.remove("c1");
         }
-        let reset = timeout(Duration::from_secs(2), raw.until(RST_STREAM, 1)).await;
+        let reset = timeout(REVOCATION, raw.until(RST_STREAM, 1)).await;
         assert_ne!(reset.expect("in time").code(), NO_ERROR);
         let cut = timeout(DEADLINE, told.recv()).await.unwrap().unwrap();
         assert!(cut, "it looked like an end");

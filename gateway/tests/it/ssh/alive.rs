@@ -79,7 +79,7 @@ async fn a_client_that_answers_no_keepalives_is_given_up() {
     let begun = Instant::now();
     eventually("given up", || async { rig.connections() == 0 }).await;
     assert!(
-        begun.elapsed() < Duration::from_secs(8),
+        begun.elapsed() < Duration::from_secs(15),
         "{:?}",
         begun.elapsed()
     );
@@ -108,7 +108,7 @@ async fn a_client_that_vanishes_during_a_download_is_given_up_as_soon() {
     let begun = Instant::now();
     eventually("given up", || async { rig.connections() == 0 }).await;
     assert!(
-        begun.elapsed() < Duration::from_secs(8),
+        begun.elapsed() < Duration::from_secs(15),
         "{:?}",
         begun.elapsed()
     );
@@ -139,7 +139,7 @@ async fn a_container_that_answers_no_keepalives_is_given_up() {
     until_text(&mut stderr, "the connection to the container was lost").await;
     assert_eq!(exit_code(&mut ssh).await, Some(255));
     assert!(
-        begun.elapsed() < Duration::from_secs(10),
+        begun.elapsed() < Duration::from_secs(15),
         "{:?}",
         begun.elapsed()
     );

@@ -117,13 +117,13 @@ async fn a_stalled_upload_leaves_other_sessions_of_its_connection_alone() {
         let run = format!("echo {n}");
         let mut command = rig.ssh_over("c1");
         let echo = stdout(command.arg(&run));
-        let text = within(Duration::from_secs(5), "a command", echo).await;
+        let text = within(DEADLINE, "a command", echo).await;
         assert_eq!(text, format!("{n}\n"));
     }
     // A download beside it is not slowed either.
     let mut command = rig.ssh_over("c1");
     let download = stdout(command.arg("head -c 4000000 /dev/zero | tr '\\0' x"));
-    let text = within(Duration::from_secs(10), "a download", download).await;
+    let text = within(DEADLINE, "a download", download).await;
     assert_eq!(text.len(), 4_000_000);
     // Nor an interactive one: what is typed comes back.
     let mut shell = piped(&rig, "cat");
@@ -131,7 +131,7 @@ async fn a_stalled_upload_leaves_other_sessions_of_its_connection_alone() {
     let mut shown = shell.stdout.take().unwrap();
     for key in *b"hello" {
         typed.write_all(&[key]).await.unwrap();
-        let back = within(Duration::from_secs(5), "an echo", shown.read_u8()).await;
+        let back = within(DEADLINE, "an echo", shown.read_u8()).await;
         assert_eq!(back.unwrap(), key);
     }
 

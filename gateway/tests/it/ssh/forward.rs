@@ -393,11 +393,11 @@ async fn a_forward_to_a_black_hole_freezes_nothing_else() {
         let mut command = rig.ssh_over("c1");
         let run = format!("echo {n}");
         let echo = stdout(command.arg(&run));
-        let text = within(Duration::from_secs(5), "a command", echo).await;
+        let text = within(DEADLINE, "a command", echo).await;
         assert_eq!(text, format!("{n}\n"));
         let options = ["-o", &socket, "-W", &target.to_string()];
         let mut ssh = rig.ssh_as(&user, "owner", &options);
-        let text = within(Duration::from_secs(5), "a forward", stdout(&mut ssh)).await;
+        let text = within(DEADLINE, "a forward", stdout(&mut ssh)).await;
         assert_eq!(text, "hello  bye");
     }
     for mut ssh in lost {

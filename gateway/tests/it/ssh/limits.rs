@@ -2,6 +2,7 @@
 
 use std::process::Stdio;
 use std::sync::Arc;
+use std::time::Duration;
 
 use russh::client;
 use russh::keys::agent::AgentIdentity;
@@ -157,7 +158,7 @@ async fn a_user_of_many_channels_leaves_connections_for_the_log_in_of_another() 
                     return status.code();
                 }
             }
-            tokio::task::yield_now().await;
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
     let code = within(DEADLINE, "one that is refused", refused).await;

@@ -73,32 +73,39 @@ async fn all_refusals_look_and_cost_the_same() {
         ("root".to_owned(), "owner"),
     ];
     let mut seen = HashSet::new();
-    let mut times = Vec::new();
-    for (n, (user, key)) in cases.iter().enumerate() {
-        // Each from an address of its own, or the later ones would take longer; the quickest of
-        // some counts, for the machine has other things to do.
-        let from = format!("127.0.1.{}", n + 1);
-        let mut quickest = Duration::MAX;
-        for _ in 0..3 {
+    let mut times = vec![Duration::MAX; cases.len()];
+    // A lookup takes microseconds, and the pad is the same for all: what differs is noise. The
+    // quickest of some counts, for the machine has other things to do.
+    let is_even = |times: &[Duration]| {
+        let (least, most) = (times.iter().min().unwrap(), times.iter().max().unwrap());
+        *most < *least + Duration::from_millis(150)
+    };
+    let mut rounds = 0;
+    while rounds < 3 || rounds < 12 && !is_even(&times) {
+        rounds += 1;
+        for (n, (user, key)) in cases.iter().enumerate() {
+            // Each from an address of its own, or the later ones would take longer.
+            let from = format!("127.0.{rounds}.{}", n + 1);
             let (said, took) = refused(&rig, user, key, &from).await;
             assert!(
                 said.iter().all(|line| !line.contains("accepts")),
                 "{said:?}"
             );
             seen.insert(said);
-            quickest = quickest.min(took);
+            times[n] = times[n].min(took);
         }
-        times.push(quickest);
     }
     assert_eq!(seen.len(), 1, "{seen:?}");
-    let (least, most) = (times.iter().min().unwrap(), times.iter().max().unwrap());
-    assert!(*least >= Duration::from_millis(250), "{times:?}");
-    // A lookup takes microseconds, and the pad is the same for all: what differs is noise.
-    assert!(*most < *least + Duration::from_millis(150), "{times:?}");
     assert!(
-        rig.metrics()
-            .contains("ssh_auth_total{result=\"refused\"} 30")
+        times.iter().all(|time| *time >= Duration::from_millis(250)),
+        "{times:?}"
     );
+    assert!(is_even(&times), "{times:?}");
+    let refused = format!(
+        "ssh_auth_total{{result=\"refused\"}} {}",
+        rounds * cases.len()
+    );
+    assert!(rig.metrics().contains(&refused));
     assert!(!rig.metrics().contains("accepted"));
 }
 

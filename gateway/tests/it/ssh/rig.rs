@@ -245,7 +245,7 @@ impl Rig {
         let mut options: Vec<String> = vec!["-F".into(), "none".into()];
         for option in [
             "BatchMode=yes",
-            "ConnectTimeout=15",
+            "ConnectTimeout=60",
             "GlobalKnownHostsFile=/dev/null",
             "IdentitiesOnly=yes",
             "IdentityAgent=none",

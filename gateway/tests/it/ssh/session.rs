@@ -477,13 +477,14 @@ async fn terminal_modes_reach_the_container() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn keepalives_of_both_sides_are_answered() {
     let rig = Rig::start().await;
-    let options = ["ClientAliveInterval=1", "ClientAliveCountMax=1"];
+    // Unanswered, either ends it after four seconds.
+    let options = ["ClientAliveInterval=1", "ClientAliveCountMax=3"];
     let c1 = rig.sshd("c1", &options).await;
     rig.put("c1", c1.address, Some(&c1.host_key), |_| {});
-    let options = ["-o", "ServerAliveInterval=1", "-o", "ServerAliveCountMax=1"];
+    let options = ["-o", "ServerAliveInterval=1", "-o", "ServerAliveCountMax=3"];
     let mut ssh = rig.ssh_as(&rig.login("c1"), "owner", &options);
     assert_eq!(
-        stdout(ssh.arg("sleep 4; echo still here")).await,
+        stdout(ssh.arg("sleep 8; echo still here")).await,
         "still here\n"
     );
 }

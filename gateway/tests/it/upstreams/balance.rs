@@ -327,7 +327,7 @@ async fn checks_end_with_their_route_though_nobody_asks_for_another() {
             (last, quiet_since) = (now, Instant::now());
         }
         let asked_for = quiet_since.duration_since(begun);
-        assert!(asked_for < Duration::from_secs(1), "checks go on");
+        assert!(asked_for < Duration::from_secs(5), "checks go on");
     }
     gateway.stop().await;
 }
@@ -400,7 +400,7 @@ async fn at_the_cap_idle_connections_make_room() {
         }
     }
     assert!(
-        begun.elapsed() < Duration::from_secs(5),
+        begun.elapsed() < Duration::from_secs(20),
         "room is made at once"
     );
     gateway.stop().await;

@@ -120,8 +120,8 @@ async fn an_upstream_lost_in_an_upload_is_a_502() {
 async fn an_upload_nobody_reads_is_a_504() {
     let scripts = vec![("/deaf", vec![Stall])];
     let options = Options::default()
-        .flag("--upstream-timeout", "1500ms")
-        .flag("--body-timeout", "500ms");
+        .flag("--upstream-timeout", "3s")
+        .flag("--body-timeout", "2s");
     let stage = Stage::set(scripts, options).await;
     let body = large();
     for speaks in [Speaks::H1, Speaks::H2] {
@@ -145,9 +145,9 @@ async fn a_slow_upload_outlasts_the_upstreams_time() {
             Say("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"),
         ],
     )];
-    let options = Options::default().flag("--upstream-timeout", "400ms");
+    let options = Options::default().flag("--upstream-timeout", "1500ms");
     let stage = Stage::set(scripts, options).await;
-    let pause = || tokio::time::sleep(Duration::from_millis(60));
+    let pause = || tokio::time::sleep(Duration::from_millis(150));
 
     let mut h1 = H1::dial(stage.gateway.addresses.http).await;
     h1.say(format!(
