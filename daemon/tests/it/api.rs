@@ -39,7 +39,7 @@ async fn api() -> (Server, Registry) {
     let metrics = ApiMetrics::register(&mut registry);
     let limits = ApiLimits {
         body_bytes_max: 100,
-        request_timeout: Duration::from_millis(500),
+        request_timeout: Duration::from_secs(2),
     };
     (
         start(serve_api(router, metrics, limits), Limits::default()).await,

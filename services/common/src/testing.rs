@@ -10,7 +10,7 @@ use tokio::{
 };
 
 /// Far beyond anything that should take place in a test.
-pub const DEADLINE: Duration = Duration::from_secs(30);
+pub const DEADLINE: Duration = Duration::from_secs(90);
 
 /// Talks to one address.
 #[derive(Clone, Copy, Debug)]

@@ -85,7 +85,7 @@ async fn metric(service: &Service, line: &str) {
 async fn a_registration_is_complete_when_compute_knows_the_user() {
     let bus = MemoryBus::new();
     let folder = tempfile::tempdir().unwrap();
-    let service = Service::start_on(bus.clone(), folder, &["--saga-timeout=5s"]).await;
+    let service = Service::start_on(bus.clone(), folder, &["--saga-timeout=5m"]).await;
     let alice = service.register("alice").await;
     reaches(&service, "registration", &alice, "running", "announced").await;
     say(&bus, &alice, cached(&alice), 3).await;

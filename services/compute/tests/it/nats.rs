@@ -57,8 +57,11 @@ async fn without_nats_the_api_works_and_events_wait() {
         service.outbox().await.is_empty().then_some(())
     })
     .await;
-    let ready = service.admin.get("/readyz", None).await;
-    assert_eq!(ready.body["status"], "ready", "{ready:?}");
+    eventually("ready", async || {
+        let ready = service.admin.get("/readyz", None).await;
+        (ready.body["status"] == "ready").then_some(())
+    })
+    .await;
 
     // And down again, with consumers at work.
     nats.stop();

@@ -229,7 +229,8 @@ impl Drop for Ends {
 pub(crate) async fn auth_on(nats: &NatsServer) -> Ends {
     let client = nats.client().await;
     let mut requests = client.subscribe("auth.validate.request").await.unwrap();
-    client.flush().await.unwrap();
+    // Whatever the answer: the server knows the subscription.
+    let _ = jetstream::new(client.clone()).get_stream("AUTH").await;
     Ends(tokio::spawn(async move {
         while let Some(request) = requests.next().await {
             let asked = ValidateTokenRequest::decode(request.payload).unwrap();
@@ -289,10 +290,15 @@ impl Events {
     }
 
     pub(crate) async fn next(&mut self) -> jetstream::Message {
-        let event = timeout(DEADLINE, self.0.next())
-            .await
-            .expect("an event in time");
-        let event = event.expect("the stream goes on").expect("a message");
+        let waiting = async {
+            loop {
+                // A heartbeat that was missed on a busy machine is no event.
+                if let Ok(event) = self.0.next().await.expect("the stream goes on") {
+                    return event;
+                }
+            }
+        };
+        let event = timeout(DEADLINE, waiting).await.expect("an event in time");
         event.ack().await.unwrap();
         event
     }
@@ -410,7 +416,7 @@ pub(crate) fn ssh(key: &Path, ip: &str, host_key: Option<&str>, command: &str) -
         "-o",
         "LogLevel=ERROR",
     ])
-    .args(["-o", "IdentitiesOnly=yes", "-o", "ConnectTimeout=10", "-o"])
+    .args(["-o", "IdentitiesOnly=yes", "-o", "ConnectTimeout=60", "-o"])
     .arg(format!("StrictHostKeyChecking={strict}"))
     .arg("-o")
     .arg(format!("UserKnownHostsFile={}", known_hosts.display()))
