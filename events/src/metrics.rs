@@ -167,6 +167,14 @@ impl Metrics {
         self.dlq_messages.get_or_create(&Stream { stream }).inc();
     }
 
+    /// One less, unless none is known of: it may never have been counted here.
+    pub(crate) fn letter_removed(&self, stream: &'static str) {
+        let letters = self.dlq_messages.get_or_create(&Stream { stream });
+        if letters.get() > 0 {
+            letters.dec();
+        }
+    }
+
     pub(crate) fn outbox_pending(&self, pending: u64) {
         self.outbox_pending.set(pending);
     }

@@ -8,8 +8,9 @@ use anyhow::{Result, bail};
 use futures_util::future::try_join_all;
 use tokio::time::{Instant, sleep_until};
 
-use super::changes::{Rate, publish};
+use super::changes::{ASKED_AGAIN, Rate, publish};
 use crate::client::Client;
+use crate::clock::Clock;
 use crate::site::{Engine, Site, host};
 use crate::stats::{Samples, millis};
 
@@ -24,7 +25,7 @@ const CHANGES: u32 = 400;
 const LIMIT: Duration = Duration::from_secs(20);
 
 /// Starts all of them at once on a full stream; then stops and starts one container after the
-/// other and asks all gateways without a pause, at first alone, then beside the changes of others
+/// other and asks all gateways until they have it, at first alone, then beside the changes of others
 /// at their rate.
 pub(super) async fn measure(
     gateway: PathBuf,
@@ -53,6 +54,7 @@ pub(super) async fn measure(
     // The changes of the others are of the first half.
     let mut looking = Looking {
         site: &sites[0],
+        clock: Clock::start()?,
         clients,
         from: containers / 2,
         containers: containers - containers / 2,
@@ -75,6 +77,7 @@ pub(super) async fn measure(
 /// Changes containers of a range and looks at them through all gateways.
 struct Looking<'a> {
     site: &'a Site,
+    clock: Clock,
     clients: Vec<Client>,
     from: u32,
     containers: u32,
@@ -120,7 +123,8 @@ impl Looking<'_> {
             };
             self.next += 1;
             let seen = self.clients.iter_mut();
-            let seen = try_join_all(seen.map(|client| until(client, &id, status))).await?;
+            let clock = &self.clock;
+            let seen = try_join_all(seen.map(|client| until(client, clock, &id, status))).await?;
             let (Some(earliest), Some(latest)) = (seen.iter().min(), seen.iter().max()) else {
                 bail!("no gateways");
             };
@@ -133,7 +137,7 @@ impl Looking<'_> {
 }
 
 /// When a request to it is answered so.
-async fn until(client: &mut Client, id: &str, status: u16) -> Result<Instant> {
+async fn until(client: &mut Client, clock: &Clock, id: &str, status: u16) -> Result<Instant> {
     let began = Instant::now();
     let host = host(id);
     loop {
@@ -144,5 +148,6 @@ async fn until(client: &mut Client, id: &str, status: u16) -> Result<Instant> {
         if began.elapsed() > LIMIT {
             bail!("{host} is not {status} after {LIMIT:?}");
         }
+        clock.pause(ASKED_AGAIN).await;
     }
 }

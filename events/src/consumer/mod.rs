@@ -20,12 +20,13 @@ mod burial;
 mod catch_up;
 mod kept;
 mod session;
+mod statistics;
 mod work;
 
 use std::{future::Future, sync::Arc, time::Duration};
 
 use edd_store::Database;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -141,6 +142,8 @@ pub struct Consumer {
     caught_up: watch::Sender<bool>,
     verifier: Option<Arc<Verifier>>,
     last: LastDeliveries,
+    /// There are other dead letters than the gauge says, perhaps.
+    letters_came: Notify,
 }
 
 impl Consumer {
@@ -165,6 +168,7 @@ impl Consumer {
             caught_up: watch::Sender::new(false),
             verifier: None,
             last: LastDeliveries::default(),
+            letters_came: Notify::new(),
         }
     }
 
@@ -234,6 +238,7 @@ impl Consumer {
             biased;
             () = self.consume(handler, shutdown) => {}
             () = self.heed_advisories() => {}
+            () = self.read_statistics() => {}
         }
     }
 

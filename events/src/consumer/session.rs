@@ -9,7 +9,7 @@ use std::{collections::VecDeque, time::Duration};
 use async_nats::jetstream::AckKind;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, warn};
+use tracing::warn;
 
 use super::{
     ACK_WAIT, Consumer, Handler, Unavailable,
@@ -19,18 +19,12 @@ use super::{
     catch_up::CatchUp,
     work::Interrupted,
 };
-use crate::{
-    bus::{AnySubscription, Binding, Bus as _, Lost, Message, StateError, Subscription as _},
-    dead_letter::DLQ_SUBJECTS,
-};
+use crate::bus::{AnySubscription, Binding, Bus as _, Lost, Message, Subscription as _};
 
 /// How long handing back may take in all.
 const HAND_BACK_TIMEOUT: Duration = Duration::from_secs(2);
-/// How often the gauges are read from the server.
-const STATISTICS_INTERVAL: Duration = Duration::from_secs(10);
-/// How soon after dead letters came.
-const STATISTICS_SOON: Duration = Duration::from_millis(100);
-const STATISTICS_TIMEOUT: Duration = Duration::from_secs(2);
+/// What looking how far the durable consumer is may take.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often to look how far the durable consumer is, until all is in effect; not
 /// while that is seen from what is handled here.
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);
@@ -51,8 +45,6 @@ pub(super) struct Session<'a, H> {
     pub(super) keep_alive: Duration,
     progress: bool,
     pub(super) catch_up: CatchUp,
-    /// There are more dead letters than the gauge says, perhaps.
-    pub(super) letters_came: bool,
 }
 
 impl<'a, H: Handler> Session<'a, H> {
@@ -65,7 +57,6 @@ impl<'a, H: Handler> Session<'a, H> {
             keep_alive: keep_alive(ACK_WAIT),
             progress: false,
             catch_up: CatchUp::default(),
-            letters_came: false,
         }
     }
 
@@ -122,9 +113,7 @@ impl<'a, H: Handler> Session<'a, H> {
         self.tell_if_caught_up();
         // The consumer may be someone else's, with another ack wait.
         self.keep_alive = keep_alive(ack_wait);
-        let mut statistics = interval(STATISTICS_INTERVAL);
-        statistics.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut statistics_soon = false;
+        self.consumer.letters_came.notify_one();
         let mut look = interval(LOOK_INTERVAL);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let end = loop {
@@ -142,11 +131,6 @@ impl<'a, H: Handler> Session<'a, H> {
                         Ok(message) => message,
                         Err(lost) => break End::Lost(lost),
                     },
-                    _ = statistics.tick() => {
-                        statistics_soon = false;
-                        self.read_statistics(&mut from).await;
-                        continue;
-                    }
                 }
             };
             let (batch, lost) = self.collect(first, &mut from);
@@ -158,10 +142,6 @@ impl<'a, H: Handler> Session<'a, H> {
                 look.reset_immediately();
             } else if !self.catch_up.is_through() {
                 look.reset();
-            }
-            if std::mem::take(&mut self.letters_came) && !statistics_soon {
-                statistics_soon = true;
-                statistics.reset_after(STATISTICS_SOON);
             }
             if shutdown.is_cancelled() {
                 break End::Shutdown;
@@ -196,7 +176,7 @@ impl<'a, H: Handler> Session<'a, H> {
         let bus = &self.consumer.bus;
         let connects = bus.connects();
         let state = tokio::select! {
-            state = timeout(STATISTICS_TIMEOUT, from.state()) => state,
+            state = timeout(LOOK_TIMEOUT, from.state()) => state,
             () = bus.lost(connects) => return,
         };
         let Ok(Ok(state)) = state else { return };
@@ -262,28 +242,5 @@ impl<'a, H: Handler> Session<'a, H> {
             }
         }
         (batch, None)
-    }
-
-    /// Gauges that no event carries. Misses are left to the next time.
-    async fn read_statistics(&self, from: &mut AnySubscription) {
-        let Consumer { bus, metrics, .. } = self.consumer;
-        if !bus.is_connected() {
-            return;
-        }
-        let name = self.consumer.spec.stream.name;
-        let read = async {
-            metrics.pending(name, from.state().await?.pending);
-            if let Some(letters) = bus.count(name, DLQ_SUBJECTS).await? {
-                metrics.dlq_messages(name, letters);
-            }
-            Ok::<_, StateError>(())
-        };
-        let connects = bus.connects();
-        tokio::select! {
-            read = timeout(STATISTICS_TIMEOUT, read) => if !matches!(read, Ok(Ok(()))) {
-                debug!(stream = name, "statistics not read");
-            },
-            () = bus.lost(connects) => {}
-        }
     }
 }

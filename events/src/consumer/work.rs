@@ -108,7 +108,7 @@ impl<H: Handler> Session<'_, H> {
                     reason: bad.to_string(),
                 }),
                 Decoded::DeadLetter => {
-                    self.letters_came = true;
+                    self.consumer.letters_came.notify_one();
                     self.archive(&message).await;
                     self.consumer.metrics.event("dlq", "ignored");
                     self.acknowledge(&message, AckKind::Ack).await;
@@ -132,7 +132,6 @@ impl<H: Handler> Session<'_, H> {
             };
             self.settle(deliveries, in_work, verdicts, &mut dead).await;
         }
-        self.letters_came |= !dead.is_empty();
         // Those that did not decode came first.
         dead.sort_by_key(|dead| dead.position.sequence);
         self.bury(dead, from, shutdown).await?;

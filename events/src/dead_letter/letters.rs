@@ -264,7 +264,7 @@ pub struct Letters {
 }
 
 impl Letters {
-    /// Letters as this client sees them; what is removed is counted in `metrics`.
+    /// Letters as this client sees them; what is removed leaves the gauge of `metrics`.
     #[must_use]
     pub fn new(bus: impl Into<AnyBus>, metrics: Metrics) -> Self {
         Self {
@@ -398,10 +398,8 @@ impl Letters {
         let removed = timeout(ANSWER_TIMEOUT, self.bus.remove(&at.stream, at.sequence)).await;
         let removed = removed.map_err(|_| LetterError::Undeleted(at.stream.clone()))?;
         removed.map_err(|error| LetterError::Nats(error.to_string()))?;
-        let counted = answer(self.bus.count(&at.stream, DLQ_SUBJECTS)).await;
-        let name = STREAMS.into_iter().find(|name| *name == at.stream);
-        if let (Ok(Some(letters)), Some(name)) = (counted, name) {
-            self.metrics.dlq_messages(name, letters);
+        if let Some(name) = STREAMS.into_iter().find(|name| *name == at.stream) {
+            self.metrics.letter_removed(name);
         }
         Ok(())
     }
