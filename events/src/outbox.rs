@@ -79,6 +79,9 @@ const BATCH_MAX: usize = 256;
 /// The stream acknowledges a whole pass within this, or what is missing is
 /// published again.
 const ACK_TIMEOUT: Duration = Duration::from_secs(5);
+/// Rows that come within this after others are published with those that come then: each pass
+/// is a transaction, whose cost the events on their way in would bear.
+const REST: Duration = Duration::from_millis(10);
 /// Looks for rows that nobody announced (a wake lost with its process).
 const POLL_INTERVAL: Duration = Duration::from_secs(3);
 /// Looks whether NATS is back while rows wait.
@@ -299,12 +302,12 @@ impl Relay {
             let notify = Arc::clone(&self.notify);
             match pause {
                 Pause::None => {}
-                Pause::UntilWoken(longest) => {
-                    tokio::select! {
-                        () = shutdown.cancelled() => {}
-                        () = notify.notified() => {}
-                        () = tokio::time::sleep(longest) => {}
-                    }
+                Pause::UntilWoken(rest) => {
+                    let woken = async {
+                        tokio::time::sleep(rest).await;
+                        let _ = timeout(POLL_INTERVAL, notify.notified()).await;
+                    };
+                    shutdown.run_until_cancelled(woken).await;
                 }
                 Pause::Full(pause) => {
                     tokio::select! {
@@ -346,10 +349,10 @@ impl Relay {
         match done {
             Ok(published) => {
                 backoff.reset();
-                if published == 0 {
-                    Pause::UntilWoken(POLL_INTERVAL)
-                } else {
-                    Pause::None
+                match published {
+                    0 => Pause::UntilWoken(Duration::ZERO),
+                    BATCH_MAX.. => Pause::None,
+                    _ => Pause::UntilWoken(REST),
                 }
             }
             Err(error) => {
@@ -508,6 +511,7 @@ enum Pause {
     /// Even if woken: something is broken.
     Full(Duration),
     None,
+    /// After so long at least.
     UntilWoken(Duration),
 }
 

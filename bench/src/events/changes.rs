@@ -22,7 +22,7 @@ const OBSERVERS: usize = 32;
 
 /// An observer asks again after this: without a pause the observers alone would fill the machine,
 /// and what is measured would wait for them.
-pub(super) const ASKED_AGAIN: Duration = Duration::from_micros(500);
+pub(super) const ASKED_AGAIN: Duration = Duration::from_millis(1);
 
 /// The first changes are not counted: connections, caches and prepared statements come with them.
 const WARM_UP: Duration = Duration::from_secs(1);

@@ -1,5 +1,6 @@
 //! `serve`: the daemon.
 
+use std::thread::available_parallelism;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -11,8 +12,9 @@ use crate::app;
 use crate::config::ServeArgs;
 use crate::{systemd, upgrade};
 
-/// Threads of the runtime for control, SSH and admin; data has its own.
-const CONTROL_THREADS: usize = 4;
+/// Threads of the runtime for control, SSH and admin, one for each core and at least these: what
+/// keeps one busy for a while does not stop the others. (Data has threads of its own.)
+const CONTROL_THREADS_MIN: usize = 2;
 
 /// At the end, for what still blocks a thread.
 const END_MAX: Duration = Duration::from_secs(1);
@@ -21,8 +23,9 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Exit> {
     raise_file_limit();
     let config = args.check()?;
     let _logs = telemetry::init(&config.log, config.log_format).context("cannot start the logs")?;
+    let cores = available_parallelism().map_or(1, Into::into);
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(CONTROL_THREADS)
+        .worker_threads(cores.max(CONTROL_THREADS_MIN))
         .thread_name("control")
         .enable_all()
         .build()

@@ -5,6 +5,8 @@
 //! entity that exists the last row stays, so that the past within the kept time
 //! can be put together from rows alone.
 
+use std::collections::HashSet;
+
 use edd_route::{ContainerId, UserId};
 use edd_store::{Database, Engine, Query, Rows, Transaction, query};
 use rand::RngExt as _;
@@ -199,7 +201,7 @@ pub(super) fn writing(
         .collect();
     let sql = "INSERT INTO journal (revision, at, mark, kind, name, part, cause, after) \
                SELECT $2, $3, $4, value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4 \
-               FROM {rows} WHERE true";
+               FROM {rows} WHERE true RETURNING number";
     rows.query(engine, sql)
         .bind(int(revision))
         .bind(int(now_ms))
@@ -209,11 +211,6 @@ pub(super) fn writing(
 /// What is drawn for the lines of a commit.
 pub(super) fn draw_mark() -> i64 {
     rand::rng().random_range(1..=i64::MAX)
-}
-
-/// The number of the last line.
-pub(super) fn last_number() -> Query {
-    query("SELECT COALESCE(MAX(number), 0) FROM journal")
 }
 
 /// The last line.
@@ -250,15 +247,38 @@ struct Row {
     after: Option<String>,
 }
 
-/// What was committed after `since`.
-pub(super) async fn ahead(tx: &mut Transaction, since: Place) -> Result<Ahead, StoreError> {
-    let meta: Vec<(String, i64)> = query(
-        "WITH last AS (SELECT number, mark FROM journal ORDER BY number DESC LIMIT 1) \
-         SELECT key, value FROM meta WHERE key IN ('revision', 'pruned', 'gap:COMPUTE') \
-         UNION ALL SELECT 'last', number FROM last UNION ALL SELECT 'mark', mark FROM last",
-    )
-    .all(&mut *tx)
-    .await?;
+/// What was committed after `since`, and which of these events are in the inbox: one statement,
+/// where nothing was committed.
+pub(super) async fn ahead(
+    tx: &mut Transaction,
+    since: Place,
+    event_ids: &[&str],
+) -> Result<(Ahead, HashSet<String>), StoreError> {
+    let rows: Rows = event_ids.iter().map(|id| json!([id])).collect();
+    let sql = "WITH last AS (SELECT number, mark FROM journal ORDER BY number DESC LIMIT 1) \
+               SELECT key, value FROM meta WHERE key IN ('revision', 'pruned', 'gap:COMPUTE') \
+               UNION ALL SELECT 'last', number FROM last UNION ALL SELECT 'mark', mark FROM last \
+               UNION ALL SELECT event_id, NULL FROM inbox \
+               WHERE event_id IN (SELECT value ->> 0 FROM {rows})";
+    let told: Vec<(String, Option<i64>)> = rows.query(tx.engine(), sql).all(&mut *tx).await?;
+    let (mut meta, mut seen) = (Vec::new(), HashSet::new());
+    for (name, value) in told {
+        match value {
+            Some(value) => meta.push((name, value)),
+            None => {
+                seen.insert(name);
+            }
+        }
+    }
+    Ok((beyond(tx, since, &meta).await?, seen))
+}
+
+/// As `meta` says, the journal's lines behind it.
+async fn beyond(
+    tx: &mut Transaction,
+    since: Place,
+    meta: &[(String, i64)],
+) -> Result<Ahead, StoreError> {
     let found = |wanted: &str| {
         let found = meta.iter().find(|(key, _)| key == wanted);
         found.map_or(0, |(_, value)| *value)

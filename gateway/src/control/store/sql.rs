@@ -1,13 +1,11 @@
 //! gateway_db on either engine.
 
-use std::collections::HashSet;
 use std::future::Future;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use edd_store::{Database, DatabaseUrl, Engine, Rows, Schema, Transaction, query};
-use serde_json::json;
+use edd_store::{Database, DatabaseUrl, Engine, Schema, Transaction, query};
 
 use super::{
     Ahead, Begun, Commit, Entry, GatewayStore, KEPT_MS, Marks, Past, Place, StoreError, Stored,
@@ -174,8 +172,7 @@ impl GatewayStore for SqlStore {
     ) -> Result<Begun<Self::Turn>, StoreError> {
         within(TIMEOUT, async {
             let mut turn = self.database.begin().await?;
-            let ahead = journal::ahead(&mut turn, since).await?;
-            let seen = seen(&mut turn, event_ids).await?;
+            let (ahead, seen) = journal::ahead(&mut turn, since, event_ids).await?;
             Ok(Begun { turn, ahead, seen })
         })
         .await
@@ -203,7 +200,8 @@ impl GatewayStore for SqlStore {
     async fn ahead(&self, since: Place) -> Result<Ahead, StoreError> {
         within(TIMEOUT, async {
             let mut tx = self.database.begin_read().await?;
-            journal::ahead(&mut tx, since).await
+            let (ahead, _) = journal::ahead(&mut tx, since, &[]).await?;
+            Ok(ahead)
         })
         .await
     }
@@ -255,16 +253,6 @@ impl GatewayStore for SqlStore {
 fn limit(rows: usize) -> Duration {
     let rows = u32::try_from(rows).unwrap_or(u32::MAX);
     TIMEOUT + TIMEOUT_PER_ROW * rows
-}
-
-async fn seen(turn: &mut Transaction, event_ids: &[&str]) -> Result<HashSet<String>, StoreError> {
-    let ids: Rows = event_ids.iter().map(|id| json!([id])).collect();
-    if ids.is_empty() {
-        return Ok(HashSet::new());
-    }
-    let sql = "SELECT event_id FROM inbox WHERE event_id IN (SELECT value ->> 0 FROM {rows})";
-    let seen: Vec<String> = ids.query(turn.engine(), sql).values(turn).await?;
-    Ok(seen.into_iter().collect())
 }
 
 async fn identity(database: &Database, path: Option<&Path>) -> Result<Identity, StoreError> {

@@ -57,9 +57,8 @@ pub(super) async fn write(mut tx: Transaction, commit: &Commit<'_>) -> Result<Pl
         let part = journal::writing(writing.engine, part, mark, revision, commit.now_ms);
         writing.script.push(part);
     }
-    writing.script.push(journal::last_number());
-    let last = writing.script.commit(tx).await?;
-    let last = last.last().map_or(0, |last| number(*last));
+    let numbers = writing.script.commit(tx).await?;
+    let last = numbers.into_iter().max().map_or(0, number);
     Ok(Place { number: last, mark })
 }
 
