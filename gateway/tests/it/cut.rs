@@ -13,9 +13,10 @@ use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use crate::support::{DEADLINE, Gateway, Options, Origin, REVOCATION, Table, read_head};
+use crate::support::{DEADLINE, Gateway, Options, Origin, REVOCATION, SOON, Table, read_head};
 
-const SOON: Duration = Duration::from_secs(1);
+/// Whoever takes nothing for a part of it takes nothing at all.
+const PAUSE: Duration = Duration::from_secs(1);
 
 async fn dial(gateway: &Gateway) -> TcpStream {
     TcpStream::connect(gateway.addresses.http).await.unwrap()
@@ -101,14 +102,14 @@ async fn an_upstream_that_answers_but_never_reads_is_not_kept() {
     let upload = stream.write_all(&[7; 1 << 16]);
     let mut taken = timeout(DEADLINE, upload).await;
     while taken.is_ok() {
-        taken = timeout(SOON / 4, stream.write_all(&[7; 1 << 16])).await;
+        taken = timeout(PAUSE / 4, stream.write_all(&[7; 1 << 16])).await;
     }
     let mut status = [0; 12];
     let answer = timeout(DEADLINE, stream.read_exact(&mut status)).await;
     answer.unwrap().unwrap();
     assert_eq!(&status, b"HTTP/1.1 200");
     drop(stream);
-    let seen = timeout(REVOCATION, closing.recv()).await;
+    let seen = timeout(SOON, closing.recv()).await;
     seen.expect("closed in time").unwrap();
     gateway.stop().await;
 }
@@ -121,7 +122,7 @@ async fn an_http_1_0_client_sees_a_cut_body_as_a_reset() {
         let _ = stream.write_all(begin.as_bytes()).await;
         // The first breaks off when the client says so, the second is stopped.
         let go = number == 0;
-        let _ = timeout(if go { SOON } else { DEADLINE }, stream.read_u8()).await;
+        let _ = timeout(if go { PAUSE } else { DEADLINE }, stream.read_u8()).await;
     })
     .await;
     let gateway = Gateway::start(Options::default()).await;
@@ -198,7 +199,7 @@ async fn flood() -> (Origin, mpsc::Receiver<()>) {
             let head = "HTTP/1.1 200 OK\r\ncontent-length: 1073741824\r\n\r\n";
             stream.write_all(head.as_bytes()).await.unwrap();
             loop {
-                match timeout(SOON / 4, stream.write(&[7; 1 << 16])).await {
+                match timeout(PAUSE / 4, stream.write(&[7; 1 << 16])).await {
                     Ok(Ok(_)) => {}
                     Ok(Err(_)) => return,
                     Err(_) => {

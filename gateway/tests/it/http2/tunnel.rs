@@ -6,7 +6,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::frames::*;
-use crate::support::{DEADLINE, Gateway, Options, Origin, REVOCATION, Table, read_head};
+use crate::support::{DEADLINE, Gateway, Options, Origin, SOON, Table, read_head};
 
 const HOST: &str = "c1.compute.localhost";
 
@@ -177,7 +177,7 @@ async fn a_tunnel_ends_with_its_container_and_when_it_is_idle() {
         if !idle {
             table.remove("c1");
         }
-        let reset = timeout(REVOCATION, raw.until(RST_STREAM, 1)).await;
+        let reset = timeout(SOON, raw.until(RST_STREAM, 1)).await;
         assert_ne!(reset.expect("in time").code(), NO_ERROR);
         let cut = timeout(DEADLINE, told.recv()).await.unwrap().unwrap();
         assert!(cut, "it looked like an end");

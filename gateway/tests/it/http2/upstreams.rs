@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use crate::support::client::Greeting;
-use crate::support::{DEADLINE, Gateway, Options, Origin, REVOCATION};
+use crate::support::{DEADLINE, Gateway, Options, Origin, SOON};
 
 /// A request as an upstream of the test gets it: number of its connection, number on it, and the stream.
 struct Asked {
@@ -290,7 +290,7 @@ async fn a_request_that_is_taken_back_is_reset_upstream_at_once() {
     assert_eq!(told.recv().await.unwrap(), None);
     body.send_reset(Reason::CANCEL);
     drop(answer);
-    let seen = timeout(REVOCATION, told.recv()).await.expect("in time");
+    let seen = timeout(SOON, told.recv()).await.expect("in time");
     assert_eq!(seen.unwrap(), Some(Reason::CANCEL));
     gateway.stop().await;
 }
