@@ -6,11 +6,11 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use rustix::param::clock_ticks_per_second;
 use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 use tokio::time::{sleep, timeout};
 
+use super::cost::Cost;
 use crate::site::{Engine, Site, free_port};
 
 /// The container's id, and with it the user name at the gateway.
@@ -106,7 +106,8 @@ impl Ground {
         Ok(())
     }
 
-    fn address(&self, way: Way) -> SocketAddr {
+    /// Where a client goes.
+    pub(super) fn address(&self, way: Way) -> SocketAddr {
         match way {
             Way::Direct => self.target,
             Way::Gateway => SocketAddr::from(([127, 0, 0, 1], self.site.ssh)),
@@ -161,20 +162,11 @@ impl Ground {
         self.site.folder()
     }
 
-    /// User and system time of the gateway so far.
-    pub(super) fn gateway_cpu(&self) -> Result<Duration> {
-        let stat = self.proc("stat")?;
-        // Behind the name, which may hold anything: fields 14 and 15 of all.
-        let (_, rest) = stat.rsplit_once(')').context("no stat")?;
-        let ticks: u64 = rest
-            .split_whitespace()
-            .skip(11)
-            .take(2)
-            .filter_map(|field| field.parse::<u64>().ok())
-            .sum();
-        Ok(Duration::from_secs_f64(
-            ticks as f64 / clock_ticks_per_second() as f64,
-        ))
+    /// Processor time of all so far. Waits until no session is left.
+    pub(super) async fn cost(&self) -> Result<Cost> {
+        let gateway = self.site.process_id().context("no gateway")?;
+        let sshd = self.sshd.id().context("no sshd")?;
+        Cost::so_far(gateway, sshd).await
     }
 
     /// Resident memory of the gateway, in KiB.

@@ -27,7 +27,9 @@ pub(super) fn run(args: &[&str]) -> Result<()> {
 /// What the figures mean.
 const ABOUT: &str = "\
     Client, gateway and the container's sshd share the machine. Straight, a byte is encrypted once \
-    and decrypted once; through the gateway twice each, on the same cores: with two of them the \
-    ratio says more about the machine than about the way. The gateway's CPU time is what it costs. \
-    The best of the transfers counts, of the commands the median. Beyond a second log-in: what a \
-    command over a new connection takes longer through the gateway, less what a log-in takes.";
+    and decrypted once; through the gateway twice each, on the same cores. Where the processor \
+    times of all, which stand beside each row, fill the machine, the ratio is that of their sums \
+    and says more about the machine than about the way; over links of a given speed the network \
+    decides. Ratios are of the medians, and of the best beside it; of the commands the median \
+    counts. Beyond a second log-in: what a command over a new connection takes longer through \
+    the gateway, less what a log-in takes.";
