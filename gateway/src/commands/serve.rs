@@ -21,6 +21,7 @@ const END_MAX: Duration = Duration::from_secs(1);
 
 pub(super) fn run(args: ServeArgs) -> Result<(), Exit> {
     raise_file_limit();
+    keep_freed_memory();
     let config = args.check()?;
     let _logs = telemetry::init(&config.log, config.log_format).context("cannot start the logs")?;
     let cores = available_parallelism().map_or(1, Into::into);
@@ -44,6 +45,17 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Exit> {
     // Whoever waits for a disk that is away waits in vain.
     runtime.shutdown_timeout(END_MAX);
     served
+}
+
+/// Makes glibc keep up to 4 MiB of freed memory for each heap, instead of 128 KiB.
+///
+/// It gives what is beyond back to the kernel at once; what carries data gets the same pages again
+/// a moment later, one fault each, a tenth of the time of a large transfer. Its mark follows the
+/// largest block that was mapped by itself and freed (mallopt(3), at `M_MMAP_THRESHOLD`): twice as
+/// much. Other allocators take no notice.
+fn keep_freed_memory() {
+    const BLOCK: usize = 2 << 20;
+    drop(std::hint::black_box(Vec::<u8>::with_capacity(BLOCK)));
 }
 
 /// Every connection takes descriptors, and the soft limit is often 1,024.

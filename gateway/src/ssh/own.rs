@@ -14,11 +14,12 @@ use tokio::sync::Notify;
 
 use super::budget::Holding;
 
-/// With more than this waiting the socket is not read…
-const SOFT: i64 = 1 << 20;
+/// With more than this waiting the socket is not read… Little, so that what comes out of one cipher
+/// is still in the processor's cache when it goes into the other.
+const SOFT: i64 = 256 << 10;
 
 /// …until it is less than this.
-const LOW: i64 = 512 << 10;
+const LOW: i64 = 128 << 10;
 
 /// Where memory is short: more than this, until it is less.
 const PRESSED: i64 = 64 << 10;

@@ -212,7 +212,9 @@ pub(crate) fn downstream(
         window_size: FIRST_WINDOW,
         // The readers never wait, so this is only for the moments before they run.
         channel_buffer_size: 1024,
-        event_buffer_size: 64,
+        // Pieces of 32 KiB at most, that russh takes and encrypts at one go: few enough for the
+        // processor's cache, enough to write several with one call.
+        event_buffer_size: 16,
         preferred: Preferred {
             kex: Cow::Borrowed(kex),
             cipher: Cow::Borrowed(DOWNSTREAM_CIPHERS),
