@@ -146,7 +146,11 @@ async fn unix_sockets_are_forwarded_both_ways() {
     let mut ssh = forwarding(&rig, &["-L", &local, "-R", &remote, "-L", &dead]);
     for name in ["local.sock", "remote.sock"] {
         let path = rig.path(name);
-        eventually("the forward listens", || async { path.exists() }).await;
+        // The file is there a moment before anybody listens.
+        eventually("the forward listens", || async {
+            UnixStream::connect(&path).await.is_ok()
+        })
+        .await;
         for len in [1, 500_000] {
             talk(UnixStream::connect(&path).await.unwrap(), len).await;
         }
