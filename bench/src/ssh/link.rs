@@ -20,6 +20,9 @@ const LIMIT: Duration = Duration::from_secs(900);
 /// What a link lets through at once after a pause: two packets as loopback has them.
 const BURST: &str = "128k";
 
+/// The largest packet of loopback.
+const PACKET: u32 = 64 << 10;
+
 /// Runs this program again in a namespace of its own; what it says goes where ours goes.
 pub(super) async fn run_apart(gateway: &Path, args: &[String]) -> Result<()> {
     let mut again = Command::new("unshare");
@@ -47,7 +50,7 @@ pub(super) async fn shape(ground: &Ground, mbit: u32) -> Result<()> {
             class += 1;
             let made = format!(
                 "class add dev lo parent 1: classid 1:{class} \
-                 htb rate {mbit}mbit burst {BURST} cburst {BURST}"
+                 htb rate {mbit}mbit burst {BURST} cburst {BURST} quantum {PACKET}"
             );
             call("tc", &made).await?;
             let led = format!(
