@@ -103,8 +103,8 @@ pub fn spawn(shared: Arc<Shared>, listeners: DataListeners, ssh: SshServer) -> i
             match runtime {
                 Ok(runtime) => {
                     crate::tls::warm_up();
-                    let _ = report.send(Ok(()));
-                    runtime.block_on(run(shared, listeners, ssh, accepting));
+                    let is_there = || drop(report.send(Ok(())));
+                    runtime.block_on(run(shared, listeners, ssh, accepting, is_there));
                     // A resolver that hangs must not keep the process.
                     runtime.shutdown_background();
                 }
@@ -139,6 +139,7 @@ async fn run(
     listeners: Vec<DoorListener>,
     ssh: SshServer,
     accepting: impl Sized,
+    is_there: impl FnOnce(),
 ) {
     let worker = Rc::new(Worker::new(shared));
     tokio::task::spawn_local(worker.ending.clone().follow(worker.shared.drain.clone()));
@@ -149,17 +150,22 @@ async fn run(
             isolated(&worker.shared.metrics, serve(accepted, &worker, &ssh)).await;
         });
     };
-    let accepts = listeners
+    let open = listeners.into_iter().filter_map(|listener| {
+        let DoorListener { door, listener } = listener;
+        match TcpListener::from_std(listener) {
+            Ok(listener) => Some((door, worker.shared.doors.add(role(door), listener))),
+            Err(error) => {
+                error!(?door, %error, "a listener cannot be used");
+                None
+            }
+        }
+    });
+    let open: Vec<_> = open.collect();
+    // A successor that asks from now on gets all of them.
+    is_there();
+    let accepts = open
         .into_iter()
-        .map(
-            async |DoorListener { door, listener }| match TcpListener::from_std(listener) {
-                Ok(listener) => {
-                    let listener = worker.shared.doors.add(role(door), listener);
-                    accept(&worker.shared, &listener, door, &take).await;
-                }
-                Err(error) => error!(?door, %error, "a listener cannot be used"),
-            },
-        );
+        .map(async |(door, listener)| accept(&worker.shared, &listener, door, &take).await);
     join_all(accepts).await;
     drop(accepting);
     connections.close();
