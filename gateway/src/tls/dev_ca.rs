@@ -187,20 +187,23 @@ fn set_validity(params: &mut CertificateParams, lifetime: Duration) {
     params.not_after = now + lifetime;
 }
 
-/// Writes the whole file or leaves the old one.
+/// Writes the whole file or leaves the old one, whoever else does so at the same time: a process
+/// and its successor issue into one folder.
 fn write(path: &Path, text: &str, mode: u32) -> Result<(), DevCaError> {
     let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{}.new", std::process::id()));
+    name.push(format!(".{:016x}.new", rand::random::<u64>()));
     let new = path.with_file_name(name);
-    // Left by a process that was killed; its mode might be another.
-    let _ = fs::remove_file(&new);
     let mut options = OpenOptions::new();
     options.write(true).create_new(true).mode(mode);
     let mut file = options.open(&new).map_err(at(&new))?;
-    file.write_all(text.as_bytes())
+    let written = file
+        .write_all(text.as_bytes())
         .and_then(|()| file.sync_all())
-        .and_then(|()| fs::rename(&new, path))
-        .map_err(at(path))
+        .and_then(|()| fs::rename(&new, path));
+    if written.is_err() {
+        let _ = fs::remove_file(&new);
+    }
+    written.map_err(at(path))
 }
 
 fn at(path: &Path) -> impl FnOnce(io::Error) -> DevCaError {

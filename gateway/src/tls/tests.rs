@@ -144,6 +144,26 @@ async fn an_empty_folder_gets_a_development_ca_that_stays() {
     answers(&again, &[&ca], "cloud.example").await;
 }
 
+/// As a process and its successor do.
+#[test]
+fn several_issue_into_one_folder_at_once() {
+    let place = Place::new();
+    place.open().unwrap();
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for _ in 0..25 {
+                    place.open().unwrap();
+                }
+            });
+        }
+    });
+    let left = fs::read_dir(place.state().join("dev-certs")).unwrap();
+    let mut left: Vec<_> = left.map(|file| file.unwrap().file_name()).collect();
+    left.sort();
+    assert_eq!(left, ["dev-ca.crt", "dev-ca.key", "tls.crt", "tls.key"]);
+}
+
 #[tokio::test]
 async fn a_broken_development_ca_is_replaced() {
     let place = Place::new();

@@ -118,7 +118,7 @@ async fn what_outlasts_the_drain_is_cut() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn readiness_is_lowered_and_an_upload_under_way_is_finished() {
     let origin = Origin::friendly("127.64.0.2").await;
-    let options = Options::default().flag("--drain-timeout", "10s");
+    let options = Options::default().flag("--drain-timeout", "40s");
     let gateway = Gateway::start(options).await;
     Table::of(&gateway).run("c1", 80, origin.address);
     let (http, admin) = (gateway.addresses.http, gateway.admin);

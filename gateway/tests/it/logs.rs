@@ -78,6 +78,7 @@ async fn a_raw_connection_to_a_closed_port_is_one_record_and_no_warning() {
         say(port, &[b"\0"]).await.expect_err("a reset");
     }
     eventually("all are over", || async { gateway.shared.gate.open() == 0 }).await;
+    eventually("all are told", || async { lines(CONTAINER).len() >= 3 }).await;
     let lines = lines(CONTAINER);
     assert_eq!(lines.len(), 3, "{lines:#?}");
     for line in &lines {

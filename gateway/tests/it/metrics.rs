@@ -205,6 +205,17 @@ async fn ten_thousand_odd_requests_leave_few_series() {
         });
     }
     tasks.join_all().await;
+    // The last ones are counted once they are over.
+    let all = || async {
+        let text = metrics(&gateway).await;
+        let lines = text.lines();
+        let counts = lines.filter(|line| line.starts_with("edd_gateway_http_requests_total{"));
+        let counted: u64 = counts
+            .filter_map(|line| line.rsplit_once(' ')?.1.parse::<u64>().ok())
+            .sum();
+        counted >= 10_000
+    };
+    eventually("all are counted", all).await;
     let text = metrics(&gateway).await;
     let of = |family: &str| {
         let prefix = format!("edd_gateway_{family}{{");

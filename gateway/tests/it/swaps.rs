@@ -47,7 +47,7 @@ fn write_certificate(gateway: &Gateway) {
 fn options(ports: &str, origins: &[Origin; 2], n: usize) -> Options {
     Options::routes(routes(n, origins))
         .flag("--ports", ports)
-        .flag("--drain-timeout", "10s")
+        .flag("--drain-timeout", "30s")
 }
 
 fn assert_unnoticed(counts: &Counts) {

@@ -41,7 +41,7 @@ impl Site {
         }
         .flag("--ports", &*self.ports)
         .flag("--workers", workers)
-        .flag("--drain-timeout", "10s")
+        .flag("--drain-timeout", "30s")
     }
 
     async fn first(&self, workers: &str) -> Gateway {

@@ -260,7 +260,7 @@ async fn a_ticket_does_not_outlive_the_certificate_it_brings_back() {
     let rig = Rig::start().await;
     let https = rig.gateway.addresses.https;
     for version in [&TLS12, &TLS13] {
-        let end = OffsetDateTime::now_utc() + Duration::from_secs(4);
+        let end = OffsetDateTime::now_utc() + Duration::from_secs(6);
         let passing = rig.ca.issue_until("passing", end);
         let client = Client::with(Some(&passing), &[version], &[]);
         let (kind, answer) = client.visit(https, CLOSED).await;

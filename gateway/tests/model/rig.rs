@@ -29,7 +29,7 @@ use crate::oracle::Stored;
 use crate::script::{KIND, Message, PORTS, Route, Victim};
 
 /// How long a run waits for anything.
-pub(crate) const DEADLINE: Duration = Duration::from_secs(90);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(180);
 
 /// What was delivered to a killed gateway comes again after this: the consumers are
 /// made here, an existing one is used as it is.

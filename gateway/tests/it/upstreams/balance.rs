@@ -14,7 +14,7 @@ use tokio::net::TcpStream;
 use super::caller::Caller;
 use super::process::Server;
 use super::{admin, admin_text, states};
-use crate::support::{Gateway, Options, Origin, eventually, read_head, replace_file};
+use crate::support::{Gateway, Options, Origin, eventually, free_port, read_head, replace_file};
 
 /// Answers every request on a connection with its name.
 async fn named(name: &'static str) -> Origin {
@@ -37,9 +37,11 @@ async fn a_target_that_is_killed_costs_no_get_and_no_post_is_sent_twice() {
     let log = folder.path().join("posts");
     let start = async |name: &str, address: &str| Server::start(name, address, &log).await;
     let any = "127.0.0.1:0";
+    // Free again when it is to come back.
+    let kept = format!("127.0.0.1:{}", free_port());
     let (a, b, c) = (
         start("a", any).await,
-        start("b", any).await,
+        start("b", &kept).await,
         start("c", any).await,
     );
     let gateway = Gateway::start(Options::routes(format!(
@@ -92,22 +94,21 @@ async fn a_target_that_is_killed_costs_no_get_and_no_post_is_sent_twice() {
         let back = start("b", &address.to_string()).await;
         eventually("it is back", || async { out(&gateway).await == 0 }).await;
         enough(100).await;
-        let mut caller = Caller::new(&gateway, "a.test");
-        let mut answers = Vec::new();
-        for _ in 0..12 {
-            answers.push(caller.get("/").await.body);
-        }
+        // Which one is chosen depends on how busy each is.
+        eventually("it answers", || async {
+            Caller::new(&gateway, "a.test").get("/").await.body == "b"
+        })
+        .await;
         over.store(true, Ordering::Relaxed);
-        (back, answers)
+        back
     };
-    let (failures, (_back, answers)) = tokio::join!(join_all((0..12).map(load)), events);
+    let (failures, _back) = tokio::join!(join_all((0..12).map(load)), events);
     let failures: Vec<_> = failures.into_iter().flatten().collect();
     assert!(
         failures.is_empty(),
         "{} of {gets:?}: {failures:?}",
         failures.len()
     );
-    assert!(answers.iter().any(|name| name == "b"), "{answers:?}");
     let arrived = std::fs::read_to_string(&log).unwrap();
     let mut counts = HashMap::new();
     for line in arrived.lines() {
