@@ -26,14 +26,17 @@ mod work;
 use std::{future::Future, sync::Arc, time::Duration};
 
 use edd_store::Database;
-use tokio::sync::{Notify, watch};
+use tokio::{
+    sync::{Notify, watch},
+    time::timeout,
+};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::{
     Metrics,
     backoff::Backoff,
-    bus::{AnyBus, Durable, Lost},
+    bus::{AnyBus, Bus as _, Durable, Lost},
     event::Delivery,
     signature::Verifier,
     stream::StreamSpec,
@@ -62,6 +65,12 @@ pub const ACK_PENDING_MAX: i64 = 10_000;
 /// Pauses between attempts to bind to the durable consumer.
 const BIND_RETRY_FIRST: Duration = Duration::from_millis(100);
 const BIND_RETRY_MAX: Duration = Duration::from_secs(5);
+
+/// nats-server 2.9 says that a stream is deleted while it still removes the files, and with them
+/// those of a stream that is made in its place: what that one takes is lost. So long it is given,
+/// on a busy machine, before the stream is made anew.
+const REMOVAL_MAX: Duration = Duration::from_secs(2);
+const LOOK_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Which events to consume, and under which name.
 #[derive(Clone, Copy, Debug)]
@@ -242,6 +251,17 @@ impl Consumer {
         }
     }
 
+    /// Whether the server says so.
+    async fn stream_is_missing(&self) -> bool {
+        let connects = self.bus.connects();
+        tokio::select! {
+            found = timeout(LOOK_TIMEOUT, self.bus.stream_state(self.spec.stream.name)) => {
+                matches!(found, Ok(Ok(None)))
+            }
+            () = self.bus.lost(connects) => false,
+        }
+    }
+
     async fn consume<H: Handler>(&self, handler: H, shutdown: CancellationToken) {
         let mut backoff = Backoff::new(BIND_RETRY_FIRST, BIND_RETRY_MAX);
         let mut session = Session::new(self, handler);
@@ -293,13 +313,14 @@ impl Consumer {
                             // pauses of their own.
                             if session.took_progress() || matches!(lost, Lost::Reconnected) {
                                 backoff.reset();
-                                // A server that says that a stream is deleted may still be
-                                // at it, and remove what is made in its place (2.9).
                                 if !matches!(lost, Lost::Status(..)) {
                                     continue;
                                 }
                             }
-                            let pause = backoff.next();
+                            let pause = match self.stream_is_missing().await {
+                                true => REMOVAL_MAX.max(backoff.next()),
+                                false => backoff.next(),
+                            };
                             let sleep = tokio::time::sleep(pause);
                             if shutdown.run_until_cancelled(sleep).await.is_none() {
                                 break;

@@ -159,6 +159,26 @@ async fn a_cut_connection_and_a_lost_store_are_survived() {
     consuming.stop().await;
 }
 
+/// Whoever removes it may still be at it, and remove what is made in its place.
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_was_removed_is_not_made_anew_at_once() {
+    let recorder = Recorder::new();
+    let consuming = consume(recorder.clone()).await;
+    consuming.publish(1).await;
+    let seen = || recorder.look(|seen| seen.deliveries.len());
+    consuming.until("the first", |_| seen() == 1).await;
+    consuming.bus.wipe();
+    tokio::time::sleep(Duration::from_millis(1900)).await;
+    let state = consuming.bus.stream_state(COMPUTE.name).await;
+    assert_eq!(state.unwrap(), None, "not yet");
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let state = consuming.bus.stream_state(COMPUTE.name).await;
+    assert!(state.unwrap().is_some(), "nobody else makes it");
+    consuming.publish(2).await;
+    consuming.until("the second", |_| seen() == 2).await;
+    consuming.stop().await;
+}
+
 /// A database that comes and goes ends a consumer again and again, and each time what it
 /// holds is given back: that is no event's fault.
 #[tokio::test(start_paused = true)]
