@@ -1,5 +1,7 @@
 //! What the others hear, and when.
 
+use std::time::Duration;
+
 use async_nats::jetstream::{self, consumer::pull};
 use edd_events::{stream, testing::NatsServer};
 use edd_proto::{auth, common::EventMetadata};
@@ -15,7 +17,11 @@ use crate::support::{AuthClient as _, DEADLINE, PASSWORD, Service};
 async fn events(nats: &NatsServer) -> pull::Stream {
     let js = nats.jetstream().await;
     stream::ensure(&js, &stream::AUTH, 1).await.unwrap();
-    let config = pull::Config::default();
+    let config = pull::Config {
+        // However long the service takes to start, nobody asking meanwhile.
+        inactive_threshold: Duration::from_secs(600),
+        ..pull::Config::default()
+    };
     let stream = js.get_stream(stream::AUTH.name).await.unwrap();
     stream
         .create_consumer(config)

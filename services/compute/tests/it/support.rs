@@ -282,10 +282,12 @@ impl Events {
         let js = nats.jetstream().await;
         stream::ensure(&js, &stream::COMPUTE, 1).await.unwrap();
         let stream = js.get_stream(stream::COMPUTE.name).await.unwrap();
-        let consumer = stream
-            .create_consumer(pull::Config::default())
-            .await
-            .unwrap();
+        let config = pull::Config {
+            // However long it takes until somebody asks.
+            inactive_threshold: Duration::from_secs(600),
+            ..pull::Config::default()
+        };
+        let consumer = stream.create_consumer(config).await.unwrap();
         Self(consumer.messages().await.unwrap())
     }
 
