@@ -14,8 +14,8 @@ use super::cost::Cost;
 use super::ground::{Ground, LIMIT, Way};
 
 /// What is transferred how.
-#[derive(Clone, Copy, Debug)]
-enum Kind {
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub(super) enum Kind {
     Download,
     Upload,
     SftpGet,
@@ -35,11 +35,12 @@ struct Lane<'g> {
 pub(super) async fn measure(
     ground: &Ground,
     beside: Option<&Ground>,
+    kinds: &[Kind],
     megabytes: u32,
     rounds: u32,
 ) -> Result<()> {
     let files = Files::prepare(ground.folder(), megabytes)?;
-    for kind in [Kind::Download, Kind::Upload, Kind::SftpGet, Kind::SftpPut] {
+    for &kind in kinds {
         let lane = |name, ground, way| Lane {
             name,
             ground,

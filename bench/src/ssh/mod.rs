@@ -16,8 +16,10 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use anyhow::Result;
+use clap::ValueEnum as _;
 
 use crate::stats::machine_noise;
+use bulk::Kind;
 use ground::Ground;
 
 /// The arguments of `edd-bench ssh`.
@@ -29,6 +31,14 @@ pub(crate) struct Args {
     /// Another one, whose transfers are measured by turns with the first one's
     #[arg(long)]
     beside: Option<PathBuf>,
+    /// Kinds of transfers
+    #[arg(
+        long,
+        value_enum,
+        value_delimiter = ',',
+        default_value = "download,upload,sftp-get,sftp-put"
+    )]
+    kinds: Vec<Kind>,
     /// Bytes of each transfer, in MiB
     #[arg(long, default_value_t = 1024)]
     megabytes: u32,
@@ -55,6 +65,13 @@ pub(crate) struct Args {
 /// Transfers over links: enough of them, and large enough, for what the network decides.
 const LINK_ROUNDS: u32 = 3;
 
+/// As the command line has them.
+fn names(kinds: &[Kind]) -> String {
+    let names = kinds.iter().filter_map(|kind| kind.to_possible_value());
+    let names: Vec<_> = names.map(|name| name.get_name().to_owned()).collect();
+    names.join(",")
+}
+
 /// Runs all of them, prints the figures.
 pub(crate) async fn run(args: Args) -> Result<()> {
     let guest = SocketAddr::new(args.container, 8080);
@@ -62,7 +79,7 @@ pub(crate) async fn run(args: Args) -> Result<()> {
         link::open().await?;
         let ground = Ground::prepare(args.gateway, guest).await?;
         link::shape(&ground, args.link).await?;
-        bulk::measure(&ground, None, args.megabytes, args.rounds).await?;
+        bulk::measure(&ground, None, &args.kinds, args.megabytes, args.rounds).await?;
         return ground.stop().await;
     }
     println!(
@@ -74,7 +91,14 @@ pub(crate) async fn run(args: Args) -> Result<()> {
         Some(gateway) => Some(Ground::prepare(gateway.clone(), guest).await?),
         None => None,
     };
-    bulk::measure(&ground, beside.as_ref(), args.megabytes, args.rounds).await?;
+    bulk::measure(
+        &ground,
+        beside.as_ref(),
+        &args.kinds,
+        args.megabytes,
+        args.rounds,
+    )
+    .await?;
     if let Some(beside) = beside {
         beside.stop().await?;
     }
@@ -86,6 +110,7 @@ pub(crate) async fn run(args: Args) -> Result<()> {
         let rest = [
             "--apart".to_owned(),
             format!("--link={}", args.link),
+            format!("--kinds={}", names(&args.kinds)),
             format!("--megabytes={}", (args.megabytes / 2).max(1)),
             format!("--rounds={}", args.rounds.min(LINK_ROUNDS)),
             format!("--container={}", args.container),
