@@ -24,7 +24,7 @@ use crate::listener::RequestRate;
 pub use announced::Announced;
 pub use args::ServeArgs;
 pub use ports::Ports;
-pub use ssh::{Recordings, SshArgs, SshConfig};
+pub use ssh::{CipherOrder, Recordings, SshArgs, SshConfig};
 
 /// The checked command line.
 #[derive(Clone, Debug)]

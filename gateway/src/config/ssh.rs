@@ -45,6 +45,14 @@ pub struct SshArgs {
         value_parser = BoolishValueParser::new()
     )]
     pub ssh_post_quantum_only: bool,
+    /// Whose choice of ciphers counts: gateway (AES-GCM for clients that have it) or client
+    #[arg(
+        long,
+        env = "EDD_GATEWAY_SSH_CIPHER_ORDER",
+        default_value = "gateway",
+        value_name = "WHOSE"
+    )]
+    pub ssh_cipher_order: String,
     /// An RSA host key beside the ed25519 one, for clients that know nothing else
     #[arg(
         long,
@@ -94,12 +102,23 @@ pub struct SshConfig {
     pub buffer_bytes_max: u64,
     /// Whether only post-quantum key exchanges are offered to clients.
     pub post_quantum_only: bool,
+    /// Whose choice of ciphers counts.
+    pub ciphers: CipherOrder,
     /// Whether there is an RSA host key, too.
     pub host_rsa: bool,
     /// Whether the keys are those of the database, the same for all who share it.
     pub keys_in_database: bool,
     /// What is recorded, if anything.
     pub recordings: Option<Recordings>,
+}
+
+/// Whose choice of ciphers counts in a client's SSH connection.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum CipherOrder {
+    /// Clients that have AES-GCM get it.
+    Gateway,
+    /// As SSH has it (RFC 4253, section 7.1).
+    Client,
 }
 
 /// Which terminal sessions are recorded, and where.
@@ -135,6 +154,17 @@ impl SshArgs {
             other => {
                 let why = format!("{other:?} is not state-dir or database");
                 p.push("--ssh-keys", why);
+                None
+            }
+        };
+        let ciphers = match self.ssh_cipher_order.as_str() {
+            "gateway" => Some(CipherOrder::Gateway),
+            "client" => Some(CipherOrder::Client),
+            other => {
+                p.push(
+                    "--ssh-cipher-order",
+                    format!("{other:?} is not gateway or client"),
+                );
                 None
             }
         };
@@ -175,6 +205,7 @@ impl SshArgs {
             startups_per_address: per_address?,
             buffer_bytes_max: mebibytes(buffer?),
             post_quantum_only: self.ssh_post_quantum_only,
+            ciphers: ciphers?,
             host_rsa: self.ssh_host_rsa,
             keys_in_database: keys_in_database?,
             recordings,

@@ -21,12 +21,14 @@ use tracing::{debug, error, info};
 use super::Inner;
 use super::audit::Audit;
 use super::flow::Flow;
+use super::greeting::{self, Offer};
 use super::handler::{CHANNELS_MAX, ClientHandler, Login, Refused};
 use super::inbound::INBOUND_MAX;
 use super::lobby::{Stage, Ticket};
 use super::uplink::Uplink;
 use super::warm::Warm;
 use super::wire::Wire;
+use crate::config::CipherOrder;
 use crate::telemetry::access::SshRecord;
 
 /// How long a client may take to hear that it is over, before it is cut.
@@ -137,14 +139,13 @@ pub(crate) async fn run(
     let ticket = Arc::new(ticket);
     let (logged_in, login) = oneshot::channel();
     let handler = ClientHandler::new(Arc::clone(&connection), Arc::clone(&ticket), logged_in);
-    let wire = Wire::downstream(stream, &prefix, flow, cut.clone());
     let deadline = begin + connection.inner.limits.login;
     // Nothing is under way before the login, so the drain waits for it no longer than for the
     // next request of an HTTP connection.
     let draining = connection.inner.shared.drain.idle().cancelled();
     let mut draining = pin!(draining);
     let session = tokio::select! {
-        session = identify(&connection, wire, handler) => session,
+        session = identify(&connection, stream, prefix, cut.clone(), handler) => session,
         () = &mut draining => return,
         () = leave.cancelled() => return,
     };
@@ -189,7 +190,9 @@ pub(crate) async fn run(
 /// Exchanges the identification strings, within the time for first bytes.
 async fn identify(
     connection: &Connection,
-    wire: Wire<TcpStream>,
+    stream: TcpStream,
+    prefix: Bytes,
+    cut: CancellationToken,
     handler: ClientHandler,
 ) -> Option<RunningSession<ClientHandler>> {
     let inner = &connection.inner;
@@ -197,8 +200,22 @@ async fn identify(
         debug!(peer = %connection.peer, "no SSH keys in time");
         return None;
     };
-    let limit = inner.shared.config.timeouts.header.min(inner.limits.login);
-    match timeout(limit, run_stream(Arc::clone(&keys.config), wire, handler)).await {
+    let config = &inner.shared.config;
+    let exchange = async {
+        let mut stream = stream;
+        let (bytes, offer) = match config.ssh.ciphers {
+            CipherOrder::Gateway => greeting::exchange(&mut stream, &prefix).await?,
+            CipherOrder::Client => (prefix, Offer::Other),
+        };
+        let flow = Arc::clone(&connection.flow);
+        let mut wire = Wire::downstream(stream, &bytes, flow, cut);
+        if config.ssh.ciphers == CipherOrder::Gateway {
+            wire.was_told(greeting::identification());
+        }
+        run_stream(keys.config(offer), wire, handler).await
+    };
+    let limit = config.timeouts.header.min(inner.limits.login);
+    match timeout(limit, exchange).await {
         Ok(Ok(session)) => Some(session),
         Ok(Err(error)) => {
             debug!(peer = %connection.peer, %error, "no SSH identification");

@@ -7,18 +7,20 @@
 //! [`TRICKLE`] bytes at a time (see `window`) and the connection is read
 //! slowly. Nothing here does I/O.
 
-use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::task::Waker;
+
+use futures_util::task::AtomicWaker;
 
 use super::budget::Account;
 
-/// Window granted to a channel while nothing is in the way, in bytes.
-pub(crate) const WINDOW: u32 = 1 << 20;
+/// Window granted to a channel while nothing is in the way, in bytes; OpenSSH's own is as large.
+pub(crate) const WINDOW: u32 = 2 << 20;
 
-/// Window of a channel that opens, in bytes. Twice what is granted later: with a key exchange
-/// begun by us a client may have twice this under way before its answer, over all channels, and
-/// russh ends it beyond.
-pub(crate) const FIRST_WINDOW: u32 = 2 * WINDOW;
+/// Window of a channel that opens, in bytes. With a key exchange begun by us a client may have
+/// twice this under way before its answer, over all channels, and russh ends it beyond.
+pub(crate) const FIRST_WINDOW: u32 = WINDOW;
 
 /// Window while something is: the least that still gets the next decision made.
 /// Never 1: half of it is 0, and russh would never grant nor ask again.
@@ -44,6 +46,10 @@ pub(crate) struct Flow {
     pub(super) total: AtomicI64,
     /// Channels whose bytes are counted.
     pub(super) live: AtomicI64,
+    /// The channel that last got data has enough for a while.
+    pub(super) enough: AtomicBool,
+    /// The reader of the client's socket.
+    reader: AtomicWaker,
     /// Bytes that wait for the client in channels of containers.
     held: AtomicUsize,
     /// Of the owner of the container, from the login on.
@@ -77,6 +83,20 @@ impl Flow {
                 .is_some_and(|account| account.is_pressed())
         };
         self.total.load(Ordering::Relaxed) > TOTAL_MAX || is_pressed()
+    }
+
+    /// Whether the channel that last got data has enough of it for a while; the reader is woken
+    /// when that changes.
+    pub(crate) fn has_enough(&self, reader: &Waker) -> bool {
+        // Before looking.
+        self.reader.register(reader);
+        self.enough.load(Ordering::Relaxed)
+    }
+
+    /// A channel wants data again.
+    pub(super) fn wants_more(&self) {
+        self.enough.store(false, Ordering::Relaxed);
+        self.reader.wake();
     }
 
     /// What waits once every window that was open when everything began to trickle is used up.

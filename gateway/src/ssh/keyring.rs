@@ -17,6 +17,7 @@ use tokio::sync::{Mutex, watch};
 use tracing::{info, warn};
 use zeroize::Zeroizing;
 
+use super::greeting::Offer;
 use super::keys::{self, Keys};
 use super::settings::{self, Keepalive};
 use crate::config::Config;
@@ -47,12 +48,24 @@ struct Ring {
 
 /// Keys that are used.
 pub(crate) struct InForce {
-    /// With the host keys.
-    pub(crate) config: Arc<server::Config>,
+    /// With the host keys, for clients that have AES-GCM.
+    aes_gcm: Arc<server::Config>,
+    /// And for all.
+    everything: Arc<server::Config>,
     /// Logs in to containers.
     pub(crate) client: Arc<PrivateKey>,
     /// Its public line.
     pub(crate) client_line: String,
+}
+
+impl InForce {
+    /// What a client is offered.
+    pub(super) fn config(&self, client: Offer) -> Arc<server::Config> {
+        Arc::clone(match client {
+            Offer::AesGcm => &self.aes_gcm,
+            Offer::Other => &self.everything,
+        })
+    }
 }
 
 /// How long own keys that the database has not confirmed wait for it, before they serve.
@@ -152,8 +165,12 @@ impl SshKeys {
     async fn load(&self) -> anyhow::Result<()> {
         let (state_dir, host_rsa) = (self.0.state_dir.clone(), self.0.host_rsa);
         let keys = blocking(move || Keys::load(&state_dir, host_rsa)).await?;
+        let (post_quantum_only, keepalive) = (self.0.post_quantum_only, self.0.keepalive);
+        let config =
+            |host, ciphers| settings::downstream(host, ciphers, post_quantum_only, keepalive);
         self.0.in_force.send_replace(Some(Arc::new(InForce {
-            config: settings::downstream(keys.host, self.0.post_quantum_only, self.0.keepalive),
+            aes_gcm: config(keys.host.clone(), settings::AES_GCM),
+            everything: config(keys.host, settings::DOWNSTREAM_CIPHERS),
             client: Arc::new(keys.client),
             client_line: keys.client_line,
         })));

@@ -2,11 +2,12 @@
 //!
 //! Takes connections of the SSH listener and those that a data thread found on
 //! a dynamic port; decides logins by the route table; carries each channel to
-//! a connection of its own to the container. Runs on the multi-thread runtime,
-//! not on the data threads: a session is several tasks and its ciphers cost.
+//! a connection of its own to the container. Runs on [`threads`] of its own, not
+//! on the data threads: a session is several tasks and its ciphers cost.
 //!
 //! In the order a connection meets them: [`lobby`] (who may wait for a login),
-//! [`patience`] (what refusals cost), [`wire`] (the socket under russh), [`connection`] (its life), [`handler`]
+//! [`patience`] (what refusals cost), [`connection`] (its life), [`greeting`]
+//! (which ciphers it is offered), [`wire`] (the socket under russh), [`handler`]
 //! (what russh asks), [`upstream`] with [`hostkeys`] and [`warm`] (the way to
 //! the container), [`shares`] (how many of these), [`container`] (what russh asks there), [`bridge`] (a
 //! channel), [`uplink`] with [`flow`] and [`window`] (what waits in it for the
@@ -34,6 +35,7 @@ mod farewell;
 mod flow;
 mod forwards;
 mod grants;
+mod greeting;
 mod handler;
 mod hostkeys;
 mod inbound;
@@ -47,6 +49,7 @@ mod recording;
 mod request;
 mod settings;
 mod shares;
+mod threads;
 mod uplink;
 mod upstream;
 mod warm;
@@ -63,7 +66,6 @@ use anyhow::Context as _;
 use bytes::Bytes;
 use futures_util::FutureExt as _;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::runtime::Handle;
 use tokio::time::Instant;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 use tracing::{debug, error, warn};
@@ -79,6 +81,7 @@ use self::budget::Budget;
 use self::lobby::Lobby;
 use self::patience::Patience as Refusals;
 use self::recording::Recorder;
+use self::threads::Threads;
 use self::upstream::Dialer;
 use crate::listener::{Identified, Patience, Permit, Role, Who, accept_now, identify};
 use crate::shared::Shared;
@@ -97,12 +100,12 @@ struct Inner {
     budget: Arc<Budget>,
     refusals: Refusals,
     dialer: Dialer,
-    runtime: Handle,
+    threads: Threads,
 }
 
 impl SshServer {
-    /// Reads or makes the keys and serves `listener` on the runtime of
-    /// the caller, from when the doors are open until draining begins.
+    /// Reads or makes the keys and serves `listener`, from when the doors are open until draining
+    /// begins: accepts on the runtime of the caller, serves on threads of its own.
     pub async fn start(
         shared: Arc<Shared>,
         listener: std::net::TcpListener,
@@ -138,7 +141,8 @@ impl SshServer {
             dialer: Dialer::new(Arc::clone(&shared), keys.clone(), limits.keepalive),
             keys,
             recorder: recorder.map(Arc::new),
-            runtime: Handle::current(),
+            threads: Threads::start(shared.config.workers)
+                .context("cannot start threads for SSH")?,
             shared,
         }));
         let listener = server.0.shared.doors.add(Role::Ssh, listener);
@@ -158,16 +162,9 @@ impl SshServer {
         peer: SocketAddr,
         guard: impl Send + 'static,
     ) {
-        let (inner, live) = (Arc::clone(&self.0), self.0.shared.drain.guard());
-        self.0.runtime.spawn(async move {
-            let _held = (guard, live);
-            let stream = stream
-                .set_nonblocking(true)
-                .and_then(|()| TcpStream::from_std(stream));
-            match stream {
-                Ok(stream) => serve(inner, stream, prefix, peer).await,
-                Err(error) => debug!(%peer, %error, "handed-over connection is lost"),
-            }
+        spawn(&self.0, stream, peer, move |inner, stream| async move {
+            serve(inner, stream, prefix, peer).await;
+            drop(guard);
         });
     }
 
@@ -223,18 +220,37 @@ fn take_one(inner: &Arc<Inner>, stream: TcpStream, peer: SocketAddr) {
         false => shared.gate.admit(peer),
     };
     match admitted {
-        Ok(permit) => {
-            let (inner, live) = (Arc::clone(inner), shared.drain.guard());
-            tokio::spawn(async move {
-                take(inner, stream, peer, permit).await;
-                drop(live);
-            });
-        }
+        Ok(permit) => match stream.into_std() {
+            Ok(stream) => spawn(inner, stream, peer, move |inner, stream| {
+                take(inner, stream, peer, permit)
+            }),
+            Err(error) => debug!(%peer, %error, "accepted connection is lost"),
+        },
         Err(refused) => {
             shared.metrics.connection_refused(refused.label());
             debug!(%peer, %refused, "SSH connection refused");
         }
     }
+}
+
+/// Moves a connection to one of the threads.
+fn spawn<Life: Future<Output = ()> + Send>(
+    inner: &Arc<Inner>,
+    stream: std::net::TcpStream,
+    peer: SocketAddr,
+    live: impl FnOnce(Arc<Inner>, TcpStream) -> Life + Send + 'static,
+) {
+    let (own, guard) = (Arc::clone(inner), inner.shared.drain.guard());
+    inner.threads.spawn(async move {
+        let stream = stream
+            .set_nonblocking(true)
+            .and_then(|()| TcpStream::from_std(stream));
+        match stream {
+            Ok(stream) => live(own, stream).await,
+            Err(error) => debug!(%peer, %error, "a connection is lost on its way to a thread"),
+        }
+        drop(guard);
+    });
 }
 
 /// Hears whose connection it is, then serves it to its end.

@@ -93,7 +93,7 @@ impl Limits {
 }
 
 /// Identification string: no version, nothing to look up.
-const SERVER_ID: &str = "SSH-2.0-EddGateway";
+pub(super) const SERVER_ID: &str = "SSH-2.0-EddGateway";
 
 /// Six keys, as in OpenSSH's `MaxAuthTries`, and the "none" that clients begin with.
 const ATTEMPTS_MAX: usize = 7;
@@ -157,8 +157,11 @@ const KEX_POST_QUANTUM: &[kex::Name] = &[
     kex::EXTENSION_OPENSSH_STRICT_KEX_AS_SERVER,
 ];
 
-/// The client's order decides; this is ours.
-const DOWNSTREAM_CIPHERS: &[cipher::Name] = &[
+/// For clients that have it, if ours is the choice (see `greeting`).
+pub(super) const AES_GCM: &[cipher::Name] = &[cipher::AES_256_GCM, cipher::AES_128_GCM];
+
+/// For all others. The client's order decides; this is ours.
+pub(super) const DOWNSTREAM_CIPHERS: &[cipher::Name] = &[
     cipher::AES_256_GCM,
     cipher::AES_128_GCM,
     cipher::CHACHA20_POLY1305,
@@ -193,6 +196,7 @@ const REKEY_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
 /// What clients are offered.
 pub(crate) fn downstream(
     host_keys: Vec<PrivateKey>,
+    ciphers: &'static [cipher::Name],
     post_quantum_only: bool,
     keepalive: Keepalive,
 ) -> Arc<server::Config> {
@@ -217,7 +221,7 @@ pub(crate) fn downstream(
         event_buffer_size: 16,
         preferred: Preferred {
             kex: Cow::Borrowed(kex),
-            cipher: Cow::Borrowed(DOWNSTREAM_CIPHERS),
+            cipher: Cow::Borrowed(ciphers),
             mac: Cow::Borrowed(DOWNSTREAM_MACS),
             ..preferred(Cow::Borrowed(USER_KEY_ALGORITHMS))
         },
@@ -283,7 +287,7 @@ mod tests {
         const PAYLOAD_MIN: usize = 5;
         let limits = [
             upstream(None).limits.clone(),
-            downstream(Vec::new(), false, Keepalive::default())
+            downstream(Vec::new(), AES_GCM, false, Keepalive::default())
                 .limits
                 .clone(),
         ];

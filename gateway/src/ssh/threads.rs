@@ -97,16 +97,14 @@ mod tests {
     const DEADLINE: Duration = Duration::from_secs(10);
 
     /// Tells where it runs, and stays until it is cancelled.
-    fn guest(told: Sender<String>, leave: CancellationToken) -> impl Future<Output = ()> + Send {
-        async move {
-            let here = || std::thread::current().name().unwrap().to_owned();
-            told.send(here()).unwrap();
-            // What it spawns is with it.
-            tokio::spawn(async move { told.send(here()).unwrap() })
-                .await
-                .unwrap();
-            leave.cancelled().await;
-        }
+    async fn guest(told: Sender<String>, leave: CancellationToken) {
+        let here = || std::thread::current().name().unwrap().to_owned();
+        told.send(here()).unwrap();
+        // What it spawns is with it.
+        tokio::spawn(async move { told.send(here()).unwrap() })
+            .await
+            .unwrap();
+        leave.cancelled().await;
     }
 
     #[test]

@@ -18,6 +18,13 @@ use super::budget::Holding;
 use super::flow::{Flow, TOTAL_MAX};
 use super::request::Request;
 
+/// A channel with more than this waiting has enough for a while: the client's socket is read on
+/// when…
+const ENOUGH: i64 = 256 << 10;
+
+/// …it has less than this, or some milliseconds later (see `wire`).
+const MORE: i64 = 128 << 10;
+
 /// A channel with more than this waiting is over…
 const SOFT: i64 = 1 << 20;
 
@@ -156,6 +163,8 @@ impl Uplink {
         let total = self.flow.total.fetch_add(len, Ordering::Relaxed) + len;
         let mut count = lock(&self.count);
         count.queued += len;
+        let enough = count.queued > ENOUGH;
+        self.flow.enough.store(enough, Ordering::Relaxed);
         if !count.over && count.queued > SOFT {
             count.over = true;
             self.flow.over.fetch_add(1, Ordering::Relaxed);
@@ -178,7 +187,11 @@ impl Uplink {
         let len = signed(bytes);
         self.flow.total.fetch_sub(len, Ordering::Relaxed);
         let mut count = lock(&self.count);
+        let before = count.queued;
         count.queued -= len;
+        if before >= MORE && count.queued < MORE {
+            self.flow.wants_more();
+        }
         if count.over && count.queued < LOW {
             count.over = false;
             self.flow.over.fetch_sub(1, Ordering::Relaxed);

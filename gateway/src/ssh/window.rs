@@ -173,7 +173,7 @@ mod tests {
         let letters: Vec<char> = ('a'..='z').collect();
         for (uploads, wanted) in [
             (1, WINDOW),
-            (3, WINDOW),
+            (3, TOGETHER / 3),
             (6, TOGETHER / 6),
             (16, TOGETHER / 16),
         ] {

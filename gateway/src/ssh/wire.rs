@@ -27,6 +27,10 @@ use super::flow::Flow;
 /// How long a read is put off while some channel is over.
 const PACE: Duration = Duration::from_millis(2);
 
+/// How long a read is put off at most while the channel that the last one was for has enough.
+/// Whatever else the client sends waits as long.
+const ENOUGH_PAUSE: Duration = Duration::from_millis(10);
+
 /// A fill of at most this is a trickle; bulk fills more and is not slowed.
 const TRICKLE_FILL: usize = 512;
 
@@ -50,6 +54,8 @@ pub(crate) struct Wire<S> {
     buffer_size: usize,
     last_fill: usize,
     pacing: Pacing,
+    /// What the peer has been sent already and russh is about to send.
+    told: Bytes,
     /// A read that may be made: so many bytes at most.
     turn: Option<usize>,
     cut: Pin<Box<WaitForCancellationFutureOwned>>,
@@ -126,6 +132,11 @@ impl<S> Wire<S> {
         }
     }
 
+    /// The peer has been sent this already: the first bytes to write are these again, and are not.
+    pub(crate) fn was_told(&mut self, told: Bytes) {
+        self.told = told;
+    }
+
     fn plain(socket: S, cut: CancellationToken, pacing: Pacing) -> Self {
         Self {
             socket,
@@ -133,6 +144,7 @@ impl<S> Wire<S> {
             buffer_size: BUFFER_MIN,
             last_fill: usize::MAX,
             pacing,
+            told: Bytes::new(),
             turn: None,
             cut: Box::pin(cut.cancelled_owned()),
             banner: None,
@@ -156,11 +168,17 @@ impl Pacing {
                 pause,
                 pausing,
             } => {
+                let is_over = flow.is_over();
+                let bulk = last_fill > TRICKLE_FILL;
+                // What is over is held back by its window.
+                let enough = bulk && !is_over && flow.has_enough(cx.waker());
+                if !enough && (bulk || !is_over) {
+                    *pausing = false;
+                    return Poll::Ready(usize::MAX);
+                }
                 if !*pausing {
-                    if last_fill > TRICKLE_FILL || !flow.is_over() {
-                        return Poll::Ready(usize::MAX);
-                    }
-                    pause.as_mut().reset(Instant::now() + PACE);
+                    let time = if enough { ENOUGH_PAUSE } else { PACE };
+                    pause.as_mut().reset(Instant::now() + time);
                     *pausing = true;
                 }
                 ready!(pause.as_mut().poll(cx));
@@ -278,6 +296,15 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Wire<S> {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         self.poll_cut(cx)?;
+        if !self.told.is_empty() {
+            let len = self.told.len().min(bytes.len());
+            let again = self.told.split_to(len);
+            if bytes.get(..len) != Some(&again) {
+                // Never: both have it from one place.
+                return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
+            }
+            return Poll::Ready(Ok(len));
+        }
         Pin::new(&mut self.socket).poll_write(cx, bytes)
     }
 
@@ -293,6 +320,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Wire<S> {
 
 #[cfg(test)]
 mod tests {
+    use std::pin::pin;
+
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::super::downlink::{Downlink, Piece};
@@ -310,6 +339,21 @@ mod tests {
         let mut all = Vec::new();
         wire.read_to_end(&mut all).await.unwrap();
         assert_eq!(all, b"SSH-2.0-x\r\n");
+    }
+
+    #[tokio::test]
+    async fn what_was_told_is_not_told_again() {
+        let (mut client, socket) = tokio::io::duplex(64);
+        let cut = CancellationToken::new();
+        let mut wire = Wire::downstream(socket, &Bytes::new(), Arc::default(), cut);
+        wire.was_told(Bytes::from_static(b"SSH-x\r\n"));
+        for piece in [&b"SSH"[..], b"-x\r\n", b"more"] {
+            wire.write_all(piece).await.unwrap();
+        }
+        drop(wire);
+        let mut all = Vec::new();
+        client.read_to_end(&mut all).await.unwrap();
+        assert_eq!(all, b"more");
     }
 
     #[tokio::test]
@@ -386,6 +430,39 @@ mod tests {
         assert!(begin.elapsed() <= PACE * 2, "{:?}", begin.elapsed());
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn a_client_is_read_as_fast_as_its_container_takes_and_soon_in_any_case() {
+        let flow: Arc<Flow> = Arc::default();
+        let (mut client, socket) = tokio::io::duplex(1 << 20);
+        let cut = CancellationToken::new();
+        let mut wire = Wire::downstream(socket, &Bytes::new(), Arc::clone(&flow), cut);
+        let (channel, other) = (Uplink::new(Arc::clone(&flow)), Uplink::new(flow));
+        let mut bulk = vec![0; 4 << 10];
+        let begin = Instant::now();
+        client.write_all(&bulk).await.unwrap();
+        wire.read_exact(&mut bulk).await.unwrap();
+        channel.arrived(300 << 10).unwrap();
+        client.write_all(&bulk).await.unwrap();
+        wire.read_exact(&mut bulk).await.unwrap();
+        assert_eq!(begin.elapsed(), ENOUGH_PAUSE, "nobody takes anything");
+
+        client.write_all(&bulk).await.unwrap();
+        let mut reading = pin!(wire.read_exact(&mut bulk));
+        assert!(futures_util::poll!(&mut reading).is_pending());
+        channel.delivered(100 << 10);
+        assert!(futures_util::poll!(&mut reading).is_pending());
+        channel.delivered(100 << 10);
+        reading.await.unwrap();
+        assert_eq!(begin.elapsed(), ENOUGH_PAUSE);
+
+        // Another channel has room.
+        channel.arrived(200 << 10).unwrap();
+        other.arrived(1 << 10).unwrap();
+        client.write_all(&bulk).await.unwrap();
+        wire.read_exact(&mut bulk).await.unwrap();
+        assert_eq!(begin.elapsed(), ENOUGH_PAUSE);
+    }
+
     #[tokio::test]
     async fn a_container_is_not_read_while_its_own_channel_holds_too_much() {
         let backlog = Arc::<Backlog>::default();
@@ -397,7 +474,7 @@ mod tests {
         backlog.own.arrived(0, 2 << 20);
         container.write_all(b"more").await.unwrap();
         let mut more = [0_u8; 4];
-        let mut reading = std::pin::pin!(wire.read_exact(&mut more));
+        let mut reading = pin!(wire.read_exact(&mut more));
         assert!(futures_util::poll!(&mut reading).is_pending());
         backlog.own.stopped().await;
         backlog.own.taken(2 << 20);

@@ -27,7 +27,9 @@ async fn audited(flags: &[&str]) -> (String, Vec<String>) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ssh_audit_has_nothing_to_say_about_post_quantum_only() {
-    let (said, complaints) = audited(&["--ssh-post-quantum-only"]).await;
+    // It claims to have everything, so it gets the whole offer only with the client's order.
+    let flags = ["--ssh-post-quantum-only", "--ssh-cipher-order=client"];
+    let (said, complaints) = audited(&flags).await;
     assert!(complaints.is_empty(), "{said}");
     for offered in [
         "(kex) mlkem768x25519-sha256",
@@ -50,6 +52,41 @@ async fn ssh_audit_only_says_of_x25519_that_quantum_computers_break_it() {
     let expected = ["curve25519-sha256", "curve25519-sha256@libssh.org"]
         .map(|name| format!("(kex) {name} -- [warn] {why}"));
     assert_eq!(complaints, expected, "{said}");
+}
+
+/// The ciphers of an `ssh` with these options, to the container and back.
+async fn ciphers(rig: &Rig, options: &[&str]) -> Vec<String> {
+    let options = [&["-o", "LogLevel=DEBUG1"], options].concat();
+    let mut ssh = rig.ssh_as(&rig.login("c1"), "owner", &options);
+    let out = output(ssh.arg("echo hello")).await;
+    let said = String::from_utf8(out.stderr).unwrap();
+    assert_eq!(out.stdout, b"hello\n", "{said}");
+    let lines = said.lines().filter(|line| line.contains("cipher: "));
+    let ciphers = lines.filter_map(|line| line.split("cipher: ").nth(1)?.split(' ').next());
+    ciphers.map(str::to_owned).collect()
+}
+
+/// OpenSSH begins its list with ChaCha20, which costs both ends more than AES in hardware.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_that_have_aes_gcm_get_it_and_all_others_what_they_have() {
+    let rig = Rig::start().await;
+    let _c1 = rig.container("c1").await;
+    // A machine that is busy may be slower than the moment that its offer is waited for.
+    eventually("AES-GCM", async || {
+        ciphers(&rig, &[]).await == ["aes128-gcm@openssh.com"; 2]
+    })
+    .await;
+    for only in [
+        "chacha20-poly1305@openssh.com",
+        "aes256-ctr",
+        "aes256-gcm@openssh.com",
+    ] {
+        assert_eq!(ciphers(&rig, &["-c", only]).await, [only; 2]);
+    }
+    let rig = Rig::start_with(Limits::default(), &["--ssh-cipher-order=client"]).await;
+    let _c1 = rig.container("c1").await;
+    let usual = ciphers(&rig, &[]).await;
+    assert_eq!(usual, ["chacha20-poly1305@openssh.com"; 2]);
 }
 
 /// A client that guesses: it knows the door and has a key of its own.
