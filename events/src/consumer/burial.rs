@@ -103,11 +103,14 @@ impl<H: Handler> Session<'_, H> {
         let mut backoff = Backoff::new(UNAVAILABLE_FIRST, UNAVAILABLE_MAX);
         let mut kept = Instant::now();
         let mut rest = VecDeque::from(dead);
+        // One grace for all of them.
+        let grace = grace(shutdown);
+        tokio::pin!(grace);
         while let Some(one) = rest.front() {
             let published = tokio::select! {
                 biased;
                 published = one.bury(self.consumer) => Some(published),
-                () = grace(shutdown) => None,
+                () = &mut grace => None,
             };
             let go_on = match published {
                 Some(Ok(())) => {

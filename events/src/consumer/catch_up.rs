@@ -6,11 +6,20 @@
 //! the durable consumer: then the last event need not come here, and if it does,
 //! the others may not be done with theirs.
 
+use std::time::Duration;
+
+use tokio::time::Instant;
+
 use crate::bus::{ConsumerState, StreamState};
+
+/// Whoever lives acknowledges something within this. Who was killed never does, and what it was
+/// given comes again after the ack wait only.
+const QUIET_MAX: Duration = Duration::from_secs(2);
 
 /// How far a consumer has caught up.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct CatchUp {
+    stream_created: i64,
     /// The newest that was there at the first binding since the last time that all
     /// was in effect.
     target: Option<u64>,
@@ -24,6 +33,10 @@ pub struct CatchUp {
     is_near: bool,
     /// Up to here some were delivered before the binding and are not acknowledged.
     unsettled_to: Option<u64>,
+    /// All that is to be in effect was delivered before the binding, and is.
+    is_covered: bool,
+    /// Since when nothing is missing but acknowledgements, none of which comes, above what is.
+    quiet: Option<(Instant, u64)>,
 }
 
 impl CatchUp {
@@ -37,11 +50,19 @@ impl CatchUp {
         holds: bool,
     ) {
         let last = stream.last_sequence;
-        // A stream that was made anew starts again at 1.
-        self.target = Some(self.target.map_or(last, |target| target.min(last)));
+        // Sequences of another stream mean nothing here.
+        let is_same = self.stream_created == stream.created;
+        let target = self
+            .target
+            .filter(|_| is_same)
+            .map_or(last, |target| target.min(last));
+        self.stream_created = stream.created;
+        self.target = Some(target);
         self.undelivered = (consumer.delivered, last);
         self.missing = consumer.pending;
-        self.is_through = self.missing == 0 && !holds;
+        self.is_covered = settled && target <= consumer.delivered;
+        self.quiet = None;
+        self.is_through = !holds && self.has_all();
         self.is_near = false;
         self.unsettled_to = (consumer.ack_pending > 0 && !settled).then_some(consumer.delivered);
     }
@@ -56,16 +77,21 @@ impl CatchUp {
         if deliveries == 1 && sequence > after && sequence <= to {
             self.missing = self.missing.saturating_sub(1);
         }
-        self.is_through |= self.missing == 0;
+        self.is_through |= self.has_all();
         self.is_near = pending == 0 || self.target.is_some_and(|target| sequence >= target);
     }
 
-    /// How the durable consumer is, while nothing waits to be handled here.
+    /// Whether nothing is missing but what may wait here.
+    fn has_all(&self) -> bool {
+        self.missing == 0 || self.is_covered
+    }
+
+    /// How the durable consumer is `now`, while nothing waits to be handled here.
     ///
     /// What others of its name were given, the last of what was there among it, is
     /// handled when they acknowledge it. What a process that is gone was given
     /// comes again after the ack wait, and is in effect for nobody until then.
-    pub fn look(&mut self, consumer: &ConsumerState) {
+    pub fn look(&mut self, consumer: &ConsumerState, now: Instant) {
         let acknowledged = |to| consumer.ack_pending == 0 || consumer.ack_floor >= to;
         let target = self.target.unwrap_or(consumer.delivered);
         let is_delivered = consumer.pending == 0 || consumer.delivered >= target;
@@ -73,6 +99,23 @@ impl CatchUp {
         self.is_through |= is_delivered && acknowledged(target.min(consumer.delivered));
         self.unsettled_to = self.unsettled_to.filter(|to| !acknowledged(*to));
         self.is_near = false;
+        let waits = is_delivered && !self.is_done();
+        let before = self.quiet.filter(|(_, floor)| *floor == consumer.ack_floor);
+        self.quiet = waits.then(|| before.unwrap_or((now, consumer.ack_floor)));
+    }
+
+    /// Whether those who were given the rest seem to be gone: only a fresh binding, at which what
+    /// was delivered is read besides, is quicker than the ack wait.
+    #[must_use]
+    pub fn is_quiet(&self, now: Instant) -> bool {
+        self.quiet
+            .is_some_and(|(since, _)| now.duration_since(since) >= QUIET_MAX)
+    }
+
+    /// Up to which sequence all is in effect when it is done.
+    #[must_use]
+    pub fn target(&self) -> u64 {
+        self.target.unwrap_or_default()
     }
 
     /// Whether a look is worth its while now rather than later: the end of what was
@@ -100,6 +143,34 @@ impl CatchUp {
     }
 }
 
+/// Whether others hold on to what they were given, of a consumer that has caught up.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Silence {
+    /// Since when something is not acknowledged above what is.
+    quiet: Option<(Instant, u64)>,
+    /// Above this it was told.
+    told: Option<u64>,
+}
+
+impl Silence {
+    /// How the durable consumer is `now`; true, once for each place: nobody has acknowledged for
+    /// a while what comes next, and a fresh binding would read it besides.
+    pub fn look(&mut self, consumer: &ConsumerState, now: Instant) -> bool {
+        if consumer.ack_pending == 0 {
+            *self = Self::default();
+            return false;
+        }
+        let floor = consumer.ack_floor;
+        let before = self.quiet.filter(|(_, before)| *before == floor);
+        let (since, _) = *self.quiet.insert(before.unwrap_or((now, floor)));
+        let is_silent = now.duration_since(since) >= QUIET_MAX && self.told != Some(floor);
+        if is_silent {
+            self.told = Some(floor);
+        }
+        is_silent
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -122,6 +193,30 @@ mod tests {
         let mut catch_up = CatchUp::default();
         catch_up.bind(to, &stream, settled, false);
         catch_up
+    }
+
+    fn look(one: &mut CatchUp, consumer: &ConsumerState) {
+        one.look(consumer, Instant::now());
+    }
+
+    #[test]
+    fn silence_is_told_once_for_each_place() {
+        let begun = Instant::now();
+        let after = |ms| begun + Duration::from_millis(ms);
+        let mut silence = Silence::default();
+        let told = |silence: &mut Silence, (pending, floor), ms| {
+            silence.look(&consumer(0, pending, floor, 9), after(ms))
+        };
+        assert!(!told(&mut silence, (3, 5), 0));
+        assert!(!told(&mut silence, (2, 6), 4_000), "somebody lives");
+        assert!(told(&mut silence, (2, 6), 8_000));
+        // What cannot be delivered any more is no reason to look for ever.
+        assert!(!told(&mut silence, (2, 6), 12_000));
+        assert!(!told(&mut silence, (1, 7), 16_000));
+        assert!(told(&mut silence, (1, 7), 20_000));
+        assert!(!told(&mut silence, (0, 9), 24_000));
+        assert!(!told(&mut silence, (1, 7), 28_000), "as at first");
+        assert!(told(&mut silence, (1, 7), 32_000));
     }
 
     #[test]
@@ -147,9 +242,9 @@ mod tests {
             one.is_near() && !one.is_done(),
             "others have 1 to 7 in work"
         );
-        one.look(&consumer(0, 2, 5, 9));
+        look(&mut one, &consumer(0, 2, 5, 9));
         assert!(!one.is_near() && !one.is_done());
-        one.look(&consumer(0, 0, 9, 9));
+        look(&mut one, &consumer(0, 0, 9, 9));
         assert!(one.is_done());
     }
 
@@ -157,11 +252,11 @@ mod tests {
     fn who_did_not_get_the_last_is_through_when_the_others_are() {
         let mut one = bound(&consumer(9, 0, 0, 0), 9, true);
         one.handled(4, 1, 5);
-        one.look(&consumer(2, 3, 4, 7));
+        look(&mut one, &consumer(2, 3, 4, 7));
         assert!(!one.is_done(), "some are with nobody");
-        one.look(&consumer(0, 2, 7, 9));
+        look(&mut one, &consumer(0, 2, 7, 9));
         assert!(!one.is_done(), "others have them in work");
-        one.look(&consumer(0, 0, 9, 9));
+        look(&mut one, &consumer(0, 0, 9, 9));
         assert!(one.is_done());
     }
 
@@ -172,9 +267,9 @@ mod tests {
             one.handled(sequence, 1, 3);
         }
         assert!(!one.is_done(), "none of the nine was handled here");
-        one.look(&consumer(7, 3, 8, 13));
+        look(&mut one, &consumer(7, 3, 8, 13));
         assert!(!one.is_done());
-        one.look(&consumer(7, 3, 10, 13));
+        look(&mut one, &consumer(7, 3, 10, 13));
         assert!(one.is_done());
     }
 
@@ -182,11 +277,11 @@ mod tests {
     fn the_end_of_the_stream_may_be_for_others() {
         // Its last event is not of our filter.
         let mut one = bound(&consumer(5, 0, 0, 0), 9, true);
-        one.look(&consumer(0, 1, 6, 7));
+        look(&mut one, &consumer(0, 1, 6, 7));
         assert!(!one.is_done());
-        one.look(&consumer(0, 1, 7, 12));
+        look(&mut one, &consumer(0, 1, 7, 12));
         assert!(!one.is_done(), "8 and 9 may be ours by now");
-        one.look(&consumer(0, 0, 12, 12));
+        look(&mut one, &consumer(0, 0, 12, 12));
         assert!(one.is_done());
     }
 
@@ -197,9 +292,9 @@ mod tests {
         let mut one = bound(&dead, 9, false);
         assert!(one.is_through && !one.is_done());
         one.handled(10, 1, 0);
-        one.look(&consumer(0, 1, 8, 10));
+        look(&mut one, &consumer(0, 1, 8, 10));
         assert!(!one.is_done());
-        one.look(&consumer(0, 1, 9, 11));
+        look(&mut one, &consumer(0, 1, 9, 11));
         assert!(one.is_done());
         // With more behind it.
         let mut one = bound(&consumer(2, 1, 8, 9), 11, true);
@@ -232,9 +327,60 @@ mod tests {
         };
         one.bind(&consumer(3, 0, 0, 0), &shorter, true, false);
         one.handled(2, 1, 9);
-        one.look(&consumer(7, 1, 2, 3));
+        look(&mut one, &consumer(7, 1, 2, 3));
         assert!(!one.is_done());
-        one.look(&consumer(7, 2, 3, 5));
+        look(&mut one, &consumer(7, 2, 3, 5));
         assert!(one.is_done());
+    }
+
+    #[test]
+    fn what_was_wanted_of_another_stream_says_nothing_about_this_one() {
+        let mut one = bound(&consumer(5, 0, 0, 0), 5, true);
+        let other = StreamState {
+            created: 2,
+            first_sequence: 1,
+            last_sequence: 9,
+        };
+        one.bind(&consumer(3, 0, 6, 6), &other, true, false);
+        assert!(!one.is_done(), "7 to 9 are with nobody");
+        assert_eq!(one.target(), 9);
+    }
+
+    #[test]
+    fn who_waits_for_the_dead_binds_again_and_has_all_then() {
+        let begun = Instant::now();
+        let after = |ms| begun + Duration::from_millis(ms);
+        let mut one = bound(&consumer(9, 0, 0, 0), 9, true);
+        one.handled(4, 1, 5);
+        one.look(&consumer(3, 3, 4, 6), after(0));
+        one.look(&consumer(3, 3, 4, 6), after(9_000));
+        assert!(!one.is_quiet(after(9_000)), "some are with nobody");
+        one.look(&consumer(0, 5, 4, 9), after(9_000));
+        one.look(&consumer(0, 4, 5, 9), after(10_900));
+        one.look(&consumer(0, 4, 5, 9), after(12_800));
+        assert!(!one.is_quiet(after(12_800)), "somebody has acknowledged");
+        // Others acknowledge what is newer.
+        one.look(&consumer(7, 6, 5, 14), after(13_000));
+        assert!(one.is_quiet(after(13_000)) && !one.is_done());
+        let stream = StreamState {
+            created: 1,
+            first_sequence: 1,
+            last_sequence: 21,
+        };
+        let mut unsettled = one;
+        unsettled.bind(&consumer(7, 6, 5, 14), &stream, false, false);
+        assert!(!unsettled.is_done() && !unsettled.is_quiet(after(99_000)));
+        let mut holds = one;
+        holds.bind(&consumer(7, 6, 5, 14), &stream, true, true);
+        assert!(!holds.is_done());
+        holds.handled(14, 1, 7);
+        assert!(holds.is_done());
+        one.bind(&consumer(7, 6, 5, 14), &stream, true, false);
+        assert!(one.is_done(), "of all that was there first");
+        assert_eq!(one.target(), 9);
+        // Nor is it more than that.
+        let mut early = bound(&consumer(9, 0, 0, 0), 9, true);
+        early.bind(&consumer(13, 3, 5, 8), &stream, true, false);
+        assert!(!early.is_done(), "the ninth is with nobody");
     }
 }

@@ -23,9 +23,17 @@ mod session;
 mod statistics;
 mod work;
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicI64, Ordering},
+    },
+    time::Duration,
+};
 
 use edd_store::Database;
+use futures_util::FutureExt as _;
 use tokio::{
     sync::{Notify, watch},
     time::timeout,
@@ -44,7 +52,7 @@ use crate::{
 pub use bound::{Bound, Stretch};
 use breaker::Breaker;
 pub use breaker::BreakerState;
-pub use catch_up::CatchUp;
+pub use catch_up::{CatchUp, Silence};
 pub use kept::LastDeliveries;
 use session::{End, Session};
 
@@ -69,7 +77,8 @@ const BIND_RETRY_MAX: Duration = Duration::from_secs(5);
 /// nats-server 2.9 says that a stream is deleted while it still removes the files, and with them
 /// those of a stream that is made in its place: what that one takes is lost. So long it is given,
 /// on a busy machine, before the stream is made anew.
-const REMOVAL_MAX: Duration = Duration::from_secs(2);
+pub(crate) const REMOVAL_MAX: Duration = Duration::from_secs(2);
+/// What one look at the stream, or at the durable consumer, may take.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Which events to consume, and under which name.
@@ -121,7 +130,9 @@ pub trait Handler: Send {
 
     /// Looks at a fresh binding before anything of it is handed over. True: all
     /// that was delivered before it, acknowledged or not, is in effect, so that
-    /// nobody has to wait until it comes again.
+    /// nobody has to wait until it comes again. Then it is asked again, at another
+    /// binding, when others of the durable consumer's name keep silent about what
+    /// they were given.
     ///
     /// Dropped at a shutdown, and when NATS goes away: what it does must be all
     /// or nothing.
@@ -153,6 +164,14 @@ pub struct Consumer {
     last: LastDeliveries,
     /// There are other dead letters than the gauge says, perhaps.
     letters_came: Notify,
+    /// When the stream was made that is bound to, Unix nanoseconds; 0: none is.
+    bound_to: AtomicI64,
+    /// It is not that one any more.
+    stream_replaced: Notify,
+    /// Whether the handler has what was delivered before, as it said at the binding.
+    is_settled: AtomicBool,
+    /// Others were given something and do not say a word about it.
+    others_silent: Notify,
 }
 
 impl Consumer {
@@ -178,6 +197,10 @@ impl Consumer {
             verifier: None,
             last: LastDeliveries::default(),
             letters_came: Notify::new(),
+            bound_to: AtomicI64::new(0),
+            stream_replaced: Notify::new(),
+            is_settled: AtomicBool::new(false),
+            others_silent: Notify::new(),
         }
     }
 
@@ -228,8 +251,10 @@ impl Consumer {
     /// Turns true once everything that was in the stream when the consumer
     /// bound to it has been handled, here or by others of its durable consumer's
     /// name, and what was delivered before is acknowledged, or in effect as
-    /// [`Handler::bound`] says. Turns false when the binding is lost (NATS
-    /// disconnected, stream or consumer removed), until that is so again.
+    /// [`Handler::bound`] says: where it says so, a process that was killed with
+    /// events in its hands delays this for moments, not for the ack wait. Turns
+    /// false when the binding is lost (NATS disconnected, stream or consumer
+    /// removed or replaced), until that is so again.
     #[must_use]
     pub fn caught_up(&self) -> watch::Receiver<bool> {
         self.caught_up.subscribe()
@@ -249,6 +274,15 @@ impl Consumer {
             () = self.heed_advisories() => {}
             () = self.read_statistics() => {}
         }
+    }
+
+    /// Of which stream what comes from now on is; none: nothing comes.
+    fn bound_to(&self, created: Option<i64>) {
+        self.bound_to
+            .store(created.unwrap_or_default(), Ordering::Relaxed);
+        // What was said before is about another binding.
+        let _ = self.stream_replaced.notified().now_or_never();
+        let _ = self.others_silent.notified().now_or_never();
     }
 
     /// Whether the server says so.
@@ -317,14 +351,19 @@ impl Consumer {
                                     continue;
                                 }
                             }
-                            let pause = match self.stream_is_missing().await {
-                                true => REMOVAL_MAX.max(backoff.next()),
-                                false => backoff.next(),
+                            let pausing = async {
+                                let pause = match self.stream_is_missing().await {
+                                    true => REMOVAL_MAX.max(backoff.next()),
+                                    false => backoff.next(),
+                                };
+                                tokio::time::sleep(pause).await;
                             };
-                            let sleep = tokio::time::sleep(pause);
-                            if shutdown.run_until_cancelled(sleep).await.is_none() {
+                            if shutdown.run_until_cancelled(pausing).await.is_none() {
                                 break;
                             }
+                        }
+                        End::Stale(reason) => {
+                            info!(stream, consumer, reason, "binding again");
                         }
                     }
                 }

@@ -4,15 +4,15 @@
 //! The session outlives a binding: what was delivered and not yet handled when
 //! the connection was lost is still handled first.
 
-use std::{collections::VecDeque, time::Duration};
+use std::{collections::VecDeque, sync::atomic::Ordering, time::Duration};
 
 use async_nats::jetstream::AckKind;
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use super::{
-    ACK_WAIT, Consumer, Handler, Unavailable,
+    ACK_WAIT, Consumer, Handler, LOOK_TIMEOUT, Unavailable,
     acks::{acknowledge, hold, keep_alive},
     bound::Bound,
     burial::Dead,
@@ -23,8 +23,6 @@ use crate::bus::{AnySubscription, Binding, Bus as _, Lost, Message, Subscription
 
 /// How long handing back may take in all.
 const HAND_BACK_TIMEOUT: Duration = Duration::from_secs(2);
-/// What looking how far the durable consumer is may take.
-const LOOK_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often to look how far the durable consumer is, until all is in effect; not
 /// while that is seen from what is handled here.
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);
@@ -33,6 +31,8 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 pub(super) enum End {
     Lost(Lost),
     Shutdown,
+    /// It stands, but a fresh one tells more: why.
+    Stale(&'static str),
 }
 
 pub(super) struct Session<'a, H> {
@@ -72,6 +72,7 @@ impl<'a, H: Handler> Session<'a, H> {
         bound: &Binding<AnySubscription>,
     ) -> Result<bool, Unavailable> {
         let before = self.stream_created.replace(bound.stream.created);
+        self.consumer.bound_to(Some(bound.stream.created));
         if before.is_some_and(|before| before != bound.stream.created) && !self.held.is_empty() {
             warn!(
                 stream = self.consumer.spec.stream.name,
@@ -110,6 +111,7 @@ impl<'a, H: Handler> Session<'a, H> {
         self.held.extend(kept);
         let holds = !self.held.is_empty();
         self.catch_up.bind(&state, &stream, settled, holds);
+        self.consumer.is_settled.store(settled, Ordering::Relaxed);
         self.tell_if_caught_up();
         // The consumer may be someone else's, with another ack wait.
         self.keep_alive = keep_alive(ack_wait);
@@ -123,8 +125,18 @@ impl<'a, H: Handler> Session<'a, H> {
                 tokio::select! {
                     biased;
                     () = shutdown.cancelled() => break End::Shutdown,
+                    () = self.consumer.stream_replaced.notified() => {
+                        break End::Stale("another stream has taken the place of this one");
+                    }
+                    () = self.consumer.others_silent.notified(), if settled => {
+                        break End::Stale("others keep silent about what they were given");
+                    }
                     _ = look.tick(), if !self.catch_up.is_done() => {
                         self.look(&mut from).await;
+                        // Who does not read what was delivered before can only wait for it.
+                        if settled && self.catch_up.is_quiet(Instant::now()) {
+                            break End::Stale("those who were given the rest keep silent");
+                        }
                         continue;
                     }
                     next = from.next() => match next {
@@ -150,13 +162,14 @@ impl<'a, H: Handler> Session<'a, H> {
                 break End::Lost(lost);
             }
         };
+        self.consumer.bound_to(None);
         // What has arrived is handled after the next binding, or handed back.
         hold(&mut self.held, &mut from);
-        if matches!(end, End::Shutdown) {
-            // What is handed back must not come to us once more.
+        if !matches!(end, End::Lost(_)) {
+            // What is handed back must not come to us once more, nor to nobody.
             self.held.extend(from.end().await);
         }
-        if matches!(end, End::Lost(_)) && self.consumer.caught_up.send_replace(false) {
+        if !matches!(end, End::Shutdown) && self.consumer.caught_up.send_replace(false) {
             self.catch_up.begin_again();
         }
         end
@@ -180,7 +193,7 @@ impl<'a, H: Handler> Session<'a, H> {
             () = bus.lost(connects) => return,
         };
         let Ok(Ok(state)) = state else { return };
-        self.catch_up.look(&state);
+        self.catch_up.look(&state, Instant::now());
         self.tell_if_caught_up();
     }
 

@@ -1,13 +1,13 @@
-//! Gauges that no event carries: how far the durable consumer is behind, and how many dead
-//! letters the stream holds. Read beside the events, which never wait for them. A miss is left
-//! to the next time.
+//! What no event carries: how far the durable consumer is behind, how many dead letters the
+//! stream holds, and whether it is still the same stream. Read beside the events, which never
+//! wait for it. A miss is left to the next time.
 
-use std::time::Duration;
+use std::{sync::atomic::Ordering, time::Duration};
 
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tracing::debug;
 
-use super::Consumer;
+use super::{Consumer, Silence};
 use crate::{
     bus::{Bus as _, StateError},
     dead_letter::DLQ_SUBJECTS,
@@ -15,6 +15,8 @@ use crate::{
 
 /// How often the server is asked.
 const INTERVAL: Duration = Duration::from_secs(10);
+/// How often it is asked whether others are silent.
+const OTHERS_INTERVAL: Duration = Duration::from_secs(3);
 /// What an answer may take.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(4);
 /// Letters that come together are counted together.
@@ -29,16 +31,57 @@ const REST_MAX: Duration = Duration::from_secs(600);
 impl Consumer {
     /// Keeps the gauges true. Never ends.
     pub(super) async fn read_statistics(&self) {
-        tokio::join!(self.follow_pending(), self.follow_letters());
+        tokio::join!(
+            self.follow_pending(),
+            self.follow_letters(),
+            self.follow_others()
+        );
+    }
+
+    /// Those who share the durable consumer may be killed with events in their hands, which come
+    /// again after the ack wait. Who reads at a binding what was delivered before need not wait.
+    async fn follow_others(&self) {
+        let mut silence = Silence::default();
+        loop {
+            sleep(OTHERS_INTERVAL).await;
+            let bound_to = self.bound_to.load(Ordering::Relaxed);
+            if bound_to == 0 || !self.is_settled.load(Ordering::Relaxed) {
+                continue;
+            }
+            let asked = self
+                .bus
+                .consumer_state(self.spec.stream.name, self.spec.durable);
+            if let Some(Some(state)) = self.asked(asked).await
+                && silence.look(&state, Instant::now())
+            {
+                self.others_silent.notify_one();
+            }
+        }
     }
 
     async fn follow_pending(&self) {
         let (stream, durable) = (self.spec.stream.name, self.spec.durable);
         loop {
             sleep(INTERVAL).await;
+            self.look_at_the_stream().await;
             if let Some(Some(state)) = self.asked(self.bus.consumer_state(stream, durable)).await {
                 self.metrics.pending(stream, state.pending);
             }
+        }
+    }
+
+    /// The server says that a stream is removed to those whose request waits. Whoever had none
+    /// there just then, and is given messages of the stream that has taken its place, would take
+    /// them for messages of the old one.
+    async fn look_at_the_stream(&self) {
+        let bound_to = self.bound_to.load(Ordering::Relaxed);
+        let asked = self.bus.stream_state(self.spec.stream.name);
+        let Some(Some(state)) = self.asked(asked).await else {
+            return;
+        };
+        let is_bound = bound_to != 0 && self.bound_to.load(Ordering::Relaxed) == bound_to;
+        if is_bound && state.created != bound_to {
+            self.stream_replaced.notify_one();
         }
     }
 
@@ -68,7 +111,7 @@ impl Consumer {
         }
         let connects = self.bus.connects();
         let answer = tokio::select! {
-            answer = timeout(ANSWER_TIMEOUT, question) => answer.ok()?.ok(),
+            answer = timeout(ANSWER_TIMEOUT, question) => answer.ok().and_then(Result::ok),
             () = self.bus.lost(connects) => None,
         };
         if answer.is_none() {

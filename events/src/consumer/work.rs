@@ -10,13 +10,13 @@ use std::{
 
 use async_nats::jetstream::AckKind;
 use futures_util::FutureExt as _;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant as Deadline, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
 use super::{
     DELIVERIES_MAX, Handler, Unavailable, Verdict,
-    acks::{acknowledge, grace, hold, keep, ticks},
+    acks::{acknowledge_by, grace, hold, keep, send_deadline, ticks},
     burial::Dead,
     session::Session,
 };
@@ -31,8 +31,6 @@ use crate::{
 /// Pauses while the world is at fault.
 pub(super) const UNAVAILABLE_FIRST: Duration = Duration::from_millis(100);
 pub(super) const UNAVAILABLE_MAX: Duration = Duration::from_secs(5);
-/// How long a copy of a dead letter may take.
-const ARCHIVE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The time to stop came while a batch was in work.
 pub(super) struct Interrupted;
@@ -55,6 +53,8 @@ impl<H: Handler> Session<'_, H> {
         let mut in_work = Vec::with_capacity(batch.len());
         let mut dead = Vec::new();
         let mut handled = Vec::with_capacity(batch.len());
+        // Of all that is settled here: copies of dead letters too.
+        let deadline = send_deadline();
         for message in batch {
             let (position, count, pending) = match message.info() {
                 Ok(info) => (
@@ -109,14 +109,14 @@ impl<H: Handler> Session<'_, H> {
                 }),
                 Decoded::DeadLetter => {
                     self.consumer.letters_came.notify_one();
-                    self.archive(&message).await;
+                    self.archive(&message, deadline).await;
                     self.consumer.metrics.event("dlq", "ignored");
-                    self.acknowledge(&message, AckKind::Ack).await;
+                    self.acknowledge(&message, AckKind::Ack, deadline).await;
                 }
                 Decoded::Unknown => {
                     debug!(subject = %message.subject, "unknown subject ignored");
                     self.consumer.metrics.event("unknown", "unknown");
-                    self.acknowledge(&message, AckKind::Ack).await;
+                    self.acknowledge(&message, AckKind::Ack, deadline).await;
                 }
             }
         }
@@ -262,6 +262,7 @@ impl<H: Handler> Session<'_, H> {
         dead: &mut Vec<Dead>,
     ) {
         let now = SystemTime::now();
+        let deadline = send_deadline();
         for ((delivery, work), verdict) in deliveries.into_iter().zip(in_work).zip(verdicts) {
             let Delivery {
                 event,
@@ -287,17 +288,19 @@ impl<H: Handler> Session<'_, H> {
                 Verdict::Applied => {
                     info!(id, r#type = kind, %entity, latency_us, result, "event");
                     self.consumer.metrics.applied(subject, latency);
-                    self.acknowledge(&work.message, AckKind::Ack).await;
+                    self.acknowledge(&work.message, AckKind::Ack, deadline)
+                        .await;
                 }
                 Verdict::Stale => {
                     debug!(id, r#type = kind, %entity, latency_us, result, "event");
-                    self.acknowledge(&work.message, AckKind::Ack).await;
+                    self.acknowledge(&work.message, AckKind::Ack, deadline)
+                        .await;
                 }
                 Verdict::Retry(reason) if deliveries < DELIVERIES_MAX => {
                     let delay = self.retry_delay(deliveries);
                     warn!(id, r#type = kind, %entity, latency_us, result, reason, deliveries, "event");
-                    self.acknowledge(&work.message, AckKind::Nak(Some(delay)))
-                        .await;
+                    let nak = AckKind::Nak(Some(delay));
+                    self.acknowledge(&work.message, nak, deadline).await;
                 }
                 Verdict::Retry(reason) | Verdict::Reject(reason) => dead.push(Dead {
                     message: work.message,
@@ -322,17 +325,17 @@ impl<H: Handler> Session<'_, H> {
             .unwrap_or_default()
     }
 
-    async fn acknowledge(&self, message: &Message, kind: AckKind) {
-        acknowledge(self.consumer, message, kind).await;
+    async fn acknowledge(&self, message: &Message, kind: AckKind, deadline: Deadline) {
+        acknowledge_by(self.consumer, message, kind, deadline).await;
     }
 
     /// A copy: that it cannot be made now keeps nothing from being handled, the
     /// stream has the letter for a week.
-    async fn archive(&self, letter: &Message) {
+    async fn archive(&self, letter: &Message, deadline: Deadline) {
         let Some(database) = &self.consumer.archive else {
             return;
         };
-        match timeout(ARCHIVE_TIMEOUT, keep_letter(database, letter)).await {
+        match timeout_at(deadline, keep_letter(database, letter)).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => warn!(%error, "dead letter not archived"),
             Err(_) => warn!("dead letter not archived in time"),

@@ -13,12 +13,15 @@ use async_nats::jetstream::{self, consumer::AckPolicy, consumer::pull};
 use edd_events::{
     Metrics,
     connect::{NatsOptions, connect},
-    consumer::{Unavailable, Verdict},
+    consumer::{Consumer, Handler, Unavailable, Verdict},
+    event::Delivery,
     outbox,
     stream::{COMPUTE, ensure},
     testing::NatsServer,
 };
 use futures_util::StreamExt as _;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 
 use crate::support::{
     DEADLINE, Recorder, Running, SPEC, Service, created, eventually, server, stored, unsettled,
@@ -371,4 +374,86 @@ async fn after_a_reconnect_it_has_to_catch_up_again() {
         .unwrap();
     consumer.caught_up().await;
     consumer.stop().await;
+}
+
+/// Holds each batch until it is told to go on.
+struct Gate {
+    begun: Arc<Semaphore>,
+    may_end: Arc<Semaphore>,
+}
+
+impl Handler for Gate {
+    async fn handle(&mut self, batch: &[Delivery]) -> Result<Vec<Verdict>, Unavailable> {
+        self.begun.add_permits(batch.len());
+        let batch_len = u32::try_from(batch.len()).unwrap();
+        self.may_end.acquire_many(batch_len).await.unwrap().forget();
+        Ok(vec![Verdict::Applied; batch.len()])
+    }
+}
+
+/// Its acknowledgements wait together, not each for itself: with many of them the end would
+/// come minutes later.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_hangs_holds_up_no_shutdown() {
+    const EVENTS: usize = 200;
+    let (nats, js) = server().await;
+    let service = Service::start(nats.jetstream().await, Metrics::default()).await;
+    service.write(&[created(0)]).await;
+    let (begun, may_end) = (Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(0)));
+    let handler = Gate {
+        begun: Arc::clone(&begun),
+        may_end: Arc::clone(&may_end),
+    };
+    let shutdown = CancellationToken::new();
+    let consumer = Consumer::new(js.clone(), SPEC, 1, Metrics::default());
+    let running = tokio::spawn(consumer.run(handler, shutdown.clone()));
+    let hands = async |count: usize| {
+        let count = u32::try_from(count).unwrap();
+        let given = tokio::time::timeout(DEADLINE, begun.acquire_many(count)).await;
+        given.unwrap().unwrap().forget();
+    };
+    hands(1).await;
+    let entries: Vec<_> = (1..=EVENTS).map(created).collect();
+    service.write(&entries).await;
+    eventually("all delivered", || async {
+        let stream = js.get_stream(COMPUTE.name).await.unwrap();
+        let info = stream.consumer_info(SPEC.durable).await.unwrap();
+        info.num_pending == 0 && info.num_ack_pending == EVENTS + 1
+    })
+    .await;
+    // They are sent by then, and here a moment later.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    may_end.add_permits(1);
+    hands(1).await;
+    let together = 1 + begun.available_permits();
+    assert!(together > EVENTS / 4, "{together} in one batch");
+    let pid = nats.pid().unwrap().to_string();
+    let mut kill = std::process::Command::new("kill");
+    let stopped = kill.args(["-STOP", &pid]).status().unwrap();
+    assert!(stopped.success());
+    // Until the client's queue is full.
+    let noise = bytes::Bytes::from(vec![0; 8192]);
+    let client = js.client();
+    let full = async {
+        let quiet = Duration::from_secs(1);
+        while tokio::time::timeout(quiet, client.publish("noise", noise.clone()))
+            .await
+            .is_ok()
+        {}
+    };
+    tokio::time::timeout(DEADLINE, full).await.unwrap();
+    let since = Instant::now();
+    may_end.add_permits(EVENTS);
+    shutdown.cancel();
+    tokio::time::timeout(DEADLINE, running)
+        .await
+        .expect("an end")
+        .unwrap();
+    assert!(
+        since.elapsed() < Duration::from_secs(30),
+        "{:?}",
+        since.elapsed()
+    );
+    drop(nats);
+    service.stop().await;
 }

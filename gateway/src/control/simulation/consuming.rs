@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::sync::MutexGuard;
 use std::time::Duration;
 
-use edd_events::consumer::{CatchUp, Unavailable, Verdict};
+use edd_events::consumer::{CatchUp, Silence, Unavailable, Verdict};
 use edd_events::envelope::Cause;
 use edd_route::Origin;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -159,6 +159,7 @@ impl Process {
     ) {
         let others = self.world.gateways() > 1;
         let mut catch_up = CatchUp::default();
+        let mut silence = Silence::default();
         loop {
             self.world.nats(self.seat).await;
             self.world.bind(stream);
@@ -184,7 +185,7 @@ impl Process {
             let mut look_at = Instant::now();
             loop {
                 if !through.replace(catch_up.is_done()) && through.get() {
-                    let all = 1..=of.last_sequence;
+                    let all = 1..=catch_up.target();
                     super::model::are_durable(&self.world, (stream, making), all);
                 }
                 if others {
@@ -201,9 +202,18 @@ impl Process {
                     if !catch_up.is_done() && Instant::now() >= look_at {
                         let (state, _) = self.world.states(stream);
                         self.world.point(self.seat).await;
-                        catch_up.look(&state);
+                        catch_up.look(&state, Instant::now());
                         look_at = Instant::now() + LOOK_INTERVAL;
+                        if catch_up.is_quiet(Instant::now()) {
+                            self.world.lock().counts.bound_again += 1;
+                            break;
+                        }
                         continue;
+                    }
+                    let (state, _) = self.world.states(stream);
+                    if silence.look(&state, Instant::now()) {
+                        self.world.lock().counts.bound_again += 1;
+                        break;
                     }
                     let news = self.world.news.notified();
                     let _ = tokio::time::timeout(LOOK_INTERVAL, news).await;

@@ -29,6 +29,8 @@ pub(super) struct Counts {
     pub(super) checks: u64,
     /// Readings of what was delivered before.
     pub(super) read: u64,
+    /// Those who were given the rest kept silent.
+    pub(super) bound_again: u64,
     /// Rare: need not be seen.
     pub(super) left_out: u64,
     /// Of everything that was told, so that two runs can be compared.
@@ -36,7 +38,7 @@ pub(super) struct Counts {
 }
 
 impl Counts {
-    fn each(&mut self) -> [&mut u64; 22] {
+    fn each(&mut self) -> [&mut u64; 23] {
         [
             &mut self.messages,
             &mut self.crashes,
@@ -58,6 +60,7 @@ impl Counts {
             &mut self.announcements,
             &mut self.checks,
             &mut self.read,
+            &mut self.bound_again,
             &mut self.left_out,
             &mut self.told,
         ]
