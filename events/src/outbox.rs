@@ -4,11 +4,14 @@
 //! Owns: the rows of the table `outbox` and the relay that publishes them,
 //! oldest first and pipelined, and deletes each after the stream's
 //! acknowledgement. A crash in between publishes again under the same message
-//! id: the stream drops it within two minutes, consumers after that. The table
-//! itself comes with the service's migrations ([`TABLE`]).
+//! id: the stream drops it within two minutes, consumers after that. A database
+//! that fails in between is no reason to ([`Published`]). The table itself comes
+//! with the service's migrations ([`TABLE`]).
+
+mod published;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -31,11 +34,13 @@ use crate::{
     Metrics,
     backoff::Backoff,
     bus::{Acknowledgement, AnyBus, Bus as _},
+    consumer::REMOVAL_MAX,
     envelope::Cause,
     event::PAYLOAD_LEN_MAX,
     signature::Signer,
-    stream::{StreamSpec, spec_of},
+    stream::{DUPLICATE_WINDOW, StreamSpec, spec_of},
 };
+pub use published::Published;
 
 /// The table, for the migrations of the services. `created_at` is in
 /// milliseconds since 1970.
@@ -79,6 +84,10 @@ const BATCH_MAX: usize = 256;
 /// The stream acknowledges a whole pass within this, or what is missing is
 /// published again.
 const ACK_TIMEOUT: Duration = Duration::from_secs(5);
+/// Rows are published within this after they were read. A process that stood still does not know
+/// whether another relay of the same database has published and deleted them meanwhile, and the
+/// stream remembers their ids for [`DUPLICATE_WINDOW`] only.
+const FRESH_MAX: Duration = Duration::from_secs(DUPLICATE_WINDOW.as_secs() / 2);
 /// Rows that come within this after others are published with those that come then: each pass
 /// is a transaction, whose cost the events on their way in would bear.
 const REST: Duration = Duration::from_millis(10);
@@ -220,6 +229,10 @@ pub struct Relay {
     signer: Option<Arc<Signer>>,
     /// Streams known to exist.
     ensured: BTreeSet<&'static str>,
+    /// Streams that were there, and since when they are not.
+    missing: BTreeMap<&'static str, Instant>,
+    /// What the stream has already.
+    published: Published,
     /// Ids of rows that the server can never take.
     stuck: BTreeSet<i64>,
 }
@@ -242,6 +255,8 @@ enum RelayError {
     Database(#[from] sqlx::Error),
     #[error(transparent)]
     Ensure(#[from] crate::stream::EnsureError),
+    #[error("stream {0} was removed: it is made anew in a moment")]
+    Removed(&'static str),
     #[error("publishing {subject}: {source}")]
     Publish {
         subject: String,
@@ -264,6 +279,8 @@ impl Relay {
             replicas: 1,
             signer: None,
             ensured: BTreeSet::new(),
+            missing: BTreeMap::new(),
+            published: Published::default(),
             stuck: BTreeSet::new(),
         }
     }
@@ -273,6 +290,13 @@ impl Relay {
     pub fn with_streams(mut self, streams: &[StreamSpec], replicas: usize) -> Self {
         self.streams = streams.to_vec();
         self.replicas = replicas;
+        self
+    }
+
+    /// Knows what an earlier relay of the same database has published.
+    #[must_use]
+    pub fn with_published(mut self, published: Published) -> Self {
+        self.published = published;
         self
     }
 
@@ -374,6 +398,7 @@ impl Relay {
     /// Cancel safety: a row whose acknowledgement was not seen stays and is
     /// published again under the same message id.
     async fn pass(&mut self) -> Result<usize, RelayError> {
+        let read = Instant::now();
         let rows = self.oldest().await?;
         self.metrics.outbox_pending(if rows.len() < BATCH_MAX {
             rows.len() as u64 + self.stuck.len() as u64
@@ -383,6 +408,10 @@ impl Relay {
         if rows.is_empty() {
             return Ok(0);
         }
+        let known = self.published.among(rows.iter().map(|row| &*row.event_id));
+        let (there, rows): (Vec<_>, Vec<_>) = rows
+            .into_iter()
+            .partition(|row| known.contains(&row.event_id));
         for row in &rows {
             if let Some(spec) = spec_of(&row.subject) {
                 self.ensure_stream(spec).await?;
@@ -395,10 +424,11 @@ impl Relay {
         let deadline = Instant::now() + ACK_TIMEOUT;
         let mut sent = Vec::with_capacity(rows.len());
         for row in rows {
-            let future = self.send(&row, deadline).await;
+            let future = self.send(&row, read, deadline).await;
             sent.push((row, future));
         }
-        let mut done = Vec::with_capacity(sent.len());
+        let mut done: Vec<i64> = there.iter().map(|row| row.id).collect();
+        let mut published = Vec::with_capacity(sent.len());
         let mut failure = None;
         for (row, future) in sent {
             match await_ack(future, deadline, lost.clone()).await {
@@ -412,6 +442,7 @@ impl Relay {
                         "published"
                     );
                     done.push(row.id);
+                    published.push(row.event_id);
                 }
                 Err(error) => {
                     self.metrics.published(&row.subject, "failed");
@@ -422,7 +453,9 @@ impl Relay {
                 }
             }
         }
+        self.published.add(published);
         self.delete(&done).await?;
+        self.published.forget();
         match failure {
             None => Ok(done.len()),
             Some((subject, source)) => Err(RelayError::Publish { subject, source }),
@@ -444,14 +477,32 @@ impl Relay {
     }
 
     async fn ensure_stream(&mut self, spec: &StreamSpec) -> Result<(), RelayError> {
-        if !self.ensured.contains(spec.name) {
-            self.bus.ensure(spec, self.replicas).await?;
-            self.ensured.insert(spec.name);
+        if self.ensured.contains(spec.name) {
+            return Ok(());
         }
+        // Not made anew while the server may still be removing it. It may also be there: JetStream
+        // that is starting takes nothing either.
+        if let Some(since) = self.missing.get(spec.name)
+            && since.elapsed() < REMOVAL_MAX
+            && matches!(self.bus.stream_state(spec.name).await, Ok(None))
+        {
+            return Err(RelayError::Removed(spec.name));
+        }
+        self.bus.ensure(spec, self.replicas).await?;
+        self.ensured.insert(spec.name);
+        self.missing.remove(spec.name);
         Ok(())
     }
 
-    async fn send(&self, row: &Row, deadline: Instant) -> Result<Acknowledgement, PublishError> {
+    async fn send(
+        &self,
+        row: &Row,
+        read: Instant,
+        deadline: Instant,
+    ) -> Result<Acknowledgement, PublishError> {
+        if read.elapsed() > FRESH_MAX {
+            return Err(PublishError::new(PublishErrorKind::TimedOut));
+        }
         let mut headers = HeaderMap::new();
         let cause = Cause {
             correlation_id: row.correlation_id.clone(),
@@ -477,8 +528,10 @@ impl Relay {
         match error.kind() {
             // Somebody removed the stream (or JetStream is still starting).
             PublishErrorKind::StreamNotFound => {
-                if let Some(spec) = spec_of(&row.subject) {
-                    self.ensured.remove(spec.name);
+                if let Some(spec) = spec_of(&row.subject)
+                    && self.ensured.remove(spec.name)
+                {
+                    self.missing.entry(spec.name).or_insert_with(Instant::now);
                 }
             }
             PublishErrorKind::MaxPayloadExceeded if self.stuck.len() < STUCK_MAX => {
@@ -528,4 +581,41 @@ async fn await_ack(
         () = lost => return Err(PublishError::new(PublishErrorKind::BrokenPipe)),
     };
     Ok(ack.duplicate)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{bus::MemoryBus, stream::COMPUTE};
+
+    /// A process that stood still, and another one that has published and deleted them since.
+    #[tokio::test]
+    async fn rows_that_were_read_long_ago_are_not_published() {
+        let folder = tempfile::tempdir().unwrap();
+        let url = edd_store::DatabaseUrl::Sqlite(folder.path().join("test.db"));
+        let database = Database::open(&url).await.unwrap();
+        let bus = MemoryBus::new();
+        bus.ensure(&COMPUTE, 1).await.unwrap();
+        let relay = Relay::new(database, bus.clone(), Metrics::default());
+        let row = Row {
+            id: 1,
+            event_id: "e1".into(),
+            subject: "compute.container.c1.created".into(),
+            payload: Vec::new(),
+            correlation_id: None,
+            causation_id: None,
+            traceparent: None,
+        };
+        tokio::time::pause();
+        let read = Instant::now();
+        let send = async || {
+            let deadline = Instant::now() + ACK_TIMEOUT;
+            relay.send(&row, read, deadline).await.map(drop)
+        };
+        send().await.unwrap();
+        tokio::time::advance(FRESH_MAX + Duration::from_secs(1)).await;
+        let late = send().await.unwrap_err();
+        assert_eq!(late.kind(), PublishErrorKind::TimedOut);
+        assert_eq!(bus.messages(COMPUTE.name).len(), 1);
+    }
 }

@@ -10,6 +10,7 @@ mod event_store;
 mod failures;
 mod outages;
 mod permissions;
+mod relay;
 mod requests;
 mod signatures;
 mod streams;

@@ -30,6 +30,8 @@ use async_nats::jetstream;
 use edd_events::connect::connect;
 use edd_events::dead_letter::Letters;
 use tokio::sync::{mpsc, oneshot, watch};
+use edd_events::outbox::Published;
+use futures_util::FutureExt as _;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -244,6 +246,7 @@ pub async fn start(inputs: Inputs) -> anyhow::Result<Control> {
     let database = Database {
         shared: Arc::clone(&shared),
         relay,
+        published: Published::default(),
         writer: commands.clone(),
         opened,
         history,

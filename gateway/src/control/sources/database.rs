@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::jetstream::Context;
-use edd_events::outbox::Relay;
+use edd_events::outbox::{Published, Relay};
 use edd_events::signature::Signer;
 use edd_events::stream::{AUTH, COMPUTE, GATEWAY};
 use edd_store::DatabaseUrl;
@@ -56,6 +56,8 @@ pub struct RelayParts {
     pub replicas: usize,
     /// Signs what is published.
     pub signer: Option<Arc<Signer>>,
+    /// What was published before the database failed, and is still in it.
+    pub published: Published,
     /// Counts what is published.
     pub metrics: edd_events::Metrics,
 }
@@ -155,6 +157,7 @@ impl Database {
             Relay::new(store.database().clone(), parts.js, parts.metrics)
                 .with_streams(&[AUTH, COMPUTE, GATEWAY], parts.replicas)
                 .with_signer(parts.signer)
+                .with_published(parts.published)
         });
         let session = Session {
             number: opened.number,
