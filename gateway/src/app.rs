@@ -282,6 +282,14 @@ impl ControlPath {
         true
     }
 
+    /// Ready when what runs is of no use any more.
+    async fn broken(&self) {
+        match &self.running {
+            Some(control) => control.broken().await,
+            None => std::future::pending().await,
+        }
+    }
+
     /// After it has been asked to end, and nobody else uses what it will use.
     async fn resume(&mut self, shared: &Arc<Shared>, face: &Face) {
         if self
@@ -291,6 +299,10 @@ impl ControlPath {
         {
             return;
         }
+        self.start_again(shared, face).await;
+    }
+
+    async fn start_again(&mut self, shared: &Arc<Shared>, face: &Face) {
         while !self.stop().await {
             error!(
                 "the control path has not ended and cannot start again, the table in use goes on"
@@ -332,6 +344,16 @@ impl Running {
                 Some(()) = self.hangup.recv() => {
                     // Files may lie on a disk that is away.
                     if shutdown.run_until_cancelled(self.reload()).await.is_none() {
+                        break;
+                    }
+                }
+                () = self.control.broken() => {
+                    let again = async {
+                        // What it panicked at may be there still.
+                        tokio::time::sleep(RESTART_PAUSE).await;
+                        self.control.start_again(&self.shared, &self.face).await;
+                    };
+                    if shutdown.run_until_cancelled(again).await.is_none() {
                         break;
                     }
                 }
@@ -453,6 +475,9 @@ async fn next(successors: Option<&Successors>) -> Result<Successor, TakeOverErro
         None => std::future::pending().await,
     }
 }
+
+/// Before a control path that has panicked is started again.
+const RESTART_PAUSE: Duration = Duration::from_secs(1);
 
 /// What is left of the access log at the end is written within this.
 const FLUSH_LIMIT: Duration = Duration::from_secs(2);

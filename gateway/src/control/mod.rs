@@ -22,6 +22,7 @@ pub mod status;
 pub mod store;
 pub mod writer;
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -29,9 +30,9 @@ use std::time::Duration;
 use async_nats::jetstream;
 use edd_events::connect::connect;
 use edd_events::dead_letter::Letters;
-use tokio::sync::{mpsc, oneshot, watch};
 use edd_events::outbox::Published;
 use futures_util::FutureExt as _;
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -130,6 +131,8 @@ pub struct Control {
     shutdown: CancellationToken,
     /// After the others: writer and database write down what they did last.
     last: CancellationToken,
+    /// The writer has panicked: nothing changes any more.
+    broken: CancellationToken,
     tasks: TaskTracker,
     last_tasks: TaskTracker,
 }
@@ -189,6 +192,7 @@ pub async fn start(inputs: Inputs) -> anyhow::Result<Control> {
         reloads,
         shutdown: CancellationToken::new(),
         last: CancellationToken::new(),
+        broken: CancellationToken::new(),
         tasks: TaskTracker::new(),
         last_tasks: TaskTracker::new(),
     };
@@ -213,9 +217,10 @@ pub async fn start(inputs: Inputs) -> anyhow::Result<Control> {
     ));
     let writing = writer.run(queue, control.last.child_token());
     let no_more = no_more.drop_guard();
+    let writing = watched(writing, board.clone(), control.broken.clone());
     control.last_tasks.spawn(async move {
         writing.await;
-        // Also when it panics: no table comes after this.
+        // No table comes after this.
         drop(no_more);
     });
     control.tasks.spawn(routes_watch::run(
@@ -241,12 +246,12 @@ pub async fn start(inputs: Inputs) -> anyhow::Result<Control> {
         js: jetstream::new(client.clone()),
         replicas: nats.replicas,
         signer: nats.signer.clone(),
+        published: Published::default(),
         metrics: events_metrics.clone(),
     });
     let database = Database {
         shared: Arc::clone(&shared),
         relay,
-        published: Published::default(),
         writer: commands.clone(),
         opened,
         history,
@@ -320,6 +325,11 @@ impl Control {
         ended
     }
 
+    /// Ready when it is of no use any more: to be stopped, and another one to be started.
+    pub async fn broken(&self) {
+        self.broken.cancelled().await;
+    }
+
     /// Whether it has been told to end.
     pub fn is_ending(&self) -> bool {
         self.shutdown.is_cancelled()
@@ -330,6 +340,19 @@ impl Drop for Control {
     fn drop(&mut self) {
         self.shutdown.cancel();
         self.last.cancel();
+    }
+}
+
+/// Runs the writer; says so if it panics, which is a bug of ours and no reason to serve an old
+/// table for ever, as if nothing came in any more.
+async fn watched(writing: impl Future<Output = ()>, board: StatusBoard, broken: CancellationToken) {
+    if AssertUnwindSafe(writing).catch_unwind().await.is_err() {
+        tracing::error!("the writer of the table panicked: the table in use goes on");
+        board.update(|status| {
+            status.database = DatabaseStatus::Unavailable;
+            status.caught_up = false;
+        });
+        broken.cancel();
     }
 }
 
@@ -399,6 +422,23 @@ mod tests {
 
     use super::*;
 
+    /// Nothing would ever be in force again, and nobody would know.
+    #[tokio::test]
+    async fn a_writer_that_panics_is_noticed() {
+        let board = StatusBoard::new(true);
+        let broken = CancellationToken::new();
+        board.update(|status| {
+            status.nats = NatsStatus::Connected;
+            status.database = DatabaseStatus::Ok;
+            status.caught_up = true;
+        });
+        watched(std::future::ready(()), board.clone(), broken.clone()).await;
+        assert!(board.now().is_whole() && !broken.is_cancelled());
+        let panics = async { assert!(broken.is_cancelled(), "a bug") };
+        watched(panics, board.clone(), broken.clone()).await;
+        assert!(!board.now().is_whole() && broken.is_cancelled());
+    }
+
     /// Two writers at once is what a successor must not meet.
     #[tokio::test(start_paused = true)]
     async fn what_has_not_ended_is_not_said_to_have() {
@@ -407,6 +447,7 @@ mod tests {
             reloads,
             shutdown: CancellationToken::new(),
             last: CancellationToken::new(),
+            broken: CancellationToken::new(),
             tasks: TaskTracker::new(),
             last_tasks: TaskTracker::new(),
         };

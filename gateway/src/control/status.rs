@@ -88,7 +88,7 @@ impl Status {
 
     /// Whether changes come in and are kept, and none is missing for good.
     pub fn is_whole(&self) -> bool {
-        self.is_through() && self.snapshot_wanted.is_none()
+        self.is_through() && !self.paused && self.snapshot_wanted.is_none()
     }
 
     /// Whether all is in effect that can be without a snapshot.
@@ -167,6 +167,22 @@ mod tests {
         let status = board.now();
         assert!(!status.starting && !status.is_whole() && status.stale_since.is_some());
         board.update(|status| status.snapshot_wanted = None);
+        assert!(board.now().is_whole() && board.now().stale_since.is_none());
+    }
+
+    /// Whatever they wait for: the table may be older than they are.
+    #[test]
+    fn while_events_wait_it_is_not_whole() {
+        let board = StatusBoard::new(true);
+        board.update(|status| {
+            status.nats = NatsStatus::Connected;
+            status.database = DatabaseStatus::Ok;
+            status.caught_up = true;
+        });
+        board.update(|status| status.paused = true);
+        let status = board.now();
+        assert!(!status.starting && !status.is_whole() && status.stale_since.is_some());
+        board.update(|status| status.paused = false);
         assert!(board.now().is_whole() && board.now().stale_since.is_none());
     }
 
