@@ -1,4 +1,4 @@
-//! Which errors are the world's fault.
+//! Whose fault an error is.
 
 use sqlx::Error;
 
@@ -23,6 +23,32 @@ pub fn is_away(error: &Error) -> bool {
         }),
         _ => false,
     }
+}
+
+/// Whether it is the fault of values, which were given to the statement or found by it: those of
+/// somebody else would not fail, and these always will.
+pub fn is_about_values(error: &Error) -> bool {
+    match error {
+        Error::ColumnDecode { .. } | Error::Decode(_) | Error::Encode(_) => true,
+        Error::Database(refused) => refused.code().is_some_and(|code| {
+            if refused
+                .try_downcast_ref::<sqlx::postgres::PgDatabaseError>()
+                .is_some()
+            {
+                // Data exceptions, violated constraints.
+                matches!(code.get(..2), Some("22" | "23"))
+            } else {
+                sqlite_values(&code)
+            }
+        }),
+        _ => false,
+    }
+}
+
+/// SQLITE_TOOBIG, _CONSTRAINT, _MISMATCH and their extended codes.
+fn sqlite_values(code: &str) -> bool {
+    code.parse::<u32>()
+        .is_ok_and(|code| matches!(code & 0xff, 18..=20))
 }
 
 /// PostgreSQL's classes (documentation, appendix A): 08 connection, 53 resources,
@@ -58,6 +84,29 @@ mod tests {
         }
         for code in ["1", "19", "2067", ""] {
             assert!(!sqlite(code), "{code}");
+        }
+        for code in ["18", "19", "2067"] {
+            assert!(sqlite_values(code), "{code}");
+        }
+        // A damaged file, a full disk, no such table.
+        for code in ["1", "11", "13", "26", "522", ""] {
+            assert!(!sqlite_values(code), "{code}");
+        }
+    }
+
+    #[test]
+    fn what_is_found_is_at_fault_and_a_pool_never() {
+        assert!(is_about_values(&Error::Decode("a damaged id".into())));
+        assert!(is_about_values(&Error::Encode("too large".into())));
+        let world = [
+            Error::PoolTimedOut,
+            Error::PoolClosed,
+            Error::RowNotFound,
+            Error::ColumnNotFound("version".into()),
+            Error::Protocol("what?".into()),
+        ];
+        for error in world {
+            assert!(!is_about_values(&error), "{error}");
         }
     }
 }

@@ -23,7 +23,7 @@ mod sqlite;
 pub mod testing;
 mod url;
 
-pub use away::is_away;
+pub use away::{is_about_values, is_away};
 pub use database::{Database, Engine, Transaction};
 pub use open::OpenError;
 pub use query::{Executor, FromRow, FromValue, Query, Value, query, query_dynamic};

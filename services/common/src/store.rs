@@ -3,10 +3,11 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use edd_events::{
+    consumer::{Unavailable, Verdict},
     event_store::{self, AppendError, Expected},
     outbox::{self, OutboxEntry},
 };
-use edd_store::{DatabaseUrl, MigrateError, OpenError, Schema, Transaction};
+use edd_store::{DatabaseUrl, MigrateError, OpenError, Schema, Transaction, is_about_values};
 
 /// Why the database cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -106,6 +107,20 @@ impl Database {
     }
 }
 
+/// What becomes of an event that the database failed on. A row that cannot be read, or a value
+/// that cannot be stored, is this event's trouble: it comes again, is a dead letter at last, and
+/// holds up no other.
+///
+/// # Errors
+/// All else is the world's fault: consumption pauses.
+pub fn failed_on(error: &edd_store::Error) -> Result<Verdict, Unavailable> {
+    let reason = format!("database: {error}");
+    match is_about_values(error) {
+        true => Ok(Verdict::Retry(reason)),
+        false => Err(Unavailable(reason)),
+    }
+}
+
 /// Now, in milliseconds since the Unix epoch.
 pub fn now_ms() -> i64 {
     SystemTime::now()
@@ -113,4 +128,16 @@ pub fn now_ms() -> i64 {
         .ok()
         .and_then(|since| i64::try_from(since.as_millis()).ok())
         .unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_its_own_values_are_an_events_fault() {
+        let damaged = edd_store::Error::Decode("a damaged container id".into());
+        assert!(matches!(failed_on(&damaged), Ok(Verdict::Retry(_))));
+        assert!(failed_on(&edd_store::Error::PoolTimedOut).is_err());
+    }
 }

@@ -6,6 +6,7 @@ use edd_events::{
     event::{Delivery, Payload},
     stream,
 };
+use edd_service::store::failed_on;
 
 use crate::store::Store;
 
@@ -37,11 +38,10 @@ impl Handler for Confirmations {
                 // The filter lets nothing else through.
                 _ => Ok(false),
             };
-            let heard = heard.map_err(|error| Unavailable(format!("database: {error}")))?;
-            verdicts.push(if heard {
-                Verdict::Applied
-            } else {
-                Verdict::Stale
+            verdicts.push(match heard {
+                Ok(true) => Verdict::Applied,
+                Ok(false) => Verdict::Stale,
+                Err(error) => failed_on(&error)?,
             });
         }
         Ok(verdicts)

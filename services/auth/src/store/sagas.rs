@@ -7,7 +7,7 @@ use edd_events::{
     inbox,
     saga::{self, Transition},
 };
-use edd_store::Transaction;
+use edd_store::{Transaction, is_about_values};
 
 use super::{Store, User};
 use crate::{
@@ -93,44 +93,57 @@ impl Store {
         Ok(deletions + self.drive_kind::<Registration>(now).await?)
     }
 
+    /// One that cannot be read keeps no other waiting.
     async fn drive_kind<W: Which>(&self, now: SystemTime) -> sqlx::Result<u64> {
         let mut announced = 0;
         for id in saga::due::<Confirmed<W>>(self.database.sql(), now, DUE_MAX).await? {
-            let mut tx = self.database.begin().await?;
-            if !saga::is_due::<Confirmed<W>>(&mut tx, &id, now).await? {
-                continue;
-            }
-            let driven = saga::drive::<Confirmed<W>>(&mut tx, &id, &Input::TimedOut, now).await?;
-            let Some(Transition { state, commands }) = driven else {
-                continue;
-            };
-            let mut given_up = false;
-            for command in commands {
-                match command {
-                    Command::AnnounceAgain => {
-                        self.announce_again::<W>(&mut tx, &state.data).await?;
-                        announced += 1;
-                    }
-                    Command::Report => given_up = true,
+            match self.drive_one::<W>(&id, now).await {
+                Ok(more) => announced += more,
+                Err(error) if is_about_values(&error) => {
+                    tracing::error!(kind = W::KIND, id, %error, "a saga cannot be driven");
                 }
+                Err(error) => return Err(error),
             }
-            tx.commit().await?;
-            let (kind, user_id, attempts) = (W::KIND, state.data.user_id, state.attempts);
-            if given_up {
-                tracing::error!(
-                    kind,
-                    user_id,
-                    attempts,
-                    "not confirmed by compute; given up"
-                );
-            } else {
-                tracing::warn!(
-                    kind,
-                    user_id,
-                    attempts,
-                    "not confirmed by compute; told again"
-                );
+        }
+        Ok(announced)
+    }
+
+    async fn drive_one<W: Which>(&self, id: &str, now: SystemTime) -> sqlx::Result<u64> {
+        let mut announced = 0;
+        let mut tx = self.database.begin().await?;
+        if !saga::is_due::<Confirmed<W>>(&mut tx, id, now).await? {
+            return Ok(announced);
+        }
+        let driven = saga::drive::<Confirmed<W>>(&mut tx, id, &Input::TimedOut, now).await?;
+        let Some(Transition { state, commands }) = driven else {
+            return Ok(announced);
+        };
+        let mut given_up = false;
+        for command in commands {
+            match command {
+                Command::AnnounceAgain => {
+                    self.announce_again::<W>(&mut tx, &state.data).await?;
+                    announced += 1;
+                }
+                Command::Report => given_up = true,
             }
+        }
+        tx.commit().await?;
+        let (kind, user_id, attempts) = (W::KIND, state.data.user_id, state.attempts);
+        if given_up {
+            tracing::error!(
+                kind,
+                user_id,
+                attempts,
+                "not confirmed by compute; given up"
+            );
+        } else {
+            tracing::warn!(
+                kind,
+                user_id,
+                attempts,
+                "not confirmed by compute; told again"
+            );
         }
         Ok(announced)
     }
@@ -172,12 +185,20 @@ impl Store {
 
 #[cfg(test)]
 mod tests {
-    use edd_events::saga::{Row, list};
+    use edd_events::{
+        consumer::{Handler as _, Verdict},
+        envelope::seal,
+        event::{Decoded, Delivery, Position, decode},
+        saga::{Row, list},
+        subject::EntityId,
+    };
+    use edd_proto::compute;
     use edd_store::{query, testing::database_of};
 
     use super::*;
     use crate::{
         identity::{DisplayName, Username},
+        sagas::Confirmations,
         store::{NewUser, Registration as Registered},
         token::Token,
     };
@@ -191,7 +212,11 @@ mod tests {
     }
 
     async fn registered(store: &Store) -> i64 {
-        let username = Username::parse("alice").unwrap();
+        registered_as(store, "alice").await
+    }
+
+    async fn registered_as(store: &Store, name: &str) -> i64 {
+        let username = Username::parse(name).unwrap();
         let new = NewUser {
             display_name: DisplayName::from(username.clone()),
             username,
@@ -271,5 +296,58 @@ mod tests {
         }
         let kept = saga::prune(store.database.sql(), Duration::from_secs(60));
         assert_eq!(kept.await.unwrap(), 0);
+    }
+
+    /// Nor does what is heard of it hold up what is heard of others.
+    #[tokio::test]
+    async fn a_saga_that_cannot_be_read_holds_up_no_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = store(folder.path()).await;
+        let damaged = registered_as(&store, "alice").await;
+        let whole = registered_as(&store, "bob").await;
+        query("UPDATE sagas SET data = '{' WHERE id = $1")
+            .bind(saga::id::<Confirmed<Registration>>(damaged))
+            .run(store.database.sql())
+            .await
+            .unwrap();
+        let waiting = outbox(&store).await;
+        let now = SystemTime::now() + TIMEOUT + Duration::from_secs(1);
+        assert_eq!(store.drive_due(now).await.unwrap(), 1);
+        assert_eq!(outbox(&store).await, waiting + 1);
+
+        let known = |id: i64| {
+            let message = compute::UserCached {
+                metadata: None,
+                user_id: id,
+            };
+            let cause = Cause::default();
+            let entry = seal("edd-compute", &EntityId::from(id), 1, message, &cause);
+            let position = Position {
+                stream: "COMPUTE".into(),
+                sequence: 1,
+                published_at: SystemTime::now(),
+            };
+            match decode(&entry.subject, &entry.payload, None, &position) {
+                Decoded::Event(event) => Delivery {
+                    event: *event,
+                    position,
+                    deliveries: 1,
+                },
+                other => panic!("{other:?}"),
+            }
+        };
+        let mut confirmations = Confirmations {
+            store: store.clone(),
+        };
+        let batch = [known(damaged), known(whole), known(999)];
+        let verdicts = confirmations.handle(&batch).await.unwrap();
+        assert!(matches!(verdicts[0], Verdict::Retry(_)), "{verdicts:?}");
+        assert_eq!(verdicts[1..], [Verdict::Applied, Verdict::Stale]);
+        let states: Vec<_> = rows(&store)
+            .await
+            .into_iter()
+            .map(|row| row.state)
+            .collect();
+        assert_eq!(states, ["running", "completed"]);
     }
 }

@@ -5,8 +5,8 @@ use edd_events::{
     event::{Delivery, Event, Payload},
     stream,
 };
+use edd_service::store::failed_on;
 
-use super::unavailable;
 use crate::{
     input::ContainerId,
     store::{RuleNews, Store},
@@ -62,15 +62,10 @@ impl Confirmations {
             target_port,
             version: event.version,
         };
-        let applied = self
-            .store
-            .apply_rule(&event.event_id, &id, &news)
-            .await
-            .map_err(|error| unavailable(&error))?;
-        Ok(if applied {
-            Verdict::Applied
-        } else {
-            Verdict::Stale
-        })
+        match self.store.apply_rule(&event.event_id, &id, &news).await {
+            Ok(true) => Ok(Verdict::Applied),
+            Ok(false) => Ok(Verdict::Stale),
+            Err(error) => failed_on(&error),
+        }
     }
 }

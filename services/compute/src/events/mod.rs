@@ -7,10 +7,3 @@
 pub(crate) mod gateway;
 pub(crate) mod outgoing;
 pub(crate) mod users;
-
-use edd_events::consumer::Unavailable;
-
-/// A database that fails is the world's fault: consumption pauses.
-fn unavailable(error: &sqlx::Error) -> Unavailable {
-    Unavailable(format!("database: {error}"))
-}

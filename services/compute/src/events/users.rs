@@ -7,8 +7,8 @@ use edd_events::{
     outbox::Waker,
     stream,
 };
+use edd_service::store::failed_on;
 
-use super::unavailable;
 use crate::{
     lifecycle::Lifecycle,
     store::{Store, UserChange, UserNews},
@@ -47,11 +47,10 @@ impl Users {
             // The filter lets nothing else through.
             return Ok(Verdict::Stale);
         };
-        let news = self
-            .store
-            .apply_user(event, user_id, &change)
-            .await
-            .map_err(|error| unavailable(&error))?;
+        let news = match self.store.apply_user(event, user_id, &change).await {
+            Ok(news) => news,
+            Err(error) => return failed_on(&error),
+        };
         if let Some(waker) = &self.waker {
             waker.wake();
         }
