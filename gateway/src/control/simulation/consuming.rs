@@ -225,7 +225,9 @@ impl Process {
                     .map(|(sequence, _)| (stream, making, *sequence));
                 self.held().extend(delivered);
                 self.world.point(self.seat).await;
-                self.work((stream, making), &batch, commands).await;
+                let restarts = again.restarts();
+                self.work((stream, making), restarts, &batch, commands)
+                    .await;
                 for (sequence, _) in &batch {
                     let deliveries = 1 + u64::from(*sequence <= before);
                     catch_up.handled(*sequence, deliveries, state.pending);
@@ -241,7 +243,13 @@ impl Process {
         }
     }
 
-    async fn work(&self, of: (usize, u32), batch: &[(u64, Message)], commands: &Commands) {
+    async fn work(
+        &self,
+        of: (usize, u32),
+        restarts: u64,
+        batch: &[(u64, Message)],
+        commands: &Commands,
+    ) {
         let (stream, making) = of;
         let sequences: Vec<u64> = batch.iter().map(|(sequence, _)| *sequence).collect();
         let verdicts = loop {
@@ -249,6 +257,7 @@ impl Process {
             let events = batch.iter().map(|(at, event)| incoming(stream, *at, event));
             let command = Command::Events {
                 batch: events.collect(),
+                restarts,
                 answer,
             };
             let sent = commands.send(command).await;

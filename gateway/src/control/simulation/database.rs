@@ -96,13 +96,18 @@ impl Rows {
         }
         // Event ids are drawn anew each time: the same twice is one entry written twice.
         self.outbox.extend(commit.outbox.iter().cloned());
+        let means = |marks: &Marks| commit.restarts.is_none_or(|of| of == marks.restarts);
         for (stream, sequence) in &commit.positions {
-            let position = &mut self.marks(stream).position;
-            *position = (*position).max(*sequence);
+            let marks = self.marks(stream);
+            if means(marks) {
+                marks.position = marks.position.max(*sequence);
+            }
         }
         for (stream, sequence) in &commit.floors {
-            let floor = &mut self.marks(stream).floor;
-            *floor = (*floor).max(*sequence);
+            let marks = self.marks(stream);
+            if means(marks) {
+                marks.floor = marks.floor.max(*sequence);
+            }
         }
         if let Some((stream, restarts)) = commit.restarted {
             let marks = self.marks(stream);

@@ -101,6 +101,11 @@ impl Again {
         self.is_through
     }
 
+    /// How often the stream's sequences had started over when they meant what they mean here.
+    pub fn restarts(&self) -> u64 {
+        self.restarts
+    }
+
     /// An event of this sequence is handled.
     pub fn handled(&mut self, sequence: u64) {
         self.position = self.position.max(sequence);
@@ -265,7 +270,7 @@ impl Again {
             stream: self.stream,
             floor,
             tries,
-            is_snapshot: false,
+            restarts: Some(self.restarts),
         };
         asked(writer, |answer| Command::Again {
             batch,

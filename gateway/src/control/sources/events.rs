@@ -517,7 +517,13 @@ impl Handler for EventHandler {
         let checks = &self.checks;
         let last = batch.iter().map(|event| event.position.sequence).max();
         let batch = batch.iter().map(|event| incoming(checks, event)).collect();
-        let verdicts = asked(&self.writer, |answer| Command::Events { batch, answer }).await?;
+        let restarts = self.again.restarts();
+        let ask = |answer| Command::Events {
+            batch,
+            restarts,
+            answer,
+        };
+        let verdicts = asked(&self.writer, ask).await?;
         self.again.handled(last.unwrap_or_default());
         Ok(verdicts)
     }

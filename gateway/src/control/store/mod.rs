@@ -124,6 +124,10 @@ pub struct Commit<'a> {
     pub positions: BTreeMap<String, u64>,
     /// Up to here all events are in it, by stream; a floor never goes back.
     pub floors: BTreeMap<String, u64>,
+    /// How often the sequences of these streams had started over when they were read. If they
+    /// have again, those two mean nothing and are not written. None: they are of the stream that
+    /// is known.
+    pub restarts: Option<u64>,
     /// How often reading on from a stream's floor was begun.
     pub tries: Option<(&'a str, u64)>,
     /// A stream, and when it was made (Unix nanoseconds).

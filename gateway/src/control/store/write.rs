@@ -199,13 +199,17 @@ fn tombstones(writing: &mut Writing, state: &State, effects: &Effects) {
 fn meta(writing: &mut Writing, commit: &Commit<'_>) {
     let positions = commit.positions.iter().map(|of| ("position", of));
     let floors = commit.floors.iter().map(|of| ("floor", of));
+    let restarts = commit.restarts.map(int);
     let row = |(what, (stream, sequence)): (&str, (&String, &u64))| {
-        json!([format!("{what}:{stream}"), int(*sequence)])
+        let known = format!("restarts:{stream}");
+        json!([format!("{what}:{stream}"), int(*sequence), known, restarts])
     };
     writing.rows(
         positions.chain(floors).map(row).collect(),
         "INSERT INTO meta (key, value) SELECT value ->> 0, CAST(value ->> 1 AS BIGINT) \
-         FROM {rows} WHERE true ON CONFLICT (key) DO UPDATE SET \
+         FROM {rows} WHERE rows.value ->> 3 IS NULL OR CAST(rows.value ->> 3 AS BIGINT) = \
+         COALESCE((SELECT known.value FROM meta AS known WHERE known.key = rows.value ->> 2), 0) \
+         ON CONFLICT (key) DO UPDATE SET \
          value = CASE WHEN meta.value > excluded.value THEN meta.value \
          ELSE excluded.value END",
     );

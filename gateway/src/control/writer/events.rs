@@ -14,11 +14,49 @@ use crate::control::store::{Commit, GatewayStore, Line};
 const BATCH_USUAL: usize = 1_000;
 
 impl<S: GatewayStore> Writer<S> {
+    /// As [`Self::events`]. Where the database does not take something of it, each by itself:
+    /// only what it does not take comes again, and holds up nothing else.
+    pub(super) async fn batch(
+        &mut self,
+        batch: &[Incoming],
+        restarts: Option<u64>,
+        reached: Option<Reached>,
+    ) -> Result<Vec<Verdict>, WriteError> {
+        match self.events(batch, restarts, reached).await {
+            Err(error) if error.is_about_values() && !batch.is_empty() => {
+                tracing::warn!(%error, events = batch.len(), "not stored together");
+            }
+            done => return done,
+        }
+        let mut verdicts = Vec::with_capacity(batch.len());
+        for event in batch {
+            let one = std::slice::from_ref(event);
+            match self.events(one, restarts, None).await {
+                Ok(one) => verdicts.extend(one),
+                Err(error) if error.is_about_values() => {
+                    // Unless nothing at all can be stored: that is no event's fault.
+                    self.events(&[], None, None).await?;
+                    verdicts.push(Verdict::Retry(error.to_string()));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        if reached.is_some() {
+            self.events(&[], restarts, reached).await?;
+        }
+        Ok(verdicts)
+    }
+
     /// Reduces a batch, stores it and puts it in force, with how far the database
     /// has their stream then, if that is known; one verdict per event.
+    ///
+    /// Where they stand means nothing any more if the sequences of their stream have started over
+    /// more often than `restarts`: a late batch of one that is gone, or that another gateway has
+    /// found to be another meanwhile.
     pub(super) async fn events(
         &mut self,
         batch: &[Incoming],
+        restarts: Option<u64>,
         reached: Option<Reached>,
     ) -> Result<Vec<Verdict>, WriteError> {
         let ids = batch.iter().map(|event| event.event_id.as_str());
@@ -64,12 +102,15 @@ impl<S: GatewayStore> Writer<S> {
         }
         // A wider gap may have been found while this snapshot was on its way.
         let fills = reached.is_some_and(|reached| {
-            reached.is_snapshot && self.gap > 0 && self.gap <= reached.floor.saturating_add(1)
+            reached.restarts.is_none()
+                && self.gap > 0
+                && self.gap <= reached.floor.saturating_add(1)
         });
         plan.cause = changed_by.cloned().unwrap_or_default();
         let commit = Commit {
             event_ids: handled.into_iter().collect(),
             positions,
+            restarts,
             floors: reached
                 .map(|reached| (reached.stream.to_owned(), reached.floor))
                 .into_iter()

@@ -101,6 +101,8 @@ pub enum Command<S> {
     Events {
         /// In the order of their stream.
         batch: Vec<Incoming>,
+        /// How often its sequences had started over when it was bound to.
+        restarts: u64,
         /// One verdict per event.
         answer: oneshot::Sender<Result<Vec<Verdict>, Unavailable>>,
     },
@@ -169,8 +171,9 @@ pub struct Reached {
     pub floor: u64,
     /// How often reading on from there was begun.
     pub tries: u64,
-    /// Also what the stream has lost: from a snapshot.
-    pub is_snapshot: bool,
+    /// How often its sequences had started over when it was read; none: it is from a snapshot,
+    /// and also what the stream has lost is there.
+    pub restarts: Option<u64>,
 }
 
 /// Owns the state and the table.
@@ -280,7 +283,8 @@ impl<S: GatewayStore> Writer<S> {
                 reached,
                 answer,
             } => {
-                let verdicts = self.events(&batch, Some(reached)).await;
+                let restarts = reached.restarts;
+                let verdicts = self.batch(&batch, restarts, Some(reached)).await;
                 self.answer(answer, verdicts);
             }
             Command::Digest(answer) => {
@@ -289,8 +293,12 @@ impl<S: GatewayStore> Writer<S> {
                 // Nobody waits any more: it is asked for again.
                 let _ = answer.send(self.state.digest());
             }
-            Command::Events { batch, answer } => {
-                let verdicts = self.events(&batch, None).await;
+            Command::Events {
+                batch,
+                restarts,
+                answer,
+            } => {
+                let verdicts = self.batch(&batch, Some(restarts), None).await;
                 self.answer(answer, verdicts);
             }
             Command::Follow(wanted) => {
@@ -418,4 +426,11 @@ enum WriteError {
     Closed,
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+impl WriteError {
+    /// Whether the database does not take what it was given: it would not at another time either.
+    fn is_about_values(&self) -> bool {
+        matches!(self, Self::Store(StoreError::Sql(error)) if edd_store::is_about_values(error))
+    }
 }

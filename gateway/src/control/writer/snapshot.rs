@@ -31,11 +31,11 @@ impl<S: GatewayStore> Writer<S> {
             stream: COMPUTE.name,
             floor: sequence,
             tries: 0,
-            is_snapshot: true,
+            restarts: None,
         };
         // What it says of some buckets only is no reason to believe all the rest.
         let reached = doubted.is_empty().then_some(reached);
-        let mut verdicts = self.events(&batch, reached).await?;
+        let mut verdicts = self.events(&batch, None, reached).await?;
         verdicts.truncate(facts);
         Ok(verdicts)
     }
