@@ -39,10 +39,17 @@ impl State {
         digest
     }
 
-    /// Makes everything in these buckets older than any event, so that what compute says next is
-    /// believed also where it has the same version. Until then its containers are not created.
-    pub fn doubt(&mut self, buckets: &[u8]) {
+    /// Makes everything in these buckets that is not newer than the stream's `sequence` older than
+    /// any event, so that what compute says as of then is believed also where it has the same
+    /// version. Until then its containers are not created. What is newer compute does not tell:
+    /// it stays, and so does what it is about.
+    pub fn doubt(&mut self, buckets: &[u8], sequence: u64) {
         let is_doubted = |bucket: u8| buckets.contains(&bucket);
+        let doubted = |stamp: &mut Stamp| {
+            if stamp.sequence <= sequence {
+                *stamp = Stamp::default();
+            }
+        };
         let containers: Vec<ContainerId> = self
             .containers()
             .map(|(id, _)| id.clone())
@@ -58,21 +65,23 @@ impl State {
                 continue;
             };
             let mut container = container.clone();
-            container.run.stamp = Stamp::default();
-            container.ssh.stamp = Stamp::default();
-            container.https.stamp = Stamp::default();
+            doubted(&mut container.run.stamp);
+            doubted(&mut container.ssh.stamp);
+            doubted(&mut container.https.stamp);
             for rule in container.rules.values_mut() {
-                rule.stamp = Stamp::default();
+                doubted(&mut rule.stamp);
             }
             // Of two that differ the earlier would count.
-            container.created = None;
+            container.created = container
+                .created
+                .filter(|created| created.sequence > sequence);
             self.forget_container(&id);
             self.restore_container(id, container);
         }
         for id in keys {
             let Some(key) = self.key(id) else { continue };
             let mut key = key.clone();
-            key.stamp = Stamp::default();
+            doubted(&mut key.stamp);
             self.forget_key(id);
             self.restore_key(id, key);
         }

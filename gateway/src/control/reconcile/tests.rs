@@ -350,6 +350,45 @@ fn a_stream_made_anew_changes_nothing_that_is_in_force() {
     assert_eq!(running.unwrap().address.to_string(), "10.0.0.3");
 }
 
+/// Compute tells what is so as of a place in the stream; what was heard since then is newer, and
+/// is not heard again.
+#[test]
+fn what_is_newer_than_a_snapshot_is_not_doubted() {
+    let ssh = |on| What::SshToggled { id: id("a"), on };
+    let (mut state, _) = run(&[
+        change(1, 1, created("a", 1)),
+        change(2, 2, started("a", "10.0.0.1")),
+        change(3, 3, ssh(true)),
+        change(4, 4, started("a", "10.0.0.2")),
+        change(1, 5, created("b", 1)),
+        change(2, 6, started("b", "10.0.0.3")),
+        change(3, 7, rule("b", 80, 8080)),
+        change(1, 8, key(9, 1)),
+    ]);
+    let told = [
+        change(3, 3, created("a", 1)),
+        change(3, 3, started("a", "10.0.0.1")),
+        change(3, 3, ssh(false)),
+    ];
+    let all: Vec<u8> = (0..=u8::MAX).collect();
+    state.doubt(&all, 3);
+    let gone = absent(&state, told.iter(), 3);
+    assert!(gone.is_empty(), "{gone:?}");
+    for change in &told {
+        state.apply(change, NOW, &mut Effects::default());
+    }
+    let address = |name: &str| {
+        let spec = state.container_spec(&id(name)).expect("it is there");
+        spec.running.expect("it runs").address.to_string()
+    };
+    assert_eq!(address("a"), "10.0.0.2");
+    let spec = state.container_spec(&id("a")).unwrap();
+    assert!(!spec.ssh_enabled, "compute is believed at the same version");
+    assert_eq!(address("b"), "10.0.0.3");
+    assert_eq!(state.container_spec(&id("b")).unwrap().rules.len(), 1);
+    assert_eq!(state.key_specs(UserId(1)).len(), 1);
+}
+
 #[test]
 fn a_rule_deleted_before_it_is_requested_stays_deleted() {
     let (state, told) = run(&[

@@ -21,7 +21,7 @@ impl<S: GatewayStore> Writer<S> {
         if !doubted.is_empty() {
             // Not stored by itself: what is doubted and not told anew is gone, what is told is
             // stored with its own stamp.
-            self.state.doubt(doubted);
+            self.state.doubt(doubted, sequence);
         }
         let facts = batch.len();
         let told = batch.iter().filter_map(|fact| fact.change.as_ref().ok());
