@@ -20,8 +20,8 @@ use crate::control::reconcile::{Effects, Record, State};
 /// A replica that lacks more rows than this reads everything instead.
 const AHEAD_MAX: i64 = 20_000;
 
-/// Rows removed by one statement: others wait for it.
-const PRUNED_AT_ONCE: i64 = 2000;
+/// Rows that one statement looks at or removes: others wait for it.
+pub(super) const PRUNED_AT_ONCE: i64 = 2000;
 
 /// What made a change.
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
@@ -419,20 +419,29 @@ pub(super) async fn prune(
         .await?;
     }
     tx.commit().await?;
+    // Row by row from the oldest: what stays is looked at once, not before each part again.
+    let mut from = 0_i64;
     loop {
-        let removed = query(
+        let part = "SELECT MAX(number) FROM (SELECT number FROM journal \
+                    WHERE number > $1 AND number <= $2 ORDER BY number LIMIT $3) AS part";
+        let part = query(part).bind(from).bind(horizon).bind(PRUNED_AT_ONCE);
+        let part: Option<i64> = part.value(database).await?;
+        let Some(to) = part else {
+            return Ok(());
+        };
+        query(
             "DELETE FROM journal WHERE number IN (SELECT old.number FROM journal AS old \
-             WHERE old.number <= $1 AND (old.after IS NULL OR EXISTS (SELECT 1 FROM journal AS new \
+             WHERE old.number > $2 AND old.number <= $3 AND (old.after IS NULL \
+             OR EXISTS (SELECT 1 FROM journal AS new \
              WHERE new.name = old.name AND new.kind = old.kind AND new.part = old.part \
-             AND new.number > old.number AND new.number <= $1)) LIMIT $2)",
+             AND new.number > old.number AND new.number <= $1)))",
         )
         .bind(horizon)
-        .bind(PRUNED_AT_ONCE)
+        .bind(from)
+        .bind(to)
         .run(database)
         .await?;
-        if removed == 0 {
-            return Ok(());
-        }
+        from = to;
     }
 }
 

@@ -237,10 +237,18 @@ impl GatewayStore for SqlStore {
     async fn prune(&self, now_ms: u64, history: History) -> Result<(), StoreError> {
         let before = int(now_ms.saturating_sub(KEPT_MS));
         for delete in [
-            "DELETE FROM inbox WHERE at < $1",
-            "DELETE FROM tombstones WHERE at < $1",
+            "DELETE FROM inbox WHERE event_id IN \
+             (SELECT event_id FROM inbox WHERE at < $1 ORDER BY at LIMIT $2)",
+            "DELETE FROM tombstones WHERE (kind, id) IN \
+             (SELECT kind, id FROM tombstones WHERE at < $1 ORDER BY at LIMIT $2)",
         ] {
-            bounded(TIMEOUT, query(delete).bind(before).run(&self.database)).await?;
+            loop {
+                let part = query(delete).bind(before).bind(journal::PRUNED_AT_ONCE);
+                let removed = bounded(TIMEOUT, part.run(&self.database)).await?;
+                if int(removed) < journal::PRUNED_AT_ONCE {
+                    break;
+                }
+            }
         }
         let kept = u64::try_from(history.kept.as_millis()).unwrap_or(u64::MAX);
         let before = now_ms.saturating_sub(kept);
@@ -352,6 +360,88 @@ mod tests {
             assert!(store.holds(before).await.unwrap(), "it is pruned");
             assert!(store.at(Past::Revision(4)).await.unwrap().is_none());
             assert!(store.at(Past::Time(4)).await.unwrap().is_none());
+        }
+    }
+
+    /// However much there is: no statement keeps others waiting for long.
+    #[tokio::test]
+    async fn what_is_old_goes_in_parts() {
+        const COUNT: usize = 4_500;
+        let folder = tempfile::tempdir().unwrap();
+        let urls = [
+            database_of(folder.path()).await,
+            Postgres::shared().await.database().await,
+        ];
+        for url in urls {
+            let store = SqlStore::open(&url).await.unwrap();
+            let ids: Vec<_> = (0..COUNT).map(|n| format!("e{n}")).collect();
+            let host = |n: usize| ["a", "b", "c"][n % 3];
+            let line = |n| Line::of_route(host(n), "/", Some("{}"));
+            let commit = Commit {
+                journal: (0..COUNT).map(line).collect(),
+                event_ids: ids.iter().map(String::as_str).collect(),
+                now_ms: 5,
+                ..Commit::default()
+            };
+            let begun = store.begin(Place::default(), &[]).await.unwrap();
+            let position = store.commit(begun.turn, &commit).await.unwrap();
+            let young = Commit {
+                event_ids: vec!["young"],
+                position,
+                now_ms: 100,
+                ..Commit::default()
+            };
+            let begun = store.begin(position, &[]).await.unwrap();
+            store.commit(begun.turn, &young).await.unwrap();
+            let dead = "INSERT INTO tombstones (kind, id, at) \
+                        SELECT 'container', event_id, at FROM inbox WHERE at = 5";
+            query(dead).run(store.database()).await.unwrap();
+            let history = History {
+                kept: Duration::from_secs(1),
+                rows_max: 1,
+            };
+            store.prune(KEPT_MS + 10, history).await.unwrap();
+            assert_eq!(left(&store).await, 3, "the last of each");
+            let count = async |sql: &'static str| -> i64 {
+                query(sql).value(store.database()).await.unwrap()
+            };
+            assert_eq!(count("SELECT COUNT(*) FROM tombstones").await, 0);
+            assert_eq!(count("SELECT COUNT(*) FROM inbox").await, 1);
+        }
+    }
+
+    /// What was read of a stream that is gone says nothing about the one in its place.
+    #[tokio::test]
+    async fn a_late_batch_of_an_old_stream_moves_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let urls = [
+            database_of(folder.path()).await,
+            Postgres::shared().await.database().await,
+        ];
+        for url in urls {
+            let store = SqlStore::open(&url).await.unwrap();
+            let handled = |restarts, sequence| Commit {
+                positions: [("COMPUTE".to_owned(), sequence)].into(),
+                floors: [("COMPUTE".to_owned(), sequence)].into(),
+                restarts,
+                ..Commit::default()
+            };
+            let marks = async |commit: Commit<'_>| {
+                let begun = store.begin(Place::default(), &[]).await.unwrap();
+                store.commit(begun.turn, &commit).await.unwrap();
+                let marks = store.load().await.unwrap().streams["COMPUTE"];
+                (marks.position, marks.floor, marks.restarts)
+            };
+            assert_eq!(marks(handled(Some(0), 900)).await, (900, 900, 0));
+            let anew = Commit {
+                stream: Some(("COMPUTE", 2)),
+                restarted: Some(("COMPUTE", 1)),
+                ..Commit::default()
+            };
+            assert_eq!(marks(anew).await, (0, 0, 1));
+            assert_eq!(marks(handled(Some(0), 901)).await, (0, 0, 1));
+            assert_eq!(marks(handled(Some(1), 7)).await, (7, 7, 1));
+            assert_eq!(marks(handled(None, 9)).await, (9, 9, 1));
         }
     }
 
