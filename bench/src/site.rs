@@ -187,12 +187,18 @@ impl Site {
     }
 
     async fn ready(&self) -> Result<bool> {
+        let answer = self.ask_admin("/readyz").await?;
+        Ok(answer.contains("\"status\":\"ready\""))
+    }
+
+    /// What its admin listener answers, head and all.
+    pub(crate) async fn ask_admin(&self, path: &str) -> Result<String> {
         let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.admin)).await?;
-        let request = b"GET /readyz HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
-        stream.write_all(request).await?;
+        let request = format!("GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await?;
-        Ok(answer.contains("\"status\":\"ready\""))
+        Ok(answer)
     }
 
     /// The first and the last container answer.

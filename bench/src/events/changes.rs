@@ -7,6 +7,7 @@ use futures_util::future::try_join_all;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
+use super::applied::Applied;
 use crate::client::Client;
 use crate::clock::Clock;
 use crate::publisher::Publisher;
@@ -69,10 +70,17 @@ pub(super) async fn effect(site: &Site, containers: u32, rate: &Rate) -> Result<
         tell.push(sender);
         looking.push(observe(site.client()?, receiver, began, clock.clone()));
     }
-    let (published, seen) = tokio::try_join!(
+    let applied = async || Applied::of(&site.ask_admin("/metrics").await?);
+    let warm = async {
+        clock.until(began + WARM_UP).await;
+        applied().await
+    };
+    let (published, seen, before) = tokio::try_join!(
         publish(&site.publisher, containers, rate, tell),
         try_join_all(looking),
+        warm,
     )?;
+    let applied = applied().await?.since(&before);
     restore(&site.publisher, containers.min(total)).await?;
     let mut samples = Samples::default();
     for part in seen {
@@ -81,6 +89,9 @@ pub(super) async fn effect(site: &Site, containers: u32, rate: &Rate) -> Result<
     let Published { held, answered } = published;
     println!("{containers:>6} containers, {held:>5.1} changes/s: publish to stream   {answered}");
     println!("{containers:>6} containers, {held:>5.1} changes/s: publish to effect   {samples}");
+    println!(
+        "{containers:>6} containers, {held:>5.1} changes/s: by the gateway's clock   {applied}"
+    );
     Ok(())
 }
 

@@ -8,6 +8,7 @@
 //! last has a change, one at a time and under so many other changes a second.
 //! Latency: paced requests to one container while nothing changes, and under the same changes.
 
+mod applied;
 mod changes;
 mod replicas;
 
