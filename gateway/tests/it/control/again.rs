@@ -111,6 +111,39 @@ async fn a_gateway_after_a_kill_waits_for_nothing() {
     assert_eq!(told.len(), COUNT, "each once");
 }
 
+/// Nor does one that runs already: what another one had in its hands when it was killed is in
+/// force soon.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_dead_was_given_is_in_force_before_it_comes_again() {
+    let bus = Bus::start().await;
+    let gateway = Gateway::start(Options::default().bus(&bus)).await;
+    until_ready(&gateway).await;
+    let nats = NatsBus::new(bus.js.clone());
+    let binding = nats.bind(&Durable::from(&SPEC), 1).await.expect("bound");
+    let mut dead = binding.subscription;
+    let mut last = String::new();
+    for n in 0.. {
+        assert!(n < 200, "never given to the other");
+        last = format!("c{n}");
+        bus.created(&last, 1).await;
+        // Perhaps it is given to the first.
+        let next = tokio::time::timeout(Duration::from_millis(200), dead.next());
+        if next.await.is_ok() {
+            break;
+        }
+    }
+    drop(dead);
+    let begun = Instant::now();
+    gateway
+        .until("what the dead was given", |table| {
+            table.container(&last).is_some()
+        })
+        .await;
+    assert!(begun.elapsed() < ACK_WAIT / 2, "{:?}", begun.elapsed());
+    until_ready(&gateway).await;
+    gateway.stop().await;
+}
+
 /// What is read past the consumer is judged as what comes from it is, and the dead letters are
 /// written once.
 #[tokio::test(flavor = "multi_thread")]

@@ -3,8 +3,11 @@
 use std::time::{Duration, Instant};
 
 use edd_daemon::cli::Exit;
+use edd_route::snapshot::Snapshot;
+use rustix::process::Signal;
 
-use super::{ready, runs_at};
+use super::replicas::process;
+use super::{get, ready, runs_at};
 use crate::support::{Bus, Gateway, Options, eventually, replace_file};
 
 const ROUTES: &str = "routes:\n- host: site.localhost\n  target: 127.0.0.1:9\n";
@@ -119,7 +122,7 @@ async fn it_follows_every_change_within_moments() {
         replace_file(&gateway.path("routes.yaml"), &text);
         eventually("the file", || async {
             std::fs::read(&file).is_ok_and(|bytes| {
-                edd_route::snapshot::Snapshot::decode(&bytes).is_ok_and(|snapshot| {
+                Snapshot::decode(&bytes).is_ok_and(|snapshot| {
                     let hosts: Vec<_> = snapshot.statics.iter().map(|s| &s.host).collect();
                     hosts == [&format!("h{n}.localhost")]
                 })
@@ -128,4 +131,43 @@ async fn it_follows_every_change_within_moments() {
         .await;
     }
     gateway.stop().await;
+}
+
+/// It is written after pauses, the longer the larger it is; the end waits for none of them.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_changes_just_before_the_end_is_in_it() {
+    const COUNT: usize = 2_000;
+    let bus = Bus::start().await;
+    for n in 0..COUNT {
+        bus.created(&format!("c{n}"), 1).await;
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    let (mut gateway, admin) = process(folder.path(), &bus, "sqlite://gateway.db").await;
+    let file = folder.path().join("data/last-good-table");
+    let written = || {
+        let bytes = std::fs::read(&file).ok()?;
+        let snapshot = Snapshot::decode(&bytes).expect("whole");
+        let c0 = snapshot.containers.iter().find(|c| c.id.as_str() == "c0")?;
+        let address = c0.running.as_ref().map(|run| run.address.to_string());
+        Some((snapshot.containers.len(), address.unwrap_or_default()))
+    };
+    for address in ["", "127.64.0.1", "127.64.0.2"] {
+        if !address.is_empty() {
+            bus.started("c0", address, None).await;
+        }
+        let expected = Some((COUNT, address.to_owned()));
+        eventually("it is written", || async { written() == expected }).await;
+    }
+    // The pause after that has just begun.
+    let last = "127.64.0.3";
+    bus.started("c0", last, None).await;
+    let wait = format!("/api/v1/wait?container=c0&address={last}&timeout=60s");
+    assert_eq!(get(admin, &wait).await.0, 200);
+    gateway.signal(Signal::TERM);
+    assert!(gateway.ended().await.success());
+    assert_eq!(written(), Some((COUNT, last.to_owned())));
+    let names = std::fs::read_dir(folder.path().join("data")).expect("a folder");
+    let names = names.map(|entry| entry.expect("an entry").file_name());
+    let left = names.filter(|name| name.to_string_lossy().starts_with("last-good-table"));
+    assert_eq!(left.count(), 1, "nothing half written stays");
 }

@@ -6,7 +6,7 @@ use edd_proto::gateway;
 use prost::Message as _;
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 
-use super::{announced, get, messages, ready, runs_at};
+use super::{announced, get, messages, ready, request, runs_at};
 use crate::support::{Bus, Gateway, Options, eventually};
 
 /// The same folder again.
@@ -482,5 +482,58 @@ async fn a_table_from_the_file_is_announced_with_its_revision() {
         })
     })
     .await;
+    gateway.stop().await;
+}
+
+/// Whatever the reason, what the database takes of a batch is in force, and the rest comes again
+/// and becomes a dead letter at last: no event keeps all others waiting.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_that_the_database_does_not_take_holds_up_no_other() {
+    use sqlx::ConnectOptions as _;
+    let bus = Bus::start().await;
+    let folder = std::sync::Arc::new(tempfile::tempdir().expect("a folder"));
+    let file = folder.path().join("own.db");
+    let options = Options {
+        folder: Some(folder),
+        ..Options::default()
+    };
+    let url = format!("sqlite://{}", file.display());
+    let gateway = Gateway::start(options.bus(&bus).flag("--database-url", url)).await;
+    until_ready(&gateway).await;
+    let beside = sqlx::sqlite::SqliteConnectOptions::new().filename(&file);
+    let mut beside = beside.connect().await.expect("connected");
+    sqlx::raw_sql(
+        "CREATE TRIGGER refused BEFORE INSERT ON containers WHEN NEW.id = 'bad' \
+         BEGIN SELECT RAISE(ABORT, 'refused'); END",
+    )
+    .execute(&mut beside)
+    .await
+    .expect("made");
+    for id in ["c0", "bad", "c1", "c2"] {
+        bus.created(id, 1).await;
+    }
+    gateway
+        .until("the others", |table| {
+            ["c0", "c1", "c2"]
+                .iter()
+                .all(|id| table.container(id).is_some())
+        })
+        .await;
+    assert!(gateway.table().container("bad").is_none());
+    let retried = "edd_gateway_events_total{subject=\"compute.container.*.created\",\
+                   result=\"retried\"}";
+    eventually("it is to come again", || async {
+        let (_, metrics) = request(gateway.admin, "GET", "/metrics").await;
+        metrics.contains(retried)
+    })
+    .await;
+    sqlx::raw_sql("DROP TRIGGER refused")
+        .execute(&mut beside)
+        .await
+        .expect("dropped");
+    gateway
+        .until("it comes again", |table| table.container("bad").is_some())
+        .await;
+    until_ready(&gateway).await;
     gateway.stop().await;
 }
