@@ -34,6 +34,9 @@ use crate::upstream::Fleet;
 
 /// NATS has to be there within this, at the start and whenever it goes away.
 const NATS_MAX: Duration = Duration::from_secs(15);
+/// Compute has to tell what the streams have lost within this, once all else is there: its
+/// first page alone may take half a minute.
+const SNAPSHOT_MAX: Duration = Duration::from_secs(40);
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 /// One question to a gateway that may be running, or to NATS.
@@ -58,7 +61,7 @@ pub struct Summary {
 ///
 /// # Errors
 /// A gateway runs, NATS does not answer, the database is not empty or cannot be
-/// used, or `shutdown` came first. A database that was begun stays and is not
+/// used, compute does not tell what the streams have lost, or `shutdown` came first. A database that was begun stays and is not
 /// complete; the next gateway goes on where this ended.
 pub async fn run(
     config: Config,
@@ -88,6 +91,7 @@ pub async fn run(
     let mut status = face.status();
     let mut looks = tokio::time::interval(LOOK_INTERVAL);
     let (mut told, mut seen) = (Instant::now(), Instant::now());
+    let mut wanted = None;
     let rebuilt = loop {
         tokio::select! {
             _ = looks.tick() => {}
@@ -95,7 +99,15 @@ pub async fn run(
         }
         let now = status.borrow_and_update().clone();
         if now.caught_up && now.database == DatabaseStatus::Ok {
-            break Ok(());
+            let Some(first) = now.snapshot_wanted else {
+                break Ok(());
+            };
+            if wanted.get_or_insert_with(Instant::now).elapsed() > SNAPSHOT_MAX {
+                break Err(anyhow!(
+                    "COMPUTE begins with its message {first} and compute does not tell what was \
+                     before: the database is not whole, the next gateway goes on asking"
+                ));
+            }
         }
         if now.nats == NatsStatus::Connected {
             seen = Instant::now();

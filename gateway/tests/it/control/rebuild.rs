@@ -9,7 +9,8 @@ use std::time::Instant;
 use edd_route::{RouteTable, UserId};
 
 use super::runs_at;
-use crate::support::{Bus, DEADLINE, Gateway, Options};
+use super::snapshot::{Compute, container, forget};
+use crate::support::{Bus, DEADLINE, Gateway, Options, free_port};
 use rustix::process::{Pid, Signal, kill_process};
 
 const FINGERPRINT: &str = "SHA256:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
@@ -96,6 +97,30 @@ async fn without_streams_to_replay_nothing_is_touched() {
     assert_eq!(code, Some(1), "{text}");
     assert!(text.contains("NATS is not there"), "{text}");
     assert!(folder.path().join("gateway.db").exists());
+}
+
+/// What the streams have lost only compute can tell: a database without it is not called rebuilt.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_streams_have_lost_has_to_come_from_compute() {
+    let bus = Bus::start().await;
+    bus.container("c1", 7, "127.64.0.1", &[]).await;
+    forget(&bus).await;
+    bus.container("c2", 7, "127.64.0.2", &[]).await;
+    let folder = tempfile::tempdir().expect("a folder");
+    std::fs::write(folder.path().join("routes.yaml"), "routes: []\n").expect("a file");
+    let admin = SocketAddr::from(([127, 0, 0, 1], free_port()));
+    let rebuilt = |name: &str| {
+        let url = format!("sqlite://{}", folder.path().join(name).display());
+        tokio::task::block_in_place(|| rebuild(&bus, folder.path(), admin, &url, &[]))
+    };
+    let (code, text) = rebuilt("half.db");
+    assert_eq!(code, Some(1), "{text}");
+    assert!(text.contains("the database is not whole"), "{text}");
+    let facts = ["c1", "c2"].map(|id| container(id, 9, "127.64.0.1", &[]));
+    let _compute = Compute::start(&bus, facts.concat(), None).await;
+    let (code, text) = rebuilt("whole.db");
+    assert_eq!(code, Some(0), "{text}");
+    assert!(text.contains("2 containers"), "{text}");
 }
 
 /// How far a database says that it has COMPUTE, if it is there and says so.

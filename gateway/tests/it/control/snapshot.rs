@@ -163,7 +163,7 @@ fn key(id: i64) -> OutboxEntry {
 }
 
 /// Forgets all that was said so far, as a week does.
-async fn forget(bus: &Bus) {
+pub(super) async fn forget(bus: &Bus) {
     let stream = bus.js.get_stream("COMPUTE").await.expect("a stream");
     stream.purge().await.expect("purged");
 }
