@@ -180,8 +180,10 @@ struct Wait {
     container: Option<String>,
     /// at this address,
     address: Option<IpAddr>,
-    /// with rules for these ports, comma-separated.
+    /// with rules for these ports, comma-separated,
     ports: Option<String>,
+    /// and SSH on or off.
+    ssh: Option<bool>,
     timeout: Option<String>,
 }
 
@@ -219,6 +221,7 @@ async fn wait(
         let run = container.running.as_ref();
         run.is_some_and(|run| wait.address.is_none_or(|address| run.address == address))
             && ports.iter().all(|port| container.rule(*port).is_some())
+            && wait.ssh.is_none_or(|on| container.ssh.is_some() == on)
     };
     let reached = async {
         loop {

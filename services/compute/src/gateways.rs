@@ -27,20 +27,23 @@ impl Gateways {
     }
 
     /// Whether, before `deadline`, every gateway serves the container at `address` with rules for
-    /// these ports.
+    /// these ports, and with SSH if it is on.
     pub(crate) async fn serve(
         &self,
         id: &str,
         address: IpAddr,
         ports: &[u16],
+        ssh_enabled: bool,
         deadline: Instant,
     ) -> bool {
         let ports: Vec<_> = ports.iter().map(u16::to_string).collect();
         let left = deadline.saturating_duration_since(Instant::now());
         // A little earlier than we give up, so that they can say so.
         let left = left.saturating_sub(Duration::from_millis(50)).as_millis();
+        // Several gateways share the events, and one may be ahead of another.
+        let ssh = if ssh_enabled { "&ssh=true" } else { "" };
         let target = format!(
-            "/api/v1/wait?container={id}&address={address}&ports={}&timeout={left}ms",
+            "/api/v1/wait?container={id}&address={address}&ports={}{ssh}&timeout={left}ms",
             ports.join(",")
         );
         let asking = async {

@@ -110,7 +110,7 @@ async fn what_one_has_stored_can_be_waited_for_at_the_other() {
     let one = Gateway::start(on(&bus, &url)).await;
     let other = Gateway::start(on(&bus, &url)).await;
     bus.container("c1", 1, "127.64.0.1", &[(80, 8080)]).await;
-    let wait = "/api/v1/wait?container=c1&address=127.64.0.1&ports=80&timeout=60s";
+    let wait = "/api/v1/wait?container=c1&address=127.64.0.1&ports=80&ssh=true&timeout=60s";
     let mut revision = 0;
     for gateway in [&one, &other] {
         let (code, answer) = get(gateway.admin, wait).await;
@@ -121,8 +121,10 @@ async fn what_one_has_stored_can_be_waited_for_at_the_other() {
     for gateway in [&one, &other] {
         let target = format!("/api/v1/wait?revision={revision}&timeout=60s");
         assert_eq!(get(gateway.admin, &target).await.0, 200);
-        let late = "/api/v1/wait?container=c1&ports=80,443&timeout=50ms";
-        assert_eq!(get(gateway.admin, late).await.0, 504);
+        for late in ["ports=80,443", "ports=80&ssh=false"] {
+            let late = format!("/api/v1/wait?container=c1&{late}&timeout=50ms");
+            assert_eq!(get(gateway.admin, &late).await.0, 504, "{late}");
+        }
     }
     assert_eq!(get(one.admin, "/api/v1/wait").await.0, 400);
     one.stop().await;

@@ -204,7 +204,11 @@ impl Api {
         };
         let rules = self.store.rules_of(id).await?;
         let ports: Vec<u16> = rules.iter().map(|rule| rule.port).collect();
-        Ok(self.gateways.serve(id, address, &ports, deadline).await)
+        let ssh = container.ssh_enabled;
+        Ok(self
+            .gateways
+            .serve(id, address, &ports, ssh, deadline)
+            .await)
     }
 
     async fn answer(&self, container: Container) -> Result<ContainerAnswer, ApiError> {

@@ -73,6 +73,12 @@ async fn the_answer_waits_until_every_gateway_serves_the_container() {
         );
     }
 
+    let with_ssh = json!({"name": "s", "ssh_enabled": true});
+    let answer = service.api.post(path, ALICE, &with_ssh).await;
+    assert_eq!(answer.body["routable"], true, "{answer:?}");
+    let asked = one.asked.lock().await.pop().unwrap();
+    assert!(asked.contains("&ports=443&ssh=true&timeout="), "{asked}");
+
     other.status.store(504, Ordering::Relaxed);
     let answer = service.api.post(path, ALICE, &json!({"name": "b"})).await;
     assert_eq!(answer.status, 201, "it exists: {answer:?}");
