@@ -115,6 +115,7 @@ pub(crate) fn decide(
                         target_port: found.upstream.port(),
                     },
                     address: found.upstream,
+                    owner: found.owner,
                 },
                 admission: found.admission,
                 timeout: None,
@@ -315,7 +316,7 @@ mod tests {
     fn containers_are_reached_by_the_rule_of_the_door() {
         let host = "c1.compute.example";
         let to = |up: &Upstream| match &up.to {
-            To::Container { key, address } => (key.clone(), *address),
+            To::Container { key, address, .. } => (key.clone(), *address),
             To::Static(route) => panic!("to {route:?}"),
         };
         let asked = ask(Door::Dynamic(8000), host, "/", None, "192.0.2.1");

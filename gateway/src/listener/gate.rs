@@ -1,7 +1,8 @@
 //! Who may connect: caps in all and per address, and no loops.
 //!
 //! One gate for all listeners, the SSH one too, and for all connections to
-//! upstreams, which have a cap of their own: one client may need many. At a cap
+//! upstreams, which have a cap of their own: one client may need many. Of these no owner of
+//! containers gets the last ones (see `shares`). At a cap
 //! the new connection is refused; those that live, live. A trusted proxy's
 //! connections count for the clients that it announces, once they are told; those
 //! of which it announces nobody count in all only, for many share them.
@@ -13,11 +14,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
+use edd_route::UserId;
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 use tokio::time::{Instant, timeout_at};
 
 use super::machine::Machine;
+use super::shares::{Share, Shares};
 use super::subscriber::subscriber;
 
 /// Why a connection is refused at the door.
@@ -35,6 +38,9 @@ pub enum Refused {
     /// There are as many connections to upstreams as there may be.
     #[error("too many connections to upstreams")]
     UpstreamLimit,
+    /// The container's owner has as many connections to containers as he may have now.
+    #[error("too many connections to containers for one owner")]
+    OwnerLimit,
 }
 
 impl Refused {
@@ -45,6 +51,7 @@ impl Refused {
             Self::Limit => "limit",
             Self::Loop => "loop",
             Self::UpstreamLimit => "upstream_limit",
+            Self::OwnerLimit => "upstream_owner_limit",
         }
     }
 }
@@ -58,6 +65,8 @@ struct State {
     open: AtomicUsize,
     max_upstreams: usize,
     upstreams: AtomicUsize,
+    /// Of these, what each owner of containers has.
+    shares: Shares,
     /// Connections to be made that wait for an idle one to go.
     waiting: AtomicUsize,
     /// Tells those who keep idle connections that somebody waits.
@@ -84,6 +93,7 @@ impl Gate {
             open: AtomicUsize::new(0),
             max_upstreams,
             upstreams: AtomicUsize::new(0),
+            shares: Shares::default(),
             waiting: AtomicUsize::new(0),
             pressed: Notify::new(),
             released: Notify::new(),
@@ -125,25 +135,39 @@ impl Gate {
         Ok(permit)
     }
 
-    /// Lets us connect to an upstream, or says that we may not. Hold the permit while it lives.
-    pub fn admit_upstream(&self) -> Result<UpstreamPermit, Refused> {
+    /// Lets us connect to an upstream, a container of `owner` if that is one, or says that we may
+    /// not. Hold the permit while it lives.
+    pub fn admit_upstream(&self, owner: Option<UserId>) -> Result<UpstreamPermit, Refused> {
+        let free = self.free_upstreams();
+        if free == 0 {
+            return Err(Refused::UpstreamLimit);
+        }
+        let shares = &self.0.shares;
+        let share = match owner {
+            Some(owner) => Some(shares.take(owner, free).ok_or(Refused::OwnerLimit)?),
+            None => None,
+        };
         let before = self.0.upstreams.fetch_add(1, Ordering::Relaxed);
         if before >= self.0.max_upstreams {
             self.0.upstreams.fetch_sub(1, Ordering::Relaxed);
             return Err(Refused::UpstreamLimit);
         }
-        Ok(UpstreamPermit(self.clone()))
+        Ok(UpstreamPermit {
+            gate: self.clone(),
+            share,
+        })
     }
 
-    /// Likewise, but at the cap an idle connection has to go first; waits for that until `deadline`.
+    /// Likewise, but at a cap an idle connection has to go first; waits for that until `deadline`.
     ///
     /// Without any (`has_idle`) only for a moment: one may just be done. Cancellation safe.
     pub async fn admit_upstream_by(
         &self,
+        owner: Option<UserId>,
         deadline: Instant,
         has_idle: impl Fn() -> bool,
     ) -> Result<UpstreamPermit, Refused> {
-        if let Ok(permit) = self.admit_upstream() {
+        if let Ok(permit) = self.admit_upstream(owner) {
             return Ok(permit);
         }
         let _waiting = Waiting::new(&self.0);
@@ -152,13 +176,13 @@ impl Gate {
             let mut released = std::pin::pin!(self.0.released.notified());
             // From here on nothing is missed.
             released.as_mut().enable();
-            if let Ok(permit) = self.admit_upstream() {
+            if let Ok(permit) = self.admit_upstream(owner) {
                 return Ok(permit);
             }
             self.0.pressed.notify_waiters();
             let until = if has_idle() { deadline } else { moment };
             if timeout_at(until, released).await.is_err() {
-                return self.admit_upstream();
+                return self.admit_upstream(owner);
             }
         }
     }
@@ -293,11 +317,16 @@ impl Drop for Permit {
 
 /// One connection to an upstream, from before it is made.
 #[derive(Debug)]
-pub struct UpstreamPermit(Gate);
+pub struct UpstreamPermit {
+    gate: Gate,
+    share: Option<Share>,
+}
 
 impl Drop for UpstreamPermit {
     fn drop(&mut self) {
-        let state = &self.0.0;
+        // Before anybody who waits for it is told.
+        self.share = None;
+        let state = &self.gate.0;
         state.upstreams.fetch_sub(1, Ordering::Relaxed);
         if state.waiting.load(Ordering::Relaxed) > 0 {
             state.released.notify_one();
@@ -384,21 +413,28 @@ mod tests {
     fn upstreams_have_a_cap_of_their_own() {
         let gate = Gate::new(1, None, 2);
         let _client = gate.admit(addr("192.0.2.1:1")).unwrap();
-        let first = gate.admit_upstream().unwrap();
-        let _second = gate.admit_upstream().unwrap();
-        assert_eq!(gate.admit_upstream().unwrap_err(), Refused::UpstreamLimit);
+        let first = gate.admit_upstream(None).unwrap();
+        let _second = gate.admit_upstream(None).unwrap();
+        assert_eq!(
+            gate.admit_upstream(None).unwrap_err(),
+            Refused::UpstreamLimit
+        );
         assert_eq!((gate.open(), gate.upstreams()), (1, 2));
         drop(first);
-        assert!(gate.admit_upstream().is_ok());
+        assert!(gate.admit_upstream(None).is_ok());
     }
 
     #[tokio::test(start_paused = true)]
     async fn at_the_cap_an_idle_connection_makes_room() {
         let gate = Gate::new(1, None, 1);
         let soon = || Instant::now() + Duration::from_millis(500);
-        let busy = gate.admit_upstream().unwrap();
+        let busy = gate.admit_upstream(None).unwrap();
         let begun = Instant::now();
-        assert!(gate.admit_upstream_by(soon(), || false).await.is_err());
+        assert!(
+            gate.admit_upstream_by(None, soon(), || false)
+                .await
+                .is_err()
+        );
         assert!(begun.elapsed() <= 2 * MOMENT, "none is idle");
         let begun = Instant::now();
         let keeper = async {
@@ -406,12 +442,51 @@ mod tests {
             assert_eq!(gate.waiting(), 1);
             drop(busy);
         };
-        let ((), permit) = tokio::join!(keeper, gate.admit_upstream_by(soon(), || true));
+        let ((), permit) = tokio::join!(keeper, gate.admit_upstream_by(None, soon(), || true));
         assert!(permit.is_ok() && begun.elapsed().is_zero());
         assert_eq!(gate.waiting(), 0);
         // One that will not go is not waited for long.
-        assert!(gate.admit_upstream_by(soon(), || true).await.is_err());
+        assert!(gate.admit_upstream_by(None, soon(), || true).await.is_err());
         assert!(!begun.elapsed().is_zero());
+    }
+
+    /// The last ones are for those who have none, who get the one that another has to give up.
+    #[tokio::test(start_paused = true)]
+    async fn an_owner_of_containers_leaves_the_last_ones_to_others() {
+        let gate = Gate::new(1, None, 10);
+        let (one, two) = (Some(UserId(1)), Some(UserId(2)));
+        let soon = || Instant::now() + Duration::from_millis(500);
+        let mut greedy: Vec<_> = std::iter::from_fn(|| gate.admit_upstream(one).ok()).collect();
+        assert_eq!(greedy.len(), 8);
+        assert_eq!(gate.admit_upstream(one).unwrap_err(), Refused::OwnerLimit);
+        let _other = gate.admit_upstream(two).unwrap();
+        let _route = gate.admit_upstream(None).unwrap();
+        assert_eq!(
+            gate.admit_upstream(two).unwrap_err(),
+            Refused::UpstreamLimit
+        );
+        greedy.truncate(5);
+        // Two that wait for their own share do not keep each other awake.
+        let begun = Instant::now();
+        let five = gate.admit_upstream(one).unwrap();
+        greedy.push(five);
+        while let Ok(more) = gate.admit_upstream(one) {
+            greedy.push(more);
+        }
+        let both = tokio::join!(
+            gate.admit_upstream_by(one, soon(), || false),
+            gate.admit_upstream_by(one, soon(), || false)
+        );
+        assert_eq!(both.0.unwrap_err(), Refused::OwnerLimit);
+        assert_eq!(both.1.unwrap_err(), Refused::OwnerLimit);
+        assert!(begun.elapsed() <= 2 * MOMENT);
+        let idle = greedy.pop();
+        let keeper = async {
+            gate.pressed().await;
+            drop(idle);
+        };
+        let ((), permit) = tokio::join!(keeper, gate.admit_upstream_by(one, soon(), || true));
+        assert!(permit.is_ok());
     }
 
     #[test]

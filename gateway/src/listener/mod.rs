@@ -6,8 +6,8 @@
 //! in, [`proxy_in`] hears whose connection it is, [`first`] reads until it is
 //! clear what a client speaks, [`serve`] gives it to whoever speaks it, with what
 //! was read put back before it ([`prefixed`]). [`answer`] and [`close`] are for
-//! those that nobody serves. [`machine`] knows our own addresses. [`rate`] counts requests per address, of which
-//! [`mod@subscriber`] says what one is.
+//! those that nobody serves. [`machine`] knows our own addresses, [`shares`] what each owner of
+//! containers has. [`rate`] counts requests per address, of which [`mod@subscriber`] says what one is.
 
 #![cfg_attr(
     not(test),
@@ -27,6 +27,7 @@ mod prefixed;
 mod proxy_in;
 mod rate;
 mod serve;
+mod shares;
 mod subscriber;
 mod worker;
 

@@ -280,7 +280,7 @@ async fn serve(
         peer: connection.peer,
         user: &login.name,
         container: login.target.id.as_str(),
-        owner: login.owner.0,
+        owner: login.target.owner.0,
         unix_user: &login.target.unix_user,
         key_id: login.target.key_id,
         fingerprint: &login.fingerprint,

@@ -10,7 +10,6 @@ use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use edd_route::UserId;
 use edd_route::decide::SshMatch;
 use russh::keys::{Algorithm, HashAlg, PublicKey};
 use russh::server::{
@@ -41,8 +40,6 @@ pub(crate) struct Login {
     pub(crate) name: String,
     /// `SHA256:…` of his key.
     pub(crate) fingerprint: String,
-    /// Whose container it is.
-    pub(crate) owner: UserId,
     /// The decision.
     pub(crate) target: SshMatch,
     /// The table that made it.
@@ -119,8 +116,6 @@ impl ClientHandler {
                 name: name.to_owned(),
                 fingerprint,
                 revision: table.revision,
-                owner: (table.container(target.id.as_str()))
-                    .map_or(UserId(0), |container| container.owner),
                 target,
             }),
             Err(refusal) => Err(refused(refusal.to_string())),
@@ -317,7 +312,7 @@ impl Handler for ClientHandler {
         connection.inner.shared.metrics.ssh_auth("accepted");
         connection.warm.begin(&connection.inner, &login.target);
         connection.audit.logged_in(login.clone());
-        let account = connection.inner.budget.account(login.owner);
+        let account = connection.inner.budget.account(login.target.owner);
         connection.flow.charge(account);
         connection.set_handle(session.handle());
         if let Some(logged_in) = self.logged_in.take() {

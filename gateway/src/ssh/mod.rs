@@ -9,8 +9,7 @@
 //! [`patience`] (what refusals cost), [`connection`] (its life), [`greeting`]
 //! (which ciphers it is offered), [`wire`] (the socket under russh), [`handler`]
 //! (what russh asks), [`upstream`] with [`hostkeys`] and [`warm`] (the way to
-//! the container), [`shares`] (how many of these), [`container`] (what russh asks there), [`bridge`] (a
-//! channel), [`uplink`] with [`flow`] and [`window`] (what waits in it for the
+//! the container), [`container`] (what russh asks there), [`bridge`] (a channel), [`uplink`] with [`flow`] and [`window`] (what waits in it for the
 //! container), [`own`] (and for the client), [`budget`] (how much may wait in
 //! all), [`pulse`] (who keeps the connections to containers alive).
 //!
@@ -48,7 +47,6 @@ mod pulse;
 mod recording;
 mod request;
 mod settings;
-mod shares;
 mod threads;
 mod uplink;
 mod upstream;

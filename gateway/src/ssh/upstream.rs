@@ -10,8 +10,8 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use edd_route::ContainerId;
 use edd_route::decide::SshMatch;
-use edd_route::{ContainerId, UserId};
 use russh::client::{self, AuthResult, Handle, Msg};
 use russh::keys::PrivateKeyWithHashAlg;
 use russh::keys::ssh_key::public::KeyData;
@@ -27,7 +27,6 @@ use super::hostkeys::{HostKeyError, HostKeys};
 use super::keyring::SshKeys;
 use super::pulse;
 use super::settings::{self, Keepalive};
-use super::shares::{Share, Shares};
 use super::wire::{BannerSeen, Wire};
 use crate::shared::Shared;
 use crate::telemetry::ConnectionGauge;
@@ -63,9 +62,6 @@ pub enum DialError {
     /// It shows a host key that it may not have.
     #[error(transparent)]
     HostKey(#[from] HostKeyError),
-    /// The container's owner has as many connections to containers as he may have now.
-    #[error("too many connections to containers for one owner")]
-    Greedy,
     /// The gateway's key is not accepted for this user.
     #[error("the gateway's key is not accepted")]
     NotAccepted,
@@ -83,7 +79,6 @@ pub(crate) struct Dialer {
     keys: SshKeys,
     host_keys: Arc<HostKeys>,
     turns: Turns,
-    shares: Shares,
     keepalive: Keepalive,
 }
 
@@ -94,7 +89,6 @@ pub(crate) struct Upstream {
     pub(crate) grants: Arc<Grants>,
     _cut: DropGuard,
     _gauge: ConnectionGauge,
-    _share: Share,
 }
 
 impl Dialer {
@@ -105,7 +99,6 @@ impl Dialer {
             keys,
             host_keys: Arc::new(HostKeys::new()),
             turns: Turns::default(),
-            shares: Shares::default(),
             keepalive,
         }
     }
@@ -115,21 +108,6 @@ impl Dialer {
         timeout(DIAL_DEADLINE, self.dial_patiently(target))
             .await
             .unwrap_or(Err(DialError::Timeout("the log-in to the container")))
-    }
-
-    /// Counts a connection for the container's owner.
-    fn share(&self, id: &ContainerId) -> Result<Share, DialError> {
-        let table = self.shared.table();
-        let owner = table
-            .container(id.as_str())
-            .map(|container| container.owner);
-        let free = self.shared.gate.free_upstreams();
-        let share = self.shares.take(owner.unwrap_or(UserId(0)), free);
-        if share.is_none() {
-            let metrics = &self.shared.metrics;
-            metrics.connection_refused("upstream_owner_limit");
-        }
-        share.ok_or(DialError::Greedy)
     }
 
     async fn dial_patiently(&self, target: &SshMatch) -> Result<Upstream, DialError> {
@@ -148,14 +126,13 @@ impl Dialer {
 
     async fn dial_once(&self, target: &SshMatch) -> Result<Upstream, DialError> {
         let _turn = self.turns.take(&target.id).await;
-        let share = self.share(&target.id)?;
         let announced = target.host_key.as_deref();
         let expected = self
             .host_keys
             .expected(&target.id, target.start, announced)?;
         let address = SocketAddr::new(target.address, self.shared.config.container_ssh_port);
         let limit = self.shared.config.timeouts.connect;
-        let socket = connect(address, limit, &self.shared).await?;
+        let socket = connect(address, target.owner, limit, &self.shared).await?;
         self.keepalive.apply_to(socket.get_ref());
 
         let cut = CancellationToken::new();
@@ -207,7 +184,6 @@ impl Dialer {
         Ok(Upstream {
             handle,
             grants,
-            _share: share,
             _cut: guard,
             _gauge: self.shared.metrics.upstream_active(),
         })

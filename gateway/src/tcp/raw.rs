@@ -111,7 +111,7 @@ async fn reach(
     to: &ContainerMatch,
 ) -> Result<Socket, ConnectError> {
     let limit = shared.config.timeouts.connect;
-    let mut socket = connect(to.upstream, limit, shared).await?;
+    let mut socket = connect(to.upstream, to.owner, limit, shared).await?;
     if shared.config.send_proxy_protocol.covers(to) {
         let failed = |source: io::Error| ConnectError::Refused {
             address: to.upstream,

@@ -10,7 +10,7 @@ use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Duration;
 
-use edd_route::{Scheme, StaticRoute};
+use edd_route::{Scheme, StaticRoute, UserId};
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
@@ -30,6 +30,8 @@ pub(crate) enum Destination {
         key: UpstreamKey,
         /// Where it answers.
         address: SocketAddr,
+        /// Whose it is.
+        owner: UserId,
     },
     /// The targets of a route.
     Static(Arc<StaticRoute>),
@@ -133,9 +135,11 @@ impl Upstreams {
                 known.budget.borrow_mut().request(now);
                 (Of::Static(known), route.spec.retries)
             }
-            Destination::Container { key, address } => {
-                (Of::Container(key, *address), RETRIES_CONTAINER)
-            }
+            Destination::Container {
+                key,
+                address,
+                owner,
+            } => (Of::Container(key, (*address, *owner)), RETRIES_CONTAINER),
         };
         Attempts {
             of,
@@ -201,7 +205,7 @@ impl Upstreams {
 
 #[derive(Clone, Debug)]
 enum Of<'f> {
-    Container(&'f UpstreamKey, SocketAddr),
+    Container(&'f UpstreamKey, (SocketAddr, UserId)),
     Static(Rc<Route>),
 }
 
@@ -235,14 +239,14 @@ impl<'f> Attempts<'f> {
                 let route = Rc::clone(route);
                 self.next_static(&route, repeatable)
             }
-            &Of::Container(key, address) => self.next_container(key, address),
+            &Of::Container(key, at) => self.next_container(key, at),
         }
     }
 
     fn next_container(
         &self,
         key: &'f UpstreamKey,
-        address: SocketAddr,
+        at: (SocketAddr, UserId),
     ) -> Result<Choice<'f>, NoTarget> {
         let mut probe = false;
         let trouble = self.fleet.trouble(key);
@@ -253,7 +257,7 @@ impl<'f> Attempts<'f> {
             }
         }
         Ok(Choice {
-            chosen: Chosen::Container(key, address),
+            chosen: Chosen::Container(key, at),
             own_key: None,
             fleet: self.fleet,
             fresh: self.fresh,
@@ -387,15 +391,15 @@ pub(crate) struct Choice<'f> {
 
 #[derive(Debug)]
 enum Chosen<'f> {
-    Container(&'f UpstreamKey, SocketAddr),
+    Container(&'f UpstreamKey, (SocketAddr, UserId)),
     Static(Rc<Route>, usize),
 }
 
 /// How to connect.
 #[derive(Debug)]
 pub(crate) enum Way<'c> {
-    /// To this address, in plain HTTP.
-    Address(SocketAddr),
+    /// To this address, in plain HTTP; whose container is there.
+    Address(SocketAddr, UserId),
     /// As the target wants it.
     Target(&'c Arc<Target>),
 }
@@ -404,7 +408,7 @@ impl Choice<'_> {
     /// How to connect.
     pub(crate) fn way(&self) -> Way<'_> {
         match &self.chosen {
-            Chosen::Container(_, address) => Way::Address(*address),
+            Chosen::Container(_, (address, owner)) => Way::Address(*address, *owner),
             // The index is of this very route.
             Chosen::Static(route, index) => Way::Target(&route.seats[*index].member.target),
         }
@@ -413,7 +417,7 @@ impl Choice<'_> {
     /// What is spoken.
     pub(crate) fn scheme(&self) -> Scheme {
         match self.way() {
-            Way::Address(_) => Scheme::Http,
+            Way::Address(..) => Scheme::Http,
             Way::Target(target) => target.scheme(),
         }
     }

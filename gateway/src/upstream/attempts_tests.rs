@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use edd_route::{
-    ContainerId, Origin, RouteTable, Settings, StaticRouteSpec, TableWriter, TargetSpec,
+    ContainerId, Origin, RouteTable, Settings, StaticRouteSpec, TableWriter, TargetSpec, UserId,
 };
 use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
@@ -393,6 +393,7 @@ async fn a_containers_trouble_ends_with_its_start() {
             target_port: 80,
         },
         address: "10.0.0.1:80".parse().unwrap(),
+        owner: UserId(1),
     };
     let (first, second) = (start(1), start(2));
     let next = |number| {

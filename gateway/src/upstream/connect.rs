@@ -4,6 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use edd_route::UserId;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
@@ -73,19 +74,23 @@ pub(crate) enum Behalf {
     Gateway,
 }
 
-/// Connects to `address` within `timeout`, without Nagle's delay.
+/// Connects to `address`, where a container of `owner` is, within `timeout`, without Nagle's
+/// delay.
 ///
 /// Cancellation safe: dropping the future gives the connection up.
 pub async fn connect(
     address: SocketAddr,
+    owner: UserId,
     timeout: Duration,
     shared: &Shared,
 ) -> Result<Socket, ConnectError> {
-    connect_by(address, Instant::now() + timeout, shared.fleet.reach()).await
+    let deadline = Instant::now() + timeout;
+    connect_by(address, Some(owner), deadline, shared.fleet.reach()).await
 }
 
 async fn connect_by(
     address: SocketAddr,
+    owner: Option<UserId>,
     deadline: Instant,
     reach: &Reach,
 ) -> Result<Socket, ConnectError> {
@@ -95,7 +100,7 @@ async fn connect_by(
     }
     let room_by = deadline.min(Instant::now() + ROOM_WAIT);
     let has_idle = || reach.metrics.has_idle_upstream();
-    let permit = reach.gate.admit_upstream_by(room_by, has_idle).await;
+    let permit = reach.gate.admit_upstream_by(owner, room_by, has_idle).await;
     let permit = permit.map_err(|refused| {
         reach.metrics.connection_refused(refused.label());
         ConnectError::Limit(refused)
@@ -117,8 +122,9 @@ pub(crate) async fn open(
     reach: &Reach,
 ) -> Result<(Io, SocketAddr), ConnectError> {
     match choice.way() {
-        Way::Address(address) => {
-            let socket = connect_by(address, Instant::now() + timeout, reach).await?;
+        Way::Address(address, owner) => {
+            let deadline = Instant::now() + timeout;
+            let socket = connect_by(address, Some(owner), deadline, reach).await?;
             Ok((Io::Plain(socket), address))
         }
         Way::Target(target) => dial(target, behalf, timeout, reach).await,
@@ -174,7 +180,7 @@ async fn connect_any(
     for address in addresses {
         let now = Instant::now();
         let share = deadline.saturating_duration_since(now) / left.max(1);
-        match connect_by(address, now + share, reach).await {
+        match connect_by(address, None, now + share, reach).await {
             Ok(stream) => return Ok((stream, address)),
             // The others would be refused too.
             Err(error @ ConnectError::Limit(_)) => return Err(error),

@@ -360,20 +360,26 @@ mod tests {
                 }
             }
             let soon = || Instant::now() + Duration::from_millis(500);
-            pool.put(&"old", Held(gate.admit_upstream().unwrap()), Instant::now());
+            pool.put(
+                &"old",
+                Held(gate.admit_upstream(None).unwrap()),
+                Instant::now(),
+            );
             tokio::time::advance(Duration::from_millis(10)).await;
             pool.put(
                 &"young",
-                Held(gate.admit_upstream().unwrap()),
+                Held(gate.admit_upstream(None).unwrap()),
                 Instant::now(),
             );
-            let third = gate.admit_upstream_by(soon(), || !pool.is_empty()).await;
+            let third = gate
+                .admit_upstream_by(None, soon(), || !pool.is_empty())
+                .await;
             assert!(third.is_ok());
             assert!(pool.take(&"old", Instant::now(), |_| true).is_none());
             let young = pool.take(&"young", Instant::now(), |_| true);
             assert!(young.is_some());
             assert!(
-                gate.admit_upstream_by(soon(), || !pool.is_empty())
+                gate.admit_upstream_by(None, soon(), || !pool.is_empty())
                     .await
                     .is_err()
             );

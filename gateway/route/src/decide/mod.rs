@@ -5,7 +5,7 @@
 use std::net::SocketAddr;
 
 use crate::fact::Admission;
-use crate::name::ContainerId;
+use crate::name::{ContainerId, UserId};
 use crate::table::{Container, RouteTable, Rule, Running};
 
 mod http;
@@ -46,6 +46,8 @@ impl Door {
 pub struct ContainerMatch {
     /// Which one.
     pub id: ContainerId,
+    /// Whose it is.
+    pub owner: UserId,
     /// Its address and the rule's target port.
     pub upstream: SocketAddr,
     /// Which start of it; with the id, the key of pooled connections.
@@ -62,6 +64,7 @@ impl ContainerMatch {
         let facts = [&run.fact, &rule.fact].into_iter().chain(https).cloned();
         Self {
             id: container.id.clone(),
+            owner: container.owner,
             upstream: SocketAddr::new(run.address, rule.target_port),
             start: run.start,
             port: rule.port,

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::fact::Admission;
-use crate::name::ContainerId;
+use crate::name::{ContainerId, UserId};
 use crate::origin::Origin;
 use crate::table::RouteTable;
 
@@ -13,6 +13,8 @@ use crate::table::RouteTable;
 pub struct SshMatch {
     /// The container.
     pub id: ContainerId,
+    /// Whose it is.
+    pub owner: UserId,
     /// The Unix user to log in as.
     pub unix_user: String,
     /// The container's address.
@@ -78,6 +80,7 @@ impl RouteTable {
             .ok_or(SshRefusal::WrongKey)?;
         Ok(SshMatch {
             id: container.id.clone(),
+            owner: container.owner,
             unix_user: unix_user.to_owned(),
             address: run.address,
             host_key: run.ssh_host_key.clone(),

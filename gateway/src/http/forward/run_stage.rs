@@ -9,7 +9,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use clap::Parser;
 use edd_http1::Trailers;
-use edd_route::{Admission, ContainerId, Door, Fact, RouteTable, Settings};
+use edd_route::{Admission, ContainerId, Door, Fact, RouteTable, Settings, UserId};
 use prometheus_client::registry::Registry;
 use tokio::runtime::Handle;
 use tokio::time::advance;
@@ -92,6 +92,7 @@ impl Stage {
             to: Destination::Container {
                 key,
                 address: ([127, 0, 0, 1], 1).into(),
+                owner: UserId(1),
             },
             admission: Admission::new(facts),
             timeout: None,

@@ -100,7 +100,7 @@ async fn reach(
 ) -> Result<(Upstream, Channel<client::Msg>), ChannelOpenFailure> {
     let inner = &connection.inner;
     let not_reached = |error: DialError| {
-        if let DialError::Greedy | DialError::Connect(ConnectError::Limit(_)) = error {
+        if let DialError::Connect(ConnectError::Limit(_)) = error {
             debug!(container = %target.id, %error, "container not reached by ssh");
             return ChannelOpenFailure::ResourceShortage;
         }

@@ -285,7 +285,7 @@ async fn at_the_cap_of_upstreams_a_channel_is_refused_until_another_ends() {
     assert_eq!(refused.status.code(), Some(255));
     let text = String::from_utf8_lossy(&refused.stderr);
     assert!(text.contains("resource shortage"), "{text}");
-    let counted = "connections_refused_total{reason=\"upstream_owner_limit\"}";
+    let counted = "connections_refused_total{reason=\"upstream_limit\"}";
     assert!(rig.metrics().contains(counted), "{}", rig.metrics());
     assert!(ssh.try_wait().unwrap().is_none(), "those that live, live");
 

@@ -27,9 +27,20 @@ impl Containers {
 
     /// Starts a container that answers on `address`, with rules `port -> target port`.
     pub(crate) fn run(&mut self, id: &str, address: IpAddr, rules: &[(u16, u16)]) {
+        self.run_of(UserId(1), id, address, rules);
+    }
+
+    /// [`Self::run`] for another owner than the usual one.
+    pub(crate) fn run_of(
+        &mut self,
+        owner: UserId,
+        id: &str,
+        address: IpAddr,
+        rules: &[(u16, u16)],
+    ) {
         let spec = ContainerSpec {
             id: ContainerId::new(id).unwrap(),
-            owner: UserId(1),
+            owner,
             name: id.to_owned(),
             running: Some(RunSpec {
                 address,

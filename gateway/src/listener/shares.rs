@@ -1,4 +1,4 @@
-//! How many connections to containers each owner may have at once.
+//! How many connections to containers each owner may have at once, whatever they are for.
 //!
 //! All of the gateway share one cap on connections to upstreams, and nobody may
 //! take the last ones: an owner gets another while it has less than
@@ -15,18 +15,18 @@ const GREED: usize = 4;
 
 /// Counts by owner. Clones share the counts.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Shares(Arc<Mutex<HashMap<UserId, usize>>>);
+pub(super) struct Shares(Arc<Mutex<HashMap<UserId, usize>>>);
 
 /// One connection of an owner.
 #[derive(Debug)]
-pub(crate) struct Share {
+pub(super) struct Share {
     shares: Shares,
     owner: UserId,
 }
 
 impl Shares {
     /// Counts another one, if the owner may have it while `free` more can be made in all.
-    pub(crate) fn take(&self, owner: UserId, free: usize) -> Option<Share> {
+    pub(super) fn take(&self, owner: UserId, free: usize) -> Option<Share> {
         let mut held = self.lock();
         let count = held.get(&owner).copied().unwrap_or(0);
         // With none free somebody may yet make room: that is the cap's own affair.
