@@ -202,6 +202,13 @@ impl ChannelAudit {
         }
     }
 
+    /// The container makes no terminal for it.
+    pub(crate) fn has_no_terminal(&self) {
+        let mut state = self.state();
+        state.terminal = None;
+        state.recording = None;
+    }
+
     /// Bytes from the client.
     pub(crate) fn arrived(&self, bytes: usize) {
         self.bytes_in.fetch_add(bytes as u64, Ordering::Relaxed);

@@ -1,10 +1,10 @@
 //! What russh asks about one client: may it log in, may it open a channel.
 //!
-//! Called from the connection's only loop, so nothing here waits for a peer.
-//! Requests of a session travel in the channel's own queue, in order with its
-//! data; what is answered here is only what must be answered at once: russh
-//! remembers one wanted reply per channel, and clients send `pty-req`, `env`
-//! and `shell` in one go.
+//! Called from the connection's only loop, so nothing here waits for a peer, or
+//! for a moment only. Requests of a session travel in the channel's own queue,
+//! in order with its data; what is answered here is only what must be answered
+//! before the next request: russh remembers one wanted reply per channel, and
+//! clients send `pty-req`, `env` and `shell` in one go (see `answers`).
 
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
@@ -19,6 +19,7 @@ use russh::{Channel, ChannelId, ChannelOpenFailure, Pty};
 use tokio::sync::oneshot;
 use tracing::debug;
 
+use super::answers::{self, Awaited};
 use super::bridge;
 use super::connection::Connection;
 use super::flow::Flow;
@@ -75,6 +76,8 @@ pub(crate) struct ClientHandler {
     unsigned: bool,
     /// Where to count a channel's bytes; a channel's task owns it.
     uplinks: HashMap<ChannelId, Weak<Uplink>>,
+    /// What containers answer to the requests of a session. No other channel has any.
+    answers: HashMap<ChannelId, Awaited>,
     windows: Windows<ChannelId>,
     forwards: Forwards,
 }
@@ -93,6 +96,7 @@ impl ClientHandler {
             login: None,
             unsigned: false,
             uplinks: HashMap::new(),
+            answers: HashMap::new(),
             windows: Windows::default(),
             forwards: Forwards::default(),
         }
@@ -190,6 +194,11 @@ impl ClientHandler {
         uplink.watch(audit);
         self.uplinks.retain(|_, uplink| uplink.strong_count() > 0);
         self.uplinks.insert(channel.id(), Arc::downgrade(&uplink));
+        let (answers, awaited) = answers::pair();
+        self.answers.retain(|_, awaited| awaited.lives());
+        if purpose == Purpose::Session {
+            self.answers.insert(channel.id(), awaited);
+        }
         bridge::spawn(
             Arc::clone(connection),
             bridge::Opening {
@@ -197,10 +206,31 @@ impl ClientHandler {
                 purpose,
                 reply,
                 uplink,
+                answers,
                 target,
                 permit,
             },
         );
+    }
+
+    /// What the container says to a request that prepares something.
+    async fn answer(&mut self, channel: ChannelId) -> bool {
+        match self.answers.get_mut(&channel) {
+            Some(awaited) => awaited.next().await,
+            None => false,
+        }
+    }
+
+    /// A request to run something: who asks for it where nothing runs has his answer.
+    fn refuse_unless_session(
+        &self,
+        channel: ChannelId,
+        session: &mut Session,
+    ) -> Result<(), russh::Error> {
+        match self.answers.contains_key(&channel) {
+            true => Ok(()),
+            false => session.channel_failure(channel),
+        }
     }
 
     /// Asks the container to listen for this client.
@@ -382,6 +412,7 @@ impl Handler for ClientHandler {
         _session: &mut Session,
     ) -> Result<(), russh::Error> {
         self.uplinks.remove(&channel);
+        self.answers.remove(&channel);
         self.windows.forget(channel);
         self.connection.forget(channel);
         Ok(())
@@ -460,8 +491,6 @@ impl Handler for ClientHandler {
         Ok(self.unlisten(Listen::Socket { path }).await)
     }
 
-    // Answered at once, whatever the container will say; see the module's text.
-
     async fn pty_request(
         &mut self,
         channel: ChannelId,
@@ -473,9 +502,12 @@ impl Handler for ClientHandler {
         _modes: &[(Pty, u32)],
         session: &mut Session,
     ) -> Result<(), russh::Error> {
-        session.channel_success(channel)
+        let accepted = self.answer(channel).await;
+        reply(session, channel, accepted)
     }
 
+    /// Answered at once, whatever the container will say: there are many of them, most want no
+    /// reply, and russh does not tell which.
     async fn env_request(
         &mut self,
         channel: ChannelId,
@@ -483,7 +515,7 @@ impl Handler for ClientHandler {
         _variable_value: &str,
         session: &mut Session,
     ) -> Result<(), russh::Error> {
-        session.channel_success(channel)
+        reply(session, channel, self.answers.contains_key(&channel))
     }
 
     async fn x11_request(
@@ -495,14 +527,50 @@ impl Handler for ClientHandler {
         _x11_screen_number: u32,
         session: &mut Session,
     ) -> Result<(), russh::Error> {
-        session.channel_success(channel)
+        let accepted = self.answer(channel).await;
+        reply(session, channel, accepted)
     }
 
     async fn agent_request(
         &mut self,
-        _channel: ChannelId,
+        channel: ChannelId,
         _session: &mut Session,
     ) -> Result<bool, russh::Error> {
-        Ok(true)
+        Ok(self.answer(channel).await)
+    }
+
+    // The container's answer to these goes to the client when it comes.
+
+    async fn shell_request(
+        &mut self,
+        channel: ChannelId,
+        session: &mut Session,
+    ) -> Result<(), russh::Error> {
+        self.refuse_unless_session(channel, session)
+    }
+
+    async fn exec_request(
+        &mut self,
+        channel: ChannelId,
+        _data: &[u8],
+        session: &mut Session,
+    ) -> Result<(), russh::Error> {
+        self.refuse_unless_session(channel, session)
+    }
+
+    async fn subsystem_request(
+        &mut self,
+        channel: ChannelId,
+        _name: &str,
+        session: &mut Session,
+    ) -> Result<(), russh::Error> {
+        self.refuse_unless_session(channel, session)
+    }
+}
+
+fn reply(session: &mut Session, channel: ChannelId, accepted: bool) -> Result<(), russh::Error> {
+    match accepted {
+        true => session.channel_success(channel),
+        false => session.channel_failure(channel),
     }
 }

@@ -13,6 +13,7 @@ use russh::{Channel, ChannelOpenFailure, client};
 use tokio::time::timeout;
 use tracing::debug;
 
+use super::answers;
 use super::bridge::{Bridge, Kind};
 use super::connection::Connection;
 use super::counting_panics;
@@ -91,6 +92,8 @@ async fn run(
         kind: Kind::Inbound,
         grants: live.grants(),
         uplink,
+        // It has no requests.
+        answers: answers::pair().0,
         down,
         up,
         has_terminal: AtomicBool::new(false),

@@ -9,8 +9,9 @@
 //! [`patience`] (what refusals cost), [`connection`] (its life), [`greeting`]
 //! (which ciphers it is offered), [`wire`] (the socket under russh), [`handler`]
 //! (what russh asks), [`upstream`] with [`hostkeys`] and [`warm`] (the way to
-//! the container), [`container`] (what russh asks there), [`bridge`] (a channel), [`uplink`] with [`flow`] and [`window`] (what waits in it for the
-//! container), [`own`] (and for the client), [`budget`] (how much may wait in
+//! the container), [`container`] (what russh asks there), [`bridge`] (a
+//! channel), [`answers`] (what the container says to its requests), [`uplink`]
+//! with [`flow`] and [`window`] (what waits in it for the container), [`own`] (and for the client), [`budget`] (how much may wait in
 //! all), [`pulse`] (who keeps the connections to containers alive).
 //!
 //! A channel that the client opens has a container's connection to itself, so
@@ -24,6 +25,7 @@
     deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)
 )]
 
+mod answers;
 mod audit;
 mod bridge;
 mod budget;

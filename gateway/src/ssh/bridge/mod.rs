@@ -25,6 +25,7 @@ use tracing::debug;
 
 pub(crate) use self::opening::{Opening, spawn};
 use self::to_client::Told;
+use super::answers::Answers;
 use super::connection::Connection;
 use super::farewell;
 use super::grants::Grants;
@@ -66,9 +67,10 @@ pub(crate) struct Bridge<'c> {
     /// Of the container's connection.
     pub(crate) grants: &'c Arc<Grants>,
     pub(crate) uplink: Arc<Uplink>,
+    pub(crate) answers: Answers,
     pub(crate) down: ChannelWriteHalf<Msg>,
     pub(crate) up: ChannelWriteHalf<client::Msg>,
-    /// Whether the client has asked for one.
+    /// Whether the client has asked for one, and the container has not refused it.
     pub(crate) has_terminal: AtomicBool,
 }
 

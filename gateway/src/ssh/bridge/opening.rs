@@ -10,6 +10,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tracing::{debug, warn};
 
 use super::{Bridge, Kind};
+use crate::ssh::answers::Answers;
 use crate::ssh::connection::Connection;
 use crate::ssh::counting_panics;
 use crate::ssh::uplink::Uplink;
@@ -22,6 +23,7 @@ pub(crate) struct Opening {
     pub(crate) purpose: Purpose,
     pub(crate) reply: ChannelOpenHandle,
     pub(crate) uplink: Arc<Uplink>,
+    pub(crate) answers: Answers,
     pub(crate) target: SshMatch,
     pub(crate) permit: OwnedSemaphorePermit,
 }
@@ -47,6 +49,7 @@ async fn run(connection: &Arc<Connection>, opening: Opening) {
         purpose,
         reply,
         uplink,
+        answers,
         target,
         permit: _permit,
     } = opening;
@@ -81,6 +84,7 @@ async fn run(connection: &Arc<Connection>, opening: Opening) {
         kind,
         grants: &upstream.grants,
         uplink,
+        answers,
         down,
         up,
         has_terminal: AtomicBool::new(false),

@@ -1,12 +1,14 @@
 //! The container's direction: data, the ends of it, exit status, in the order that clients need.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use russh::{ChannelMsg, ChannelReadHalf, Sig};
 use tokio::time::{Instant, timeout_at};
 
 use super::{Bridge, ContainerEnd, Kind};
+use crate::ssh::answers::Question;
 use crate::ssh::audit;
 use crate::ssh::downlink::{Downlink, Piece};
 
@@ -160,14 +162,8 @@ impl Bridge<'_> {
                     };
                     self.hear_exit(exit, told).await;
                 }
-                ChannelMsg::Success => {
-                    self.hear_answer(true);
-                    let _ = self.handle.channel_success(id).await;
-                }
-                ChannelMsg::Failure => {
-                    self.hear_answer(false);
-                    let _ = self.handle.channel_failure(id).await;
-                }
+                ChannelMsg::Success => self.hear_answer(true).await,
+                ChannelMsg::Failure => self.hear_answer(false).await,
                 ChannelMsg::XonXoff { client_can_do } => {
                     let _ = self.handle.xon_xoff_request(id, client_can_do).await;
                 }
@@ -177,10 +173,30 @@ impl Bridge<'_> {
         }
     }
 
-    /// The container has answered: of what it is asked, only what runs something wants an answer.
-    fn hear_answer(&self, accepted: bool) {
-        if let Some(audit) = self.uplink.audit() {
-            audit.answered(accepted);
+    /// The container has answered the first of what it was asked.
+    async fn hear_answer(&self, accepted: bool) {
+        let (id, audit) = (self.id(), self.uplink.audit());
+        match self.answers.hear() {
+            Some(Question::Run) => {
+                if let Some(audit) = audit {
+                    audit.answered(accepted);
+                }
+                let _ = match accepted {
+                    true => self.handle.channel_success(id).await,
+                    false => self.handle.channel_failure(id).await,
+                };
+            }
+            Some(question) => {
+                if question == Question::Terminal && !accepted {
+                    self.has_terminal.store(false, Ordering::Relaxed);
+                    if let Some(audit) = audit {
+                        audit.has_no_terminal();
+                    }
+                }
+                self.answers.tell(accepted);
+            }
+            // It answers unasked.
+            None => {}
         }
     }
 

@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use russh::{ChannelMsg, ChannelReadHalf};
 
 use super::{Bridge, ClientEnd, Kind};
+use crate::ssh::answers::Question;
 use crate::ssh::request::Request;
 use crate::ssh::uplink::{Excess, Item};
 
@@ -131,24 +132,35 @@ impl Bridge<'_> {
         }
     }
 
-    /// A reply is wanted where the client's reply waits for the container's.
+    /// A reply is wanted where the client's reply is the container's.
     async fn send_request(&self, request: Request) -> Result<(), russh::Error> {
         match request {
             Request::Agent => {
                 self.grants.allow_agent(self.connection);
-                self.up.agent_forward(false).await
+                self.answers.ask(Question::Forward);
+                self.up.agent_forward(true).await
             }
             Request::Env(name, value) => self.up.set_env(false, name, value).await,
-            Request::Exec(command) => self.up.exec(true, command).await,
+            Request::Exec(command) => {
+                self.answers.ask(Question::Run);
+                self.up.exec(true, command).await
+            }
             Request::Pty { term, size, modes } => {
                 let [cols, rows, width, height] = size;
+                self.answers.ask(Question::Terminal);
                 self.up
-                    .request_pty(false, &term, cols, rows, width, height, &modes)
+                    .request_pty(true, &term, cols, rows, width, height, &modes)
                     .await
             }
-            Request::Shell => self.up.request_shell(true).await,
+            Request::Shell => {
+                self.answers.ask(Question::Run);
+                self.up.request_shell(true).await
+            }
             Request::Signal(signal) => self.up.signal(signal).await,
-            Request::Subsystem(name) => self.up.request_subsystem(true, name).await,
+            Request::Subsystem(name) => {
+                self.answers.ask(Question::Run);
+                self.up.request_subsystem(true, name).await
+            }
             Request::WindowChange([cols, rows, width, height]) => {
                 self.up.window_change(cols, rows, width, height).await
             }
@@ -159,8 +171,9 @@ impl Bridge<'_> {
                 screen,
             } => {
                 self.grants.allow_x11(self.connection, single);
+                self.answers.ask(Question::Forward);
                 self.up
-                    .request_x11(false, single, protocol, cookie, screen)
+                    .request_x11(true, single, protocol, cookie, screen)
                     .await
             }
         }

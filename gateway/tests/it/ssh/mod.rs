@@ -3,6 +3,7 @@
 mod after_eof;
 mod alive;
 mod ansible;
+mod answers;
 mod clients;
 mod door;
 mod ends;

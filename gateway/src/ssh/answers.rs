@@ -1,0 +1,140 @@
+//! What a container answers to the requests of a session, and who waits for that.
+//!
+//! The answer to a request to run something goes to the client when it comes.
+//! That to `pty-req`, `x11-req` and `auth-agent-req` is told from the client
+//! connection's only loop, which waits for it: russh remembers one wanted reply
+//! per channel, and clients send the next request without waiting. So it waits
+//! for a moment only; the container has merely to make a terminal or a socket.
+
+use std::collections::VecDeque;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+/// How long a container may take; after that it is believed to be willing.
+const PATIENCE: Duration = Duration::from_millis(500);
+
+/// What a container is asked for and has to answer.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Question {
+    /// To make the agent or the display reachable.
+    Forward,
+    /// To run something.
+    Run,
+    /// To make a terminal.
+    Terminal,
+}
+
+/// What a channel's task knows of its questions.
+#[derive(Debug)]
+pub(crate) struct Answers {
+    /// Asked and not answered, in order. Short sections, two halves of one task.
+    asked: Mutex<VecDeque<Question>>,
+    told: watch::Sender<Told>,
+}
+
+/// What the connection's loop waits for.
+#[derive(Debug)]
+pub(crate) struct Awaited {
+    told: watch::Receiver<Told>,
+    /// Questions so far.
+    count: u64,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Told {
+    /// Answers so far.
+    count: u64,
+    /// The last one.
+    accepted: bool,
+}
+
+/// Of a new channel.
+pub(crate) fn pair() -> (Answers, Awaited) {
+    let (sender, receiver) = watch::channel(Told::default());
+    let answers = Answers {
+        asked: Mutex::default(),
+        told: sender,
+    };
+    let awaited = Awaited {
+        told: receiver,
+        count: 0,
+    };
+    (answers, awaited)
+}
+
+impl Answers {
+    /// The container is about to be asked.
+    pub(crate) fn ask(&self, question: Question) {
+        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        asked.push_back(question);
+    }
+
+    /// It has answered: what, if it was asked anything.
+    pub(crate) fn hear(&self) -> Option<Question> {
+        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        asked.pop_front()
+    }
+
+    /// Tells who waits; for every question but [`Question::Run`].
+    pub(crate) fn tell(&self, accepted: bool) {
+        self.told.send_modify(|told| {
+            told.count += 1;
+            told.accepted = accepted;
+        });
+    }
+}
+
+impl Awaited {
+    /// The container's answer to the next question; what it leaves unanswered, it grants. Call it
+    /// once for each question, in order.
+    pub(crate) async fn next(&mut self) -> bool {
+        self.count += 1;
+        let mine = self.count;
+        // A late answer to an earlier question is passed over.
+        let answered = self.told.wait_for(|told| told.count >= mine);
+        match timeout(PATIENCE, answered).await {
+            Ok(Ok(told)) => told.accepted,
+            // The channel has ended.
+            Ok(Err(_)) => false,
+            Err(_) => true,
+        }
+    }
+
+    /// Whether the channel's task may still answer.
+    pub(crate) fn lives(&self) -> bool {
+        self.told.has_changed().is_ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn answers_go_to_their_questions_also_late_ones() {
+        let (answers, mut awaited) = pair();
+        for question in [Question::Terminal, Question::Run, Question::Forward] {
+            answers.ask(question);
+        }
+        assert_eq!(answers.hear(), Some(Question::Terminal));
+        answers.tell(false);
+        assert!(!awaited.next().await);
+        assert_eq!(answers.hear(), Some(Question::Run));
+        assert!(awaited.next().await, "nobody has answered");
+        assert_eq!(answers.hear(), Some(Question::Forward));
+        answers.tell(true);
+        assert_eq!(answers.hear(), None, "nobody has asked");
+        let refusing = async {
+            tokio::task::yield_now().await;
+            answers.tell(false);
+        };
+        let (accepted, ()) = tokio::join!(awaited.next(), refusing);
+        assert!(!accepted, "the late answer is not this one's");
+        assert!(awaited.lives());
+        drop(answers);
+        assert!(!awaited.lives() && !awaited.next().await);
+    }
+}
