@@ -19,7 +19,7 @@ use zeroize::Zeroizing;
 
 use super::greeting::Offer;
 use super::keys::{self, Keys};
-use super::settings::{self, Keepalive};
+use super::settings::{self, Limits};
 use crate::config::Config;
 
 /// A private key as it is stored: its name, and OpenSSH's text of it.
@@ -40,7 +40,7 @@ struct Ring {
     host_rsa: bool,
     post_quantum_only: bool,
     from_database: bool,
-    keepalive: Keepalive,
+    limits: Limits,
     /// Held while the files are read or written and what is in force follows them.
     turn: Mutex<()>,
     in_force: watch::Sender<Option<Arc<InForce>>>,
@@ -73,13 +73,13 @@ const UNCONFIRMED: Duration = Duration::from_secs(2);
 
 impl SshKeys {
     /// Reads or makes the keys, unless they are another's business; then there may be none yet.
-    pub(super) async fn open(config: &Config, keepalive: Keepalive) -> anyhow::Result<Self> {
+    pub(super) async fn open(config: &Config, limits: Limits) -> anyhow::Result<Self> {
         let keys = Self(Arc::new(Ring {
             state_dir: config.state_dir.clone(),
             host_rsa: config.ssh.host_rsa,
             post_quantum_only: config.ssh.post_quantum_only,
             from_database: config.ssh.keys_in_database,
-            keepalive,
+            limits,
             turn: Mutex::default(),
             in_force: watch::Sender::new(None),
         }));
@@ -165,9 +165,8 @@ impl SshKeys {
     async fn load(&self) -> anyhow::Result<()> {
         let (state_dir, host_rsa) = (self.0.state_dir.clone(), self.0.host_rsa);
         let keys = blocking(move || Keys::load(&state_dir, host_rsa)).await?;
-        let (post_quantum_only, keepalive) = (self.0.post_quantum_only, self.0.keepalive);
-        let config =
-            |host, ciphers| settings::downstream(host, ciphers, post_quantum_only, keepalive);
+        let (post_quantum_only, limits) = (self.0.post_quantum_only, &self.0.limits);
+        let config = |host, ciphers| settings::downstream(host, ciphers, post_quantum_only, limits);
         self.0.in_force.send_replace(Some(Arc::new(InForce {
             aes_gcm: config(keys.host.clone(), settings::AES_GCM),
             everything: config(keys.host, settings::DOWNSTREAM_CIPHERS),

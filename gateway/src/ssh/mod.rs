@@ -120,7 +120,7 @@ impl SshServer {
         listener: std::net::TcpListener,
         limits: Limits,
     ) -> anyhow::Result<Self> {
-        let keys = SshKeys::open(&shared.config, limits.keepalive).await?;
+        let keys = SshKeys::open(&shared.config, limits).await?;
         let recordings = shared.config.ssh.recordings.as_ref();
         let recorder = recordings
             .map(|recordings| {
@@ -138,7 +138,7 @@ impl SshServer {
             lobby: Lobby::new(limits.startups, limits.waiting_per_address_max),
             refusals: Refusals::new(),
             budget: Budget::new(shared.config.ssh.buffer_bytes_max, shared.metrics.clone()),
-            dialer: Dialer::new(Arc::clone(&shared), keys.clone(), limits.keepalive),
+            dialer: Dialer::new(Arc::clone(&shared), keys.clone(), limits),
             keys,
             recorder: recorder.map(Arc::new),
             threads: Threads::start(shared.config.workers)

@@ -29,6 +29,8 @@ pub struct Limits {
     pub waiting_per_address_max: usize,
     /// When a peer is given up.
     pub keepalive: Keepalive,
+    /// Bytes after which we begin a key exchange, each way.
+    pub rekey_bytes: usize,
 }
 
 /// How a silent peer is told from one that is gone.
@@ -77,6 +79,7 @@ impl Default for Limits {
             },
             waiting_per_address_max: 128,
             keepalive: Keepalive::default(),
+            rekey_bytes: REKEY_BYTES,
         }
     }
 }
@@ -198,8 +201,9 @@ pub(crate) fn downstream(
     host_keys: Vec<PrivateKey>,
     ciphers: &'static [cipher::Name],
     post_quantum_only: bool,
-    keepalive: Keepalive,
+    limits: &Limits,
 ) -> Arc<server::Config> {
+    let keepalive = limits.keepalive;
     let kex = if post_quantum_only {
         KEX_POST_QUANTUM
     } else {
@@ -225,7 +229,7 @@ pub(crate) fn downstream(
             mac: Cow::Borrowed(DOWNSTREAM_MACS),
             ..preferred(Cow::Borrowed(USER_KEY_ALGORITHMS))
         },
-        limits: rekey_limits(),
+        limits: rekey_limits(limits.rekey_bytes),
         max_auth_attempts: ATTEMPTS_MAX,
         inactivity_timeout: None,
         keepalive_interval: Some(keepalive.interval),
@@ -236,7 +240,7 @@ pub(crate) fn downstream(
 }
 
 /// How containers are spoken to; `host_key` asks for exactly that key.
-pub(crate) fn upstream(host_key: Option<&Algorithm>) -> Arc<client::Config> {
+pub(crate) fn upstream(host_key: Option<&Algorithm>, limits: &Limits) -> Arc<client::Config> {
     let keys = match host_key {
         None => Cow::Borrowed(KEY_ALGORITHMS),
         Some(Algorithm::Rsa { .. }) => Cow::Owned(
@@ -252,7 +256,7 @@ pub(crate) fn upstream(host_key: Option<&Algorithm>) -> Arc<client::Config> {
             cipher: Cow::Borrowed(UPSTREAM_CIPHERS),
             ..preferred(keys)
         },
-        limits: rekey_limits(),
+        limits: rekey_limits(limits.rekey_bytes),
         channel_buffer_size: PIECES_MAX,
         inactivity_timeout: None,
         // See `pulse`.
@@ -262,10 +266,10 @@ pub(crate) fn upstream(host_key: Option<&Algorithm>) -> Arc<client::Config> {
     })
 }
 
-fn rekey_limits() -> russh::Limits {
+fn rekey_limits(bytes: usize) -> russh::Limits {
     russh::Limits {
-        rekey_write_limit: REKEY_BYTES,
-        rekey_read_limit: REKEY_BYTES,
+        rekey_write_limit: bytes,
+        rekey_read_limit: bytes,
         rekey_time_limit: REKEY_AFTER,
     }
 }
@@ -285,9 +289,10 @@ mod tests {
     #[test]
     fn no_key_lives_for_as_many_packets_as_there_are_numbers() {
         const PAYLOAD_MIN: usize = 5;
+        let usual = Limits::default();
         let limits = [
-            upstream(None).limits.clone(),
-            downstream(Vec::new(), AES_GCM, false, Keepalive::default())
+            upstream(None, &usual).limits.clone(),
+            downstream(Vec::new(), AES_GCM, false, &usual)
                 .limits
                 .clone(),
         ];

@@ -26,7 +26,7 @@ use super::grants::{Grants, Listen};
 use super::hostkeys::{HostKeyError, HostKeys};
 use super::keyring::SshKeys;
 use super::pulse;
-use super::settings::{self, Keepalive};
+use super::settings::{self, Keepalive, Limits};
 use super::wire::{BannerSeen, Wire};
 use crate::shared::Shared;
 use crate::telemetry::ConnectionGauge;
@@ -79,7 +79,7 @@ pub(crate) struct Dialer {
     keys: SshKeys,
     host_keys: Arc<HostKeys>,
     turns: Turns,
-    keepalive: Keepalive,
+    limits: Limits,
 }
 
 /// A connection to a container, logged in. Dropped, it is cut at once.
@@ -93,13 +93,13 @@ pub(crate) struct Upstream {
 
 impl Dialer {
     /// Logs in with the client key of `keys`.
-    pub(crate) fn new(shared: Arc<Shared>, keys: SshKeys, keepalive: Keepalive) -> Self {
+    pub(crate) fn new(shared: Arc<Shared>, keys: SshKeys, limits: Limits) -> Self {
         Self {
             shared,
             keys,
             host_keys: Arc::new(HostKeys::new()),
             turns: Turns::default(),
-            keepalive,
+            limits,
         }
     }
 
@@ -133,7 +133,7 @@ impl Dialer {
         let address = SocketAddr::new(target.address, self.shared.config.container_ssh_port);
         let limit = self.shared.config.timeouts.connect;
         let socket = connect(address, target.owner, limit, &self.shared).await?;
-        self.keepalive.apply_to(socket.get_ref());
+        self.limits.keepalive.apply_to(socket.get_ref());
 
         let cut = CancellationToken::new();
         // Also ends what is under way when this future is dropped.
@@ -142,7 +142,8 @@ impl Dialer {
         let grants = Arc::<Grants>::default();
         let backlog = Arc::clone(&grants.backlog);
         let wire = Wire::upstream(socket, cut.clone(), seen.clone(), Arc::clone(&backlog));
-        let config = settings::upstream(expected.as_ref().map(KeyData::algorithm).as_ref());
+        let algorithm = expected.as_ref().map(KeyData::algorithm);
+        let config = settings::upstream(algorithm.as_ref(), &self.limits);
         let handler = ContainerHandler {
             shared: Arc::clone(&self.shared),
             host_keys: Arc::clone(&self.host_keys),
@@ -178,7 +179,7 @@ impl Dialer {
         let Keepalive {
             interval,
             questions_max,
-        } = self.keepalive;
+        } = self.limits.keepalive;
         let pulse = pulse::run(Arc::clone(&handle), backlog, interval, questions_max, cut);
         tokio::spawn(pulse);
         Ok(Upstream {
