@@ -235,6 +235,9 @@ impl ClientHandler {
 
     /// Asks the container to listen for this client.
     async fn listen(&mut self, listen: Listen) -> Option<u32> {
+        if self.connection.inner.shared.drain.is_draining() {
+            return None;
+        }
         let target = self.login.as_ref()?.again(&self.connection)?;
         self.forwards.open(&self.connection, &target, listen).await
     }

@@ -215,6 +215,7 @@ async fn accept(inner: Arc<Inner>, listener: Arc<TcpListener>, _accepting: TaskT
 
 fn take_one(inner: &Arc<Inner>, stream: TcpStream, peer: SocketAddr) {
     let shared = &inner.shared;
+    let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
     let admitted = match shared.config.trusts(peer.ip()) {
         true => shared.gate.admit_messenger(peer),
         false => shared.gate.admit(peer),

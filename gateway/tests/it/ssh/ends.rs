@@ -183,6 +183,9 @@ async fn a_drain_takes_no_connections_lets_sessions_live_and_cuts_in_the_end() {
     )
     .await;
     assert_eq!(refused.status.code(), Some(255), "a new channel is refused");
+    let ask = ["-O", "forward", "-R", "127.0.0.1:0:127.0.0.1:1"];
+    let refused = output(rig.ssh_over("c1").args(ask)).await;
+    assert!(!refused.status.success(), "and so is a new forward");
     assert!(ssh.try_wait().unwrap().is_none());
     ssh.stdin
         .as_mut()
