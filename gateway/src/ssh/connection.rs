@@ -34,6 +34,9 @@ use crate::telemetry::access::SshRecord;
 /// How long a client may take to hear that it is over, before it is cut.
 const GOODBYE: Duration = Duration::from_millis(300);
 
+/// In a drain: how long a client without channels may take to go by itself.
+const LEAVE: Duration = Duration::from_secs(1);
+
 /// What a connection's tasks have in common.
 pub(crate) struct Connection {
     pub(crate) inner: Arc<Inner>,
@@ -246,6 +249,7 @@ async fn serve(
         () = connection.lost.cancelled() => {
             Some("the connection to the container was lost, and its forwarded ports with it")
         }
+        () = idle_in_drain(connection) => Some("the gateway is shutting down"),
         () = shared.drain.cut().cancelled() => Some("the gateway is shutting down"),
     };
     if let Some(text) = goodbye {
@@ -266,12 +270,7 @@ async fn serve(
     connection.gone.cancel();
     connection.warm.clear();
     // Their tasks have been told; their lines come first.
-    let ended = async {
-        let all = |max| u32::try_from(max).unwrap_or(u32::MAX);
-        let _all = connection.channels.acquire_many(all(CHANNELS_MAX)).await;
-        let _all = connection.inbound.acquire_many(all(INBOUND_MAX)).await;
-    };
-    let _ = timeout(GOODBYE, ended).await;
+    let _ = timeout(GOODBYE, no_channels(connection)).await;
     connection.uplinks().clear();
     let (channels, bytes_in, bytes_out) = connection.flow.totals();
     SshRecord {
@@ -293,6 +292,23 @@ async fn serve(
         note: connection.note.get().map(String::as_str),
     }
     .log();
+}
+
+/// Waits until no channel is open.
+async fn no_channels(connection: &Connection) {
+    let all = |max| u32::try_from(max).unwrap_or(u32::MAX);
+    let _all = connection.channels.acquire_many(all(CHANNELS_MAX)).await;
+    let _all = connection.inbound.acquire_many(all(INBOUND_MAX)).await;
+}
+
+/// Waits for a drain in which nothing is under way any more. New channels are refused by then, so
+/// a client that waits to share the connection had better make another, elsewhere.
+async fn idle_in_drain(connection: &Connection) {
+    connection.inner.shared.drain.idle().cancelled().await;
+    no_channels(connection).await;
+    // Whose last channel has just ended goes by itself, with its exit status and not with ours.
+    tokio::time::sleep(LEAVE).await;
+    no_channels(connection).await;
 }
 
 /// How russh's task ended. A client that just goes is nothing special.

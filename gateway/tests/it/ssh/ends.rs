@@ -162,6 +162,14 @@ async fn a_drain_takes_no_connections_lets_sessions_live_and_cuts_in_the_end() {
     let _c = rig.container("c1").await;
     let _master = rig.master("c1").await;
     let (mut ssh, mut pipe) = live(&rig, "c1").await;
+    let mut shared = rig.ssh_over("c1");
+    let mut shared = shared
+        .arg("echo ready; exec cat")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    until_text(&mut shared.stdout.take().unwrap(), "ready").await;
     let mut terminal = rig.ssh("c1");
     terminal.args(["-tt", "echo ready; exec cat"]);
     terminal.stdin(Stdio::piped()).stdout(Stdio::piped());
@@ -206,6 +214,38 @@ async fn a_drain_takes_no_connections_lets_sessions_live_and_cuts_in_the_end() {
     let mut stderr = ssh.stderr.take().unwrap();
     until_text(&mut stderr, "the gateway is shutting down").await;
     assert_eq!(rig.shared.drain.connections(), 0);
+}
+
+/// A master without sessions, a forward that nobody uses: a drain need not wait for them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_drain_ends_connections_without_channels_and_those_whose_last_one_ends() {
+    let rig = Rig::start().await;
+    let _c = rig.container("c1").await;
+    let mut master = rig.master("c1").await;
+    let there = free_port();
+    let forward = format!("127.0.0.1:{there}:127.0.0.1:1");
+    let mut unused = rig.ssh("c1");
+    let mut unused = unused.args(["-N", "-R", &forward]).spawn().unwrap();
+    eventually("the forward listens", || async {
+        TcpStream::connect(("127.0.0.1", there)).await.is_ok()
+    })
+    .await;
+    let (mut ssh, mut pipe) = live(&rig, "c1").await;
+    let drain = rig.shared.drain.clone();
+    let draining = tokio::spawn(async move { drain.run(10 * DEADLINE).await });
+    assert_eq!(exit_code(&mut master).await, Some(255));
+    assert_eq!(exit_code(&mut unused).await, Some(255));
+    eventually("one is left", || async {
+        rig.shared.drain.connections() == 1
+    })
+    .await;
+    let mut input = ssh.stdin.take().unwrap();
+    input.write_all(b"on\n").await.unwrap();
+    until_text(&mut pipe, "on").await;
+    drop(input);
+    assert_eq!(exit_code(&mut ssh).await, Some(0));
+    let cut = timeout(DEADLINE, draining).await;
+    assert_eq!(cut.expect("long before its end").unwrap(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
