@@ -31,8 +31,8 @@ use super::uplink::Uplink;
 use super::upstream::Purpose;
 use super::window::{Load, Windows};
 
-/// Channels of one client connection at once.
-pub(crate) const CHANNELS_MAX: usize = 100;
+/// Channels of one client connection at once: more than a browser opens through `-D`.
+pub(crate) const CHANNELS_MAX: usize = 500;
 
 /// Who logged in, and why he may.
 #[derive(Clone, Debug)]

@@ -21,7 +21,7 @@ use super::grants::{Inbound, Live};
 use super::upstream::OPEN_DEADLINE;
 
 /// Channels that containers have opened towards one client, at once.
-pub(crate) const INBOUND_MAX: usize = 200;
+pub(crate) const INBOUND_MAX: usize = 500;
 
 /// Serves the channel in a task of its own, which ends with the connection at the latest.
 pub(crate) fn spawn(

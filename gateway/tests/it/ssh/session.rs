@@ -192,6 +192,31 @@ async fn twenty_sessions_share_a_connection() {
     );
 }
 
+/// As a browser has them through `-D`. The container is none of OpenSSH, which would be as many
+/// processes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_has_hundreds_of_channels_at_once() {
+    const CHANNELS: usize = 150;
+    let tune = |config: &mut edd_gateway::config::Config| config.max_upstream_connections = 1000;
+    let rig = Rig::start_tuned(edd_gateway::ssh::Limits::default(), &[], tune).await;
+    let fake = Fake::start(rig.target(free_address()), Vice::None).await;
+    rig.put("c1", fake.address, Some(&fake.host_key), |_| {});
+    let client = Arc::new(strict_client(&rig, "c1").await);
+    let mut opening = JoinSet::new();
+    for _ in 0..CHANNELS {
+        let client = Arc::clone(&client);
+        opening.spawn(async move { client.channel_open_session().await.unwrap() });
+    }
+    let mut channels = within(4 * DEADLINE, "all of them", opening.join_all()).await;
+    // All of them still work.
+    for channel in &mut channels {
+        channel.exec(true, "work").await.unwrap();
+        assert!(matches!(next(channel).await, ChannelMsg::Success));
+    }
+    assert_eq!(channels.len(), CHANNELS);
+    assert!(rig.shared.gate.upstreams() >= CHANNELS);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_local_forward_carries_connections_and_their_half_close() {
     let rig = Rig::start().await;
