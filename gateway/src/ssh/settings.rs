@@ -23,6 +23,8 @@ use crate::config::SshConfig;
 pub struct Limits {
     /// From the connection to a finished login.
     pub login: Duration,
+    /// The gateway's own login at a container, of one try.
+    pub container_login: Duration,
     /// Connections that have not logged in, in all.
     pub startups: Startups,
     /// Connections that have not logged in, of one address (a /64 for IPv6).
@@ -72,6 +74,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             login: Duration::from_secs(30),
+            container_login: Duration::from_secs(15),
             startups: Startups {
                 start: 100,
                 rate: 30,

@@ -41,9 +41,6 @@ const RETRIES_MAX: u32 = 3;
 /// The first pause before such a try; doubles, with jitter.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
 
-/// From the first byte to the finished log-in, of one try.
-const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(15);
-
 /// A whole dial: the wait for a turn, all tries.
 const DIAL_DEADLINE: Duration = Duration::from_secs(30);
 
@@ -172,7 +169,7 @@ impl Dialer {
                 AuthResult::Failure { .. } => Err(DialError::NotAccepted),
             }
         };
-        let handle = timeout(HANDSHAKE_DEADLINE, log_in)
+        let handle = timeout(self.limits.container_login, log_in)
             .await
             .map_err(|_| DialError::Timeout("the handshake with the container"))??;
         let handle = Arc::new(handle);

@@ -418,6 +418,40 @@ async fn a_container_that_always_drops_is_given_up() {
     assert_eq!(tries.load(Ordering::SeqCst), 4);
 }
 
+/// S13, of containers: one that takes the connection and says nothing kept its client for ever.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_container_that_says_nothing_or_no_more_is_given_up() {
+    let limits = Limits {
+        container_login: Duration::from_secs(1),
+        ..Limits::default()
+    };
+    let rig = Rig::start_with(limits, &[]).await;
+    for said in ["", "SSH-2.0-half\r\n"] {
+        let address = rig.target(free_address());
+        let silent = TcpListener::bind(address).await.unwrap();
+        rig.put("c1", address.ip(), None, |_| {});
+        let taking = tokio::spawn(async move {
+            let mut taken = Vec::new();
+            while let Ok((mut socket, _)) = silent.accept().await {
+                socket.write_all(said.as_bytes()).await.unwrap();
+                taken.push(socket);
+            }
+        });
+        let begin = Instant::now();
+        let ssh = &mut rig.ssh_as(&rig.login("c1"), "owner", &["-o", "LogLevel=INFO"]);
+        let output = output(ssh.arg("true")).await;
+        assert_eq!(output.status.code(), Some(255), "{said:?}");
+        assert!(begin.elapsed() >= limits.container_login, "{said:?}");
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(text.contains("open failed: connect failed"), "{text}");
+        eventually("nothing stays", || async {
+            rig.shared.gate.upstreams() == 0
+        })
+        .await;
+        taking.abort();
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slow_banner_is_waited_for() {
     let rig = Rig::start().await;

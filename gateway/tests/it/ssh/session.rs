@@ -196,7 +196,7 @@ async fn twenty_sessions_share_a_connection() {
 /// processes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_connection_has_hundreds_of_channels_at_once() {
-    const CHANNELS: usize = 150;
+    const CHANNELS: usize = 120;
     let tune = |config: &mut edd_gateway::config::Config| config.max_upstream_connections = 1000;
     let rig = Rig::start_tuned(edd_gateway::ssh::Limits::default(), &[], tune).await;
     let fake = Fake::start(rig.target(free_address()), Vice::None).await;
