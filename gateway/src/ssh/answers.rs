@@ -1,10 +1,11 @@
 //! What a container answers to the requests of a session, and who waits for that.
 //!
 //! The answer to a request to run something goes to the client when it comes.
-//! That to `pty-req`, `x11-req` and `auth-agent-req` is told from the client
-//! connection's only loop, which waits for it: russh remembers one wanted reply
-//! per channel, and clients send the next request without waiting. So it waits
-//! for a moment only; the container has merely to make a terminal or a socket.
+//! That to what comes before, `pty-req`, `env`, `x11-req` and `auth-agent-req`,
+//! is told from the client connection's only loop, which waits for it: russh
+//! remembers one wanted reply per channel, and clients send the next request
+//! without waiting. So it waits for a moment only; the container has merely to
+//! make a terminal or a socket.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
@@ -19,8 +20,8 @@ const PATIENCE: Duration = Duration::from_millis(500);
 /// What a container is asked for and has to answer.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Question {
-    /// To make the agent or the display reachable.
-    Forward,
+    /// To prepare something else than a terminal.
+    Other,
     /// To run something.
     Run,
     /// To make a terminal.
@@ -41,6 +42,8 @@ pub(crate) struct Awaited {
     told: watch::Receiver<Told>,
     /// Questions so far.
     count: u64,
+    /// One was not answered in time: no more is waited for.
+    given_up: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -61,6 +64,7 @@ pub(crate) fn pair() -> (Answers, Awaited) {
     let awaited = Awaited {
         told: receiver,
         count: 0,
+        given_up: false,
     };
     (answers, awaited)
 }
@@ -92,14 +96,19 @@ impl Awaited {
     /// once for each question, in order.
     pub(crate) async fn next(&mut self) -> bool {
         self.count += 1;
+        if self.given_up {
+            return true;
+        }
         let mine = self.count;
-        // A late answer to an earlier question is passed over.
         let answered = self.told.wait_for(|told| told.count >= mine);
         match timeout(PATIENCE, answered).await {
             Ok(Ok(told)) => told.accepted,
             // The channel has ended.
             Ok(Err(_)) => false,
-            Err(_) => true,
+            Err(_) => {
+                self.given_up = true;
+                true
+            }
         }
     }
 
@@ -114,27 +123,36 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn answers_go_to_their_questions_also_late_ones() {
+    async fn answers_go_to_their_questions() {
         let (answers, mut awaited) = pair();
-        for question in [Question::Terminal, Question::Run, Question::Forward] {
+        for question in [Question::Terminal, Question::Run, Question::Other] {
             answers.ask(question);
         }
         assert_eq!(answers.hear(), Some(Question::Terminal));
-        answers.tell(false);
-        assert!(!awaited.next().await);
-        assert_eq!(answers.hear(), Some(Question::Run));
-        assert!(awaited.next().await, "nobody has answered");
-        assert_eq!(answers.hear(), Some(Question::Forward));
-        answers.tell(true);
-        assert_eq!(answers.hear(), None, "nobody has asked");
         let refusing = async {
             tokio::task::yield_now().await;
             answers.tell(false);
         };
         let (accepted, ()) = tokio::join!(awaited.next(), refusing);
-        assert!(!accepted, "the late answer is not this one's");
+        assert!(!accepted);
+        assert_eq!(answers.hear(), Some(Question::Run));
+        assert_eq!(answers.hear(), Some(Question::Other));
+        answers.tell(true);
+        assert_eq!(answers.hear(), None, "nobody has asked");
+        assert!(awaited.next().await);
         assert!(awaited.lives());
         drop(answers);
         assert!(!awaited.lives() && !awaited.next().await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_does_not_answer_is_waited_for_once() {
+        let (answers, mut awaited) = pair();
+        let begin = tokio::time::Instant::now();
+        assert!(awaited.next().await);
+        assert!(awaited.next().await);
+        assert_eq!(begin.elapsed(), PATIENCE);
+        answers.tell(false);
+        assert!(awaited.next().await, "it is too late for that one");
     }
 }

@@ -509,8 +509,6 @@ impl Handler for ClientHandler {
         reply(session, channel, accepted)
     }
 
-    /// Answered at once, whatever the container will say: there are many of them, most want no
-    /// reply, and russh does not tell which.
     async fn env_request(
         &mut self,
         channel: ChannelId,
@@ -518,7 +516,8 @@ impl Handler for ClientHandler {
         _variable_value: &str,
         session: &mut Session,
     ) -> Result<(), russh::Error> {
-        reply(session, channel, self.answers.contains_key(&channel))
+        let accepted = self.answer(channel).await;
+        reply(session, channel, accepted)
     }
 
     async fn x11_request(

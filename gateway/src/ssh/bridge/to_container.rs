@@ -137,10 +137,13 @@ impl Bridge<'_> {
         match request {
             Request::Agent => {
                 self.grants.allow_agent(self.connection);
-                self.answers.ask(Question::Forward);
+                self.answers.ask(Question::Other);
                 self.up.agent_forward(true).await
             }
-            Request::Env(name, value) => self.up.set_env(false, name, value).await,
+            Request::Env(name, value) => {
+                self.answers.ask(Question::Other);
+                self.up.set_env(true, name, value).await
+            }
             Request::Exec(command) => {
                 self.answers.ask(Question::Run);
                 self.up.exec(true, command).await
@@ -171,7 +174,7 @@ impl Bridge<'_> {
                 screen,
             } => {
                 self.grants.allow_x11(self.connection, single);
-                self.answers.ask(Question::Forward);
+                self.answers.ask(Question::Other);
                 self.up
                     .request_x11(true, single, protocol, cookie, screen)
                     .await

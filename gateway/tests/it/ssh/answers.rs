@@ -41,12 +41,13 @@ async fn what_the_container_refuses_is_refused_and_in_order() {
             .await
             .unwrap();
         channel.set_env(true, "EDD_A", "b").await.unwrap();
+        channel.set_env(true, "OTHER", "c").await.unwrap();
         channel.exec(true, "printf '[%s]' $EDD_A").await.unwrap();
         let mut answers = Vec::new();
-        for _ in 0..4 {
+        for _ in 0..5 {
             answers.push(answer(&mut channel).await);
         }
-        assert_eq!(answers, [willing, willing, true, true], "{id}");
+        assert_eq!(answers, [willing, willing, true, false, true], "{id}");
         match next(&mut channel).await {
             ChannelMsg::Data { data } => assert_eq!(&data[..], b"[b]"),
             other => panic!("{other:?}"),

@@ -154,13 +154,13 @@ impl Handler for Container {
 
     async fn env_request(
         &mut self,
-        _channel: ChannelId,
+        channel: ChannelId,
         name: &str,
         value: &str,
-        _session: &mut Session,
+        session: &mut Session,
     ) -> Result<(), russh::Error> {
         self.tell(format!("env {name}={value}"));
-        Ok(())
+        session.channel_success(channel)
     }
 
     async fn channel_eof(
