@@ -4,6 +4,7 @@
 //! share the container's connection with others, so their readers never wait
 //! (see `downlink`).
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -18,7 +19,6 @@ use super::bridge::{Bridge, Kind};
 use super::connection::Connection;
 use super::counting_panics;
 use super::grants::{Inbound, Live};
-use super::upstream::OPEN_DEADLINE;
 
 /// Channels that containers have opened towards one client, at once.
 pub(crate) const INBOUND_MAX: usize = 500;
@@ -62,7 +62,9 @@ async fn run(
         reply.reject(reason).await;
         return;
     };
-    let down = match timeout(OPEN_DEADLINE, ask(&handle, what)).await {
+    let mut asking = pin!(ask(&handle, what));
+    let limit = connection.inner.limits.open;
+    let down = match timeout(limit, asking.as_mut()).await {
         Ok(Ok(down)) => down,
         Ok(Err(russh::Error::ChannelOpenFailure(reason))) => {
             debug!(peer = %connection.peer, channel = what.kind(), ?reason,
@@ -71,10 +73,18 @@ async fn run(
             reply.reject(reason).await;
             return;
         }
-        Ok(Err(_)) | Err(_) => {
+        failed @ (Ok(Err(_)) | Err(_)) => {
             let reason = ChannelOpenFailure::ConnectFailed;
             audit.refused(&reason);
+            drop(audit);
             reply.reject(reason).await;
+            // A client that opens it after all has it closed, or what it sends would be counted
+            // and nobody would take it.
+            if failed.is_err()
+                && let Ok(late) = asking.await
+            {
+                let _ = late.close().await;
+            }
             return;
         }
     };
@@ -88,7 +98,7 @@ async fn run(
     reply.accept().await;
     let bridge = Bridge {
         connection,
-        handle,
+        handle: handle.clone(),
         kind: Kind::Inbound,
         grants: live.grants(),
         uplink,

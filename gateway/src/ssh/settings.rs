@@ -25,6 +25,9 @@ pub struct Limits {
     pub login: Duration,
     /// The gateway's own login at a container, of one try.
     pub container_login: Duration,
+    /// Until either side has answered the opening of a channel; a forward may have to time out
+    /// there.
+    pub open: Duration,
     /// Connections that have not logged in, in all.
     pub startups: Startups,
     /// Connections that have not logged in, of one address (a /64 for IPv6).
@@ -75,6 +78,7 @@ impl Default for Limits {
         Self {
             login: Duration::from_secs(30),
             container_login: Duration::from_secs(15),
+            open: Duration::from_secs(60),
             startups: Startups {
                 start: 100,
                 rate: 30,

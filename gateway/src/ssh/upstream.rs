@@ -44,9 +44,6 @@ const RETRY_PAUSE: Duration = Duration::from_millis(100);
 /// A whole dial: the wait for a turn, all tries.
 const DIAL_DEADLINE: Duration = Duration::from_secs(30);
 
-/// Until the other side answers the opening of a channel; a forward may have to time out there.
-pub(crate) const OPEN_DEADLINE: Duration = Duration::from_secs(60);
-
 /// Why a container could not be reached or did not let us in.
 #[derive(Debug, thiserror::Error)]
 pub enum DialError {
@@ -244,8 +241,12 @@ impl Upstream {
         self.handle.is_closed()
     }
 
-    /// Opens its one channel. At most [`OPEN_DEADLINE`].
-    pub(crate) async fn open(&self, purpose: &Purpose) -> Result<Channel<Msg>, OpenError> {
+    /// Opens its one channel, within `limit`.
+    pub(crate) async fn open(
+        &self,
+        purpose: &Purpose,
+        limit: Duration,
+    ) -> Result<Channel<Msg>, OpenError> {
         let open = async {
             match purpose {
                 Purpose::Session => self.handle.channel_open_session().await,
@@ -262,7 +263,7 @@ impl Upstream {
                 }
             }
         };
-        match timeout(OPEN_DEADLINE, open).await {
+        match timeout(limit, open).await {
             Ok(Ok(channel)) => Ok(channel),
             Ok(Err(russh::Error::ChannelOpenFailure(reason))) => Err(OpenError::Refused(reason)),
             Ok(Err(_)) => Err(OpenError::Lost),

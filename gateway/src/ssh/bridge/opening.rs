@@ -117,11 +117,11 @@ async fn reach(
         .take(inner, target)
         .await
         .map_err(not_reached)?;
-    let mut opened = upstream.open(purpose).await;
+    let mut opened = upstream.open(purpose, inner.limits.open).await;
     if matches!(opened, Err(OpenError::Lost)) {
         // A spare that died unnoticed; nothing was sent on it.
         upstream = inner.dialer.dial(target).await.map_err(not_reached)?;
-        opened = upstream.open(purpose).await;
+        opened = upstream.open(purpose, inner.limits.open).await;
     }
     let channel = opened.map_err(|error| match error {
         OpenError::Lost => ChannelOpenFailure::ConnectFailed,

@@ -12,6 +12,7 @@ mod flow;
 mod forward;
 mod identity;
 mod json;
+mod late;
 mod limits;
 mod login;
 mod others;
