@@ -5,10 +5,11 @@
 //! is told from the client connection's only loop, which waits for it: russh
 //! remembers one wanted reply per channel, and clients send the next request
 //! without waiting. So it waits for a moment only; the container has merely to
-//! make a terminal or a socket.
+//! make a terminal or a socket. Where no other channel suffers from it the loop
+//! waits for what takes longer, too.
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -31,14 +32,18 @@ pub(crate) enum Question {
 /// What a channel's task knows of its questions.
 #[derive(Debug)]
 pub(crate) struct Answers {
-    /// Asked and not answered, in order. Short sections, two halves of one task.
-    asked: Mutex<VecDeque<Question>>,
+    asked: Asked,
     told: watch::Sender<Told>,
 }
+
+/// Asked and not answered, in order. Short sections.
+#[derive(Clone, Debug, Default)]
+struct Asked(Arc<Mutex<VecDeque<Question>>>);
 
 /// What the connection's loop waits for.
 #[derive(Debug)]
 pub(crate) struct Awaited {
+    asked: Asked,
     told: watch::Receiver<Told>,
     /// Questions so far.
     count: u64,
@@ -57,11 +62,13 @@ struct Told {
 /// Of a new channel.
 pub(crate) fn pair() -> (Answers, Awaited) {
     let (sender, receiver) = watch::channel(Told::default());
+    let asked = Asked::default();
     let answers = Answers {
-        asked: Mutex::default(),
+        asked: asked.clone(),
         told: sender,
     };
     let awaited = Awaited {
+        asked,
         told: receiver,
         count: 0,
         given_up: false,
@@ -72,22 +79,26 @@ pub(crate) fn pair() -> (Answers, Awaited) {
 impl Answers {
     /// The container is about to be asked.
     pub(crate) fn ask(&self, question: Question) {
-        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
-        asked.push_back(question);
+        self.asked.lock().push_back(question);
     }
 
     /// It has answered: what, if it was asked anything.
     pub(crate) fn hear(&self) -> Option<Question> {
-        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
-        asked.pop_front()
+        self.asked.lock().pop_front()
     }
 
-    /// Tells who waits; for every question but [`Question::Run`].
+    /// Tells who waits.
     pub(crate) fn tell(&self, accepted: bool) {
         self.told.send_modify(|told| {
             told.count += 1;
             told.accepted = accepted;
         });
+    }
+}
+
+impl Asked {
+    fn lock(&self) -> MutexGuard<'_, VecDeque<Question>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -107,9 +118,18 @@ impl Awaited {
             Ok(Err(_)) => false,
             Err(_) => {
                 self.given_up = true;
+                // Some servers never answer it; their next answer is to what comes next.
+                self.asked
+                    .lock()
+                    .retain(|question| *question == Question::Run);
                 true
             }
         }
+    }
+
+    /// The next question's answer is for somebody else.
+    pub(crate) fn pass(&mut self) {
+        self.count += 1;
     }
 
     /// Whether the channel's task may still answer.
@@ -136,6 +156,8 @@ mod tests {
         let (accepted, ()) = tokio::join!(awaited.next(), refusing);
         assert!(!accepted);
         assert_eq!(answers.hear(), Some(Question::Run));
+        awaited.pass();
+        answers.tell(false);
         assert_eq!(answers.hear(), Some(Question::Other));
         answers.tell(true);
         assert_eq!(answers.hear(), None, "nobody has asked");
@@ -149,9 +171,12 @@ mod tests {
     async fn who_does_not_answer_is_waited_for_once() {
         let (answers, mut awaited) = pair();
         let begin = tokio::time::Instant::now();
+        answers.ask(Question::Terminal);
         assert!(awaited.next().await);
         assert!(awaited.next().await);
         assert_eq!(begin.elapsed(), PATIENCE);
+        answers.ask(Question::Run);
+        assert_eq!(answers.hear(), Some(Question::Run));
         answers.tell(false);
         assert!(awaited.next().await, "it is too late for that one");
     }

@@ -25,6 +25,7 @@ use super::connection::Connection;
 use super::flow::Flow;
 use super::forwards::Forwards;
 use super::grants::Listen;
+use super::inbound::INBOUND_MAX;
 use super::lobby::{Stage, Ticket};
 use super::patience::REFUSAL;
 use super::uplink::Uplink;
@@ -221,16 +222,20 @@ impl ClientHandler {
         }
     }
 
-    /// A request to run something: who asks for it where nothing runs has his answer.
-    fn refuse_unless_session(
-        &self,
-        channel: ChannelId,
-        session: &mut Session,
-    ) -> Result<(), russh::Error> {
-        match self.answers.contains_key(&channel) {
-            true => Ok(()),
-            false => session.channel_failure(channel),
+    /// A request to run something: the container's answer goes to the client when it comes, and is
+    /// lost if a request that wants none comes before it. So it is waited for, if nobody else has
+    /// to wait with it.
+    async fn run(&mut self, channel: ChannelId, session: &mut Session) -> Result<(), russh::Error> {
+        let is_alone = self.connection.channels.available_permits() + 1 >= CHANNELS_MAX
+            && self.connection.inbound.available_permits() == INBOUND_MAX;
+        match self.answers.get_mut(&channel) {
+            Some(awaited) if is_alone => {
+                awaited.next().await;
+            }
+            Some(awaited) => awaited.pass(),
+            None => session.channel_failure(channel)?,
         }
+        Ok(())
     }
 
     /// Asks the container to listen for this client.
@@ -541,14 +546,12 @@ impl Handler for ClientHandler {
         Ok(self.answer(channel).await)
     }
 
-    // The container's answer to these goes to the client when it comes.
-
     async fn shell_request(
         &mut self,
         channel: ChannelId,
         session: &mut Session,
     ) -> Result<(), russh::Error> {
-        self.refuse_unless_session(channel, session)
+        self.run(channel, session).await
     }
 
     async fn exec_request(
@@ -557,7 +560,7 @@ impl Handler for ClientHandler {
         _data: &[u8],
         session: &mut Session,
     ) -> Result<(), russh::Error> {
-        self.refuse_unless_session(channel, session)
+        self.run(channel, session).await
     }
 
     async fn subsystem_request(
@@ -566,7 +569,7 @@ impl Handler for ClientHandler {
         _name: &str,
         session: &mut Session,
     ) -> Result<(), russh::Error> {
-        self.refuse_unless_session(channel, session)
+        self.run(channel, session).await
     }
 }
 

@@ -186,18 +186,17 @@ impl Bridge<'_> {
                     false => self.handle.channel_failure(id).await,
                 };
             }
-            Some(question) => {
-                if question == Question::Terminal && !accepted {
-                    self.has_terminal.store(false, Ordering::Relaxed);
-                    if let Some(audit) = audit {
-                        audit.has_no_terminal();
-                    }
+            Some(Question::Terminal) if !accepted => {
+                self.has_terminal.store(false, Ordering::Relaxed);
+                if let Some(audit) = audit {
+                    audit.has_no_terminal();
                 }
-                self.answers.tell(accepted);
             }
+            Some(Question::Other | Question::Terminal) => {}
             // It answers unasked.
-            None => {}
+            None => return,
         }
+        self.answers.tell(accepted);
     }
 
     /// The container has told how its process ended: passed on behind the end of the data.
