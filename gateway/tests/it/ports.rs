@@ -2,15 +2,19 @@
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
+use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use russh::keys::ssh_key::LineEnding;
+use russh::keys::{Algorithm, HashAlg, PrivateKey};
 use rustls::ServerConfig;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_rustls::TlsAcceptor;
 
+use crate::ssh::rig::{Sshd, command, exit_code, unix_user, until_text};
 use crate::support::client::{Greeting, dial, hear, leaf, request, say, singly};
 use crate::support::containers::{Containers, container_address, echo, server, web};
 use crate::support::{Gateway, Options, REVOCATION, eventually};
@@ -154,6 +158,79 @@ async fn ssh_is_answered_by_the_gateway_whoever_owns_the_port() {
         line.push(stream.read_u8().await.unwrap());
     }
     assert!(!line.starts_with(b"test"), "{}", line.escape_ascii());
+}
+
+/// All at the same time, each held open until the others have been served; with a real `ssh` and a
+/// real `sshd`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_port_serves_tls_http_ssh_and_raw_bytes() {
+    let ssh_port = crate::support::free_port();
+    let options = Options::default().flag("--container-ssh-port", ssh_port.to_string());
+    let gateway = Gateway::start(options).await;
+    let mut containers = Containers::of(&gateway);
+    let port = gateway.port(0);
+    let address = container_address();
+    let both = server((address, 0).into(), async |mut stream| {
+        let mut first = [0; 3];
+        stream.read_exact(&mut first).await?;
+        if &first == b"GET" {
+            let answer = "HTTP/1.1 200 OK\r\nContent-Length: 3\r\nConnection: close\r\n\r\nweb";
+            stream.write_all(answer.as_bytes()).await?;
+            return stream.shutdown().await;
+        }
+        stream.write_all(&first).await?;
+        let (mut read, mut write) = stream.split();
+        tokio::io::copy(&mut read, &mut write).await.map(|_| ())
+    })
+    .await;
+    containers.run("a1", address, &[(port.port(), both.port())]);
+    let key = PrivateKey::random(&mut rand::rng(), Algorithm::Ed25519).unwrap();
+    key.write_openssh_file(gateway.path("key"), LineEnding::LF)
+        .unwrap();
+    let fingerprint = key.public_key().fingerprint(HashAlg::Sha256);
+    containers.ssh("a1", &fingerprint.to_string());
+    let line = std::fs::read_to_string(gateway.path("state/ssh_client_ed25519.pub")).unwrap();
+    let at = SocketAddr::new(address, ssh_port);
+    let _sshd = Sshd::start(&gateway.path("sshd"), at, line.trim_end(), &[]).await;
+
+    let mut ssh = command("ssh");
+    let key = gateway.path("key").display().to_string();
+    ssh.args(["-F", "none", "-o", "BatchMode=yes", "-o", "LogLevel=ERROR"])
+        .args(["-o", "StrictHostKeyChecking=no", "-o", "IdentitiesOnly=yes"])
+        .args(["-o", "UserKnownHostsFile=/dev/null", "-i", &key])
+        .args(["-p", &port.port().to_string()])
+        .args(["-l", &format!("{}.a1", unix_user()), "127.0.0.1", "cat"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped());
+    let mut ssh = ssh.spawn().unwrap();
+    let (mut input, mut back) = (ssh.stdin.take().unwrap(), ssh.stdout.take().unwrap());
+    input.write_all(b"by ssh\n").await.unwrap();
+    until_text(&mut back, "by ssh").await;
+    let mut raw = dial(port).await;
+    raw.write_all(b"\0raw").await.unwrap();
+    let mut four = [0; 4];
+    raw.read_exact(&mut four).await.unwrap();
+    assert_eq!(&four, b"\0raw");
+    let ca = gateway.ca();
+    let greeting = Greeting {
+        name: "a1.compute.localhost",
+        ca: Some(&ca),
+        alpn: &[b"http/1.1"],
+    };
+    let mut tls = greeting.dial(port).await.unwrap();
+    for _ in 0..3 {
+        let answer = request(&mut dial(port).await, "a1.compute.localhost").await;
+        assert!(answer.ends_with("web"), "{answer}");
+    }
+    let answer = request(&mut tls, "a1.compute.localhost").await;
+    assert!(answer.ends_with("web"), "{answer}");
+    raw.write_all(b"on").await.unwrap();
+    raw.read_exact(&mut four[..2]).await.unwrap();
+    assert_eq!(&four[..2], b"on");
+    input.write_all(b"still\n").await.unwrap();
+    until_text(&mut back, "still").await;
+    drop(input);
+    assert_eq!(exit_code(&mut ssh).await, Some(0));
 }
 
 #[tokio::test]

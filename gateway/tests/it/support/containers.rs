@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use edd_gateway::shared::Shared;
-use edd_route::{ContainerId, ContainerSpec, Origin, RuleSpec, RunSpec, TableWriter, UserId};
+use edd_route::{
+    ContainerId, ContainerSpec, KeySpec, Origin, RuleSpec, RunSpec, TableWriter, UserId,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -60,6 +62,21 @@ impl Containers {
                 .collect(),
             origin: origin(),
         };
+        self.writer.put_container(spec);
+        self.publish();
+    }
+
+    /// Lets the usual owner's key with this fingerprint in by SSH; of its host key the first one
+    /// counts.
+    pub(crate) fn ssh(&mut self, id: &str, fingerprint: &str) {
+        let mut spec = self.writer.table().container(id).unwrap().to_spec();
+        spec.ssh_enabled = true;
+        let key = KeySpec {
+            id: 1,
+            fingerprint: fingerprint.to_owned(),
+            origin: origin(),
+        };
+        self.writer.put_keys(spec.owner, vec![key]);
         self.writer.put_container(spec);
         self.publish();
     }
