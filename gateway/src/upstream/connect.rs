@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use edd_route::UserId;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
@@ -75,7 +76,7 @@ pub(crate) enum Behalf {
 }
 
 /// Connects to `address`, where a container of `owner` is, within `timeout`, without Nagle's
-/// delay.
+/// delay. A container that vanishes is noticed, as clients are that do (see `listener::bind`).
 ///
 /// Cancellation safe: dropping the future gives the connection up.
 pub async fn connect(
@@ -85,7 +86,11 @@ pub async fn connect(
     shared: &Shared,
 ) -> Result<Socket, ConnectError> {
     let deadline = Instant::now() + timeout;
-    connect_by(address, Some(owner), deadline, shared.fleet.reach()).await
+    let socket = connect_by(address, Some(owner), deadline, shared.fleet.reach()).await?;
+    SockRef::from(socket.get_ref())
+        .set_tcp_keepalive(&KEEPALIVE)
+        .map_err(|source| ConnectError::Refused { address, source })?;
+    Ok(socket)
 }
 
 async fn connect_by(
@@ -190,6 +195,12 @@ async fn connect_any(
     }
     Err(failure)
 }
+
+/// Two minutes of silence that is not only one's own.
+const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
+    .with_time(Duration::from_secs(60))
+    .with_interval(Duration::from_secs(15))
+    .with_retries(4);
 
 /// At the cap: how long an idle connection may take to make room.
 const ROOM_WAIT: Duration = Duration::from_millis(500);

@@ -529,6 +529,32 @@ fn announced_before(bytes: &[u8]) -> (SocketAddr, &[u8]) {
     }
 }
 
+/// A container that vanished would be waited for until the idle limit.
+#[tokio::test]
+async fn a_container_that_says_nothing_is_asked_whether_it_lives() {
+    let (_gateway, mut containers, port) = gateway().await;
+    let upstream = echo(container_address()).await;
+    containers.run("a1", upstream.ip(), &[(port.port(), upstream.port())]);
+    let mut stream = dial(port).await;
+    stream.write_all(b"\0").await.unwrap();
+    stream.read_u8().await.unwrap();
+    let std::net::IpAddr::V4(address) = upstream.ip() else {
+        panic!("{upstream}");
+    };
+    let number = u32::from_le_bytes(address.octets());
+    let remote = format!("{number:08X}:{:04X}", upstream.port());
+    // Its timer is that of keepalives once what was sent is acknowledged.
+    let is_asked = || {
+        let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+        table.lines().any(|line| {
+            let fields: Vec<_> = line.split_whitespace().collect();
+            fields.get(2) == Some(&&*remote)
+                && fields.get(5).is_some_and(|timer| timer.starts_with("02:"))
+        })
+    };
+    eventually("a keepalive's timer", || async { is_asked() }).await;
+}
+
 /// S13: raw connections without a word stayed for ever.
 #[tokio::test]
 async fn a_raw_connection_ends_after_its_silence_and_not_before() {
