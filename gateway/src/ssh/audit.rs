@@ -141,12 +141,13 @@ impl ChannelAudit {
 
     /// It was not opened.
     pub(crate) fn refused(&self, reason: &ChannelOpenFailure) {
-        let reason = match reason {
-            ChannelOpenFailure::AdministrativelyProhibited => "prohibited",
-            ChannelOpenFailure::ConnectFailed => "connect_failed",
-            ChannelOpenFailure::ResourceShortage => "resource_shortage",
-            ChannelOpenFailure::UnknownChannelType => "unknown_type",
-            ChannelOpenFailure::Other { .. } => "other",
+        // The protocol's numbers (RFC 4254, section 5.1), for the gateway's own have words besides.
+        let reason = match reason.code() {
+            1 => "prohibited",
+            2 => "connect_failed",
+            3 => "unknown_type",
+            4 => "resource_shortage",
+            _ => "other",
         };
         self.audit.metrics.ssh_open_failed(reason);
         self.state().refused = Some(reason);

@@ -16,7 +16,7 @@ use russh::server::{
     Auth, ChannelOpenHandle, Handler, Msg, PublicKeyOffer, Session, VerifiedPublicKey,
 };
 use russh::{Channel, ChannelId, ChannelOpenFailure, Pty};
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tracing::debug;
 
 use super::answers::{self, Awaited};
@@ -29,7 +29,7 @@ use super::inbound::INBOUND_MAX;
 use super::lobby::{Stage, Ticket};
 use super::patience::REFUSAL;
 use super::uplink::Uplink;
-use super::upstream::Purpose;
+use super::upstream::{Purpose, refusal};
 use super::window::{Load, Windows};
 
 /// Channels of one client connection at once: more than a browser opens through `-D`.
@@ -173,23 +173,13 @@ impl ClientHandler {
     async fn open(&mut self, channel: Channel<Msg>, purpose: Purpose, reply: ChannelOpenHandle) {
         let connection = &self.connection;
         let audit = connection.audit.channel(purpose.kind(), &purpose.target());
-        let permit = Arc::clone(&connection.channels).try_acquire_owned();
-        // What it would carry would be cut within moments. Channels that the container opens for
-        // what runs already, its agent for one, still are.
-        let permit = permit
-            .ok()
-            .filter(|_| !connection.inner.shared.drain.is_draining());
-        let (Some(login), Some(permit)) = (&self.login, permit) else {
-            let reason = ChannelOpenFailure::ResourceShortage;
-            audit.refused(&reason);
-            reply.reject(reason).await;
-            return;
-        };
-        let Some(target) = login.again(connection) else {
-            let reason = ChannelOpenFailure::AdministrativelyProhibited;
-            audit.refused(&reason);
-            reply.reject(reason).await;
-            return;
+        let (target, permit) = match self.admit() {
+            Ok(admitted) => admitted,
+            Err(reason) => {
+                audit.refused(&reason);
+                reply.reject(reason).await;
+                return;
+            }
         };
         let uplink = Uplink::new(Arc::clone(&connection.flow));
         uplink.watch(audit);
@@ -212,6 +202,27 @@ impl ClientHandler {
                 permit,
             },
         );
+    }
+
+    /// Whether there may be another channel, and where to.
+    fn admit(&self) -> Result<(SshMatch, OwnedSemaphorePermit), ChannelOpenFailure> {
+        let connection = &self.connection;
+        let shortage = |why| refusal(&ChannelOpenFailure::ResourceShortage, why);
+        // What it would carry would be cut within moments. Channels that the container opens for
+        // what runs already, its agent for one, still are.
+        if connection.inner.shared.drain.is_draining() {
+            return Err(shortage("the gateway is shutting down"));
+        }
+        let permit = Arc::clone(&connection.channels).try_acquire_owned();
+        let permit = permit.map_err(|_| shortage("too many channels of one connection"))?;
+        let target = self
+            .login
+            .as_ref()
+            .and_then(|login| login.again(connection));
+        let over = "access to this container has ended";
+        let target =
+            target.ok_or_else(|| refusal(&ChannelOpenFailure::AdministrativelyProhibited, over))?;
+        Ok((target, permit))
     }
 
     /// What the container says to a request that prepares something.

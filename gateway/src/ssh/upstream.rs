@@ -226,6 +226,14 @@ impl Purpose {
     }
 }
 
+/// A refusal of the gateway's own, of one of the protocol's kinds, in words for the user.
+pub(crate) fn refusal(kind: &ChannelOpenFailure, why: &str) -> ChannelOpenFailure {
+    ChannelOpenFailure::Other {
+        code: kind.code(),
+        reason: why.to_owned(),
+    }
+}
+
 /// Why a container did not open a channel.
 #[derive(Debug)]
 pub(crate) enum OpenError {

@@ -14,7 +14,7 @@ use crate::ssh::answers::Answers;
 use crate::ssh::connection::Connection;
 use crate::ssh::counting_panics;
 use crate::ssh::uplink::Uplink;
-use crate::ssh::upstream::{DialError, OpenError, Purpose, Upstream};
+use crate::ssh::upstream::{DialError, OpenError, Purpose, Upstream, refusal};
 use crate::upstream::ConnectError;
 
 /// A channel that the client wants.
@@ -106,11 +106,17 @@ async fn reach(
     let not_reached = |error: DialError| {
         if let DialError::Connect(ConnectError::Limit(_)) = error {
             debug!(container = %target.id, %error, "container not reached by ssh");
-            return ChannelOpenFailure::ResourceShortage;
+            let why = "too many connections to this user's containers";
+            return refusal(&ChannelOpenFailure::ResourceShortage, why);
         }
+        let why = match error {
+            DialError::HostKey(_) => "the container shows a wrong host key",
+            DialError::NotAccepted => "the container does not let the gateway in as this user",
+            _ => "the container cannot be reached",
+        };
         warn!(container = %target.id, channel = purpose.kind(), address = %target.address, user = target.unix_user,
             error = format!("{:#}", anyhow::Error::from(error)), "container not reached by ssh");
-        ChannelOpenFailure::ConnectFailed
+        refusal(&ChannelOpenFailure::ConnectFailed, why)
     };
     let mut upstream = connection
         .warm
@@ -124,7 +130,10 @@ async fn reach(
         opened = upstream.open(purpose, inner.limits.open).await;
     }
     let channel = opened.map_err(|error| match error {
-        OpenError::Lost => ChannelOpenFailure::ConnectFailed,
+        OpenError::Lost => {
+            let why = "the connection to the container was lost";
+            refusal(&ChannelOpenFailure::ConnectFailed, why)
+        }
         OpenError::Refused(reason) => reason,
     })?;
     if connection.flow.totals().0 > 0 {

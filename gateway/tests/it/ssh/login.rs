@@ -9,11 +9,12 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use edd_gateway::ssh::Limits;
 use edd_route::{ContainerId, UserId};
+use russh::keys::{Algorithm, PrivateKey};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::fake::{Fake, Vice};
-use super::rig::{Rig, command, free_address, output, stdout, within};
+use super::rig::{Rig, Sshd, command, free_address, output, stdout, within};
 use crate::support::{DEADLINE, eventually};
 
 /// What OpenSSH says about a refused login from this address, and how long that took.
@@ -314,6 +315,35 @@ async fn a_connection_found_elsewhere_is_taken_over_with_its_first_bytes() {
     .await;
 }
 
+/// What the user reads whose channel to `c1` is not opened.
+async fn not_reached(rig: &Rig) -> String {
+    let ssh = &mut rig.ssh_as(&rig.login("c1"), "owner", &["-o", "LogLevel=INFO"]);
+    let output = output(ssh.arg("true")).await;
+    assert_eq!(output.status.code(), Some(255));
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(text.contains("open failed: connect failed: "), "{text}");
+    text
+}
+
+/// As where the container has no such user.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_container_that_does_not_let_the_gateway_in_is_told_from_one_that_is_not_there() {
+    let rig = Rig::start().await;
+    let stranger = PrivateKey::random(&mut rand::rng(), Algorithm::Ed25519).unwrap();
+    let stranger = stranger.public_key().to_openssh().unwrap();
+    let at = rig.target(free_address());
+    let c1 = Sshd::start(&rig.path("c1"), at, &stranger, &[]).await;
+    rig.put("c1", c1.address, Some(&c1.host_key), |_| {});
+    let text = not_reached(&rig).await;
+    assert!(
+        text.contains("does not let the gateway in as this user"),
+        "{text}"
+    );
+    rig.put("c1", free_address(), None, |_| {});
+    let text = not_reached(&rig).await;
+    assert!(text.contains("the container cannot be reached"), "{text}");
+}
+
 /// S10: whatever answered at the container's name was spoken to, whoever it was.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_container_with_another_host_key_is_not_spoken_to() {
@@ -321,8 +351,11 @@ async fn a_container_with_another_host_key_is_not_spoken_to() {
     let c1 = rig.sshd("c1", &[]).await;
     let other = Fake::start(rig.target(free_address()), Vice::None).await;
     rig.put("c1", c1.address, Some(&other.host_key), |_| {});
-    let output = output(rig.ssh("c1").arg("true")).await;
-    assert_eq!(output.status.code(), Some(255));
+    let text = not_reached(&rig).await;
+    assert!(
+        text.contains("the container shows a wrong host key"),
+        "{text}"
+    );
     let log = std::fs::read_to_string(rig.path("c1/log")).unwrap();
     assert!(!log.contains("Accepted"), "{log}");
 
