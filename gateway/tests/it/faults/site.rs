@@ -338,14 +338,23 @@ impl Traffic {
         self.publisher.step().await;
         self.publisher.until_right(self.admin).await;
         let next = begun.elapsed();
-        // Acknowledgements that died with a server come again after the ack wait.
+        // What died with a server, acknowledgements too, is read at the binding.
         let begun = Instant::now();
         while get(self.admin, "/readyz").await.1["status"] != "ready" {
             assert!(begun.elapsed() < settle_max(), "not ready in time");
             tokio::time::sleep(POLL).await;
         }
         // A broken world is no event's fault.
-        let (_, letters) = get(self.admin, "/api/v1/dlq").await;
+        let begun = Instant::now();
+        let letters = loop {
+            let (code, letters) = get(self.admin, "/api/v1/dlq").await;
+            if code == 200 {
+                break letters;
+            }
+            // Whoever leads one of the streams may just have come back.
+            assert!(begun.elapsed() < settle_max(), "{letters}");
+            tokio::time::sleep(POLL).await;
+        };
         assert_eq!(letters["letters"], serde_json::json!([]));
         let mut sent = 0;
         for (name, load) in self.loads {
