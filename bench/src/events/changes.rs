@@ -26,7 +26,7 @@ const OBSERVERS: usize = 32;
 pub(super) const ASKED_AGAIN: Duration = Duration::from_millis(1);
 
 /// The first changes are not counted: connections, caches and prepared statements come with them.
-const WARM_UP: Duration = Duration::from_secs(1);
+pub(super) const WARM_UP: Duration = Duration::from_secs(1);
 
 /// A change not in effect after this time never will be.
 const CHANGE_LIMIT: Duration = Duration::from_secs(20);
@@ -51,10 +51,20 @@ pub(super) struct Change {
     status: u16,
 }
 
+/// One that nobody looks at.
+pub(super) struct Sent {
+    pub(super) due: Instant,
+    pub(super) id: String,
+    /// It starts, or else stops.
+    pub(super) starts: bool,
+}
+
 /// What came of publishing.
 pub(super) struct Published {
     /// Changes a second.
     pub(super) held: f64,
+    /// All of them.
+    pub(super) sent: Vec<Sent>,
     /// From when a change was due until the stream had it: of what comes after, the broker's part.
     answered: Samples,
 }
@@ -86,7 +96,7 @@ pub(super) async fn effect(site: &Site, containers: u32, rate: &Rate) -> Result<
     for part in seen {
         samples.extend(&part);
     }
-    let Published { held, answered } = published;
+    let Published { held, answered, .. } = published;
     println!("{containers:>6} containers, {held:>5.1} changes/s: publish to stream   {answered}");
     println!("{containers:>6} containers, {held:>5.1} changes/s: publish to effect   {samples}");
     println!(
@@ -108,6 +118,7 @@ pub(super) async fn publish(
     let began = Instant::now();
     let mut acks = JoinSet::new();
     let mut answered = Samples::default();
+    let mut sent = Vec::with_capacity(total as usize);
     let mut last = began;
     for n in 0..total {
         let due = began + gap * n;
@@ -132,6 +143,11 @@ pub(super) async fn publish(
             anyhow::Ok(due.elapsed())
         });
         last = Instant::now();
+        sent.push(Sent {
+            due,
+            id: id.clone(),
+            starts,
+        });
         if let Some(tell) = tell.get(n as usize / 2 % OBSERVERS) {
             let status = if starts { 200 } else { 404 };
             let change = Change { due, id, status };
@@ -148,12 +164,13 @@ pub(super) async fn publish(
     }
     Ok(Published {
         held: f64::from(total) / (last - began).as_secs_f64(),
+        sent,
         answered,
     })
 }
 
 /// As it was before, for who comes next.
-async fn restore(publisher: &Publisher, containers: u32) -> Result<()> {
+pub(super) async fn restore(publisher: &Publisher, containers: u32) -> Result<()> {
     for container in 0..containers {
         let version = publisher.next_version();
         let id = format!("filled-{container}");

@@ -3,7 +3,8 @@
 //! Four measurements. Catch-up: the events of many containers are in the stream, the database
 //! is empty, the gateway starts; the time until all of them are in force, on SQLite and on
 //! PostgreSQL. Effect: so many changes a second arrive, whether or not the gateway keeps up
-//! (open loop); each is timed from the moment it was due until a request is answered as it wants.
+//! (open loop); each is timed from the moment it was due until a request is answered as it wants,
+//! then once more until the gateway's log says so, with nobody looking.
 //! Replicas: of several gateways on one PostgreSQL that start at once, how long after the first the
 //! last has a change, one at a time and under so many other changes a second.
 //! Latency: paced requests to one container while nothing changes, and under the same changes.
@@ -11,6 +12,7 @@
 mod applied;
 mod changes;
 mod replicas;
+mod unobserved;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -133,6 +135,7 @@ async fn steady(args: &Args, containers: u32) -> Result<()> {
         seconds: args.seconds,
     };
     changes::effect(&site, containers, &rate).await?;
+    unobserved::effect(&site, containers, &rate).await?;
     changes::latency(&site, containers, &rate).await?;
     site.stop().await
 }
