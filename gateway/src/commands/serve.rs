@@ -12,8 +12,8 @@ use crate::app;
 use crate::config::ServeArgs;
 use crate::{systemd, upgrade};
 
-/// Threads of the runtime for control, SSH and admin, one for each core and at least these: what
-/// keeps one busy for a while does not stop the others. (Data has threads of its own.)
+/// Threads of the runtime for control and admin, one for each core and at least these: what
+/// keeps one busy for a while does not stop the others. (Data and SSH have threads of their own.)
 const CONTROL_THREADS_MIN: usize = 2;
 
 /// At the end, for what still blocks a thread.

@@ -330,7 +330,7 @@ pub struct ServeArgs {
         value_name = "N"
     )]
     pub max_requests_per_ip_burst: String,
-    /// Data-plane threads; 0: one per core
+    /// Data-plane threads, and as many for SSH; 0: one per core
     #[arg(
         long,
         env = "EDD_GATEWAY_WORKERS",

@@ -89,7 +89,7 @@ pub struct Config {
     pub max_connections_per_ip: Option<usize>,
     /// Requests per address; none: no limit.
     pub request_rate: Option<RequestRate>,
-    /// Data-plane threads.
+    /// Data-plane threads, and as many for SSH.
     pub workers: usize,
     /// Whether a gateway that runs on `state_dir` is taken over from.
     pub take_over: bool,
