@@ -4,10 +4,10 @@ use std::fmt;
 use std::time::{Duration, Instant};
 
 use sqlx::PgPool;
-use sqlx::postgres::Postgres;
 use sqlx::sqlite::{Sqlite, SqliteSynchronous};
 
 use crate::open::{self, OpenError};
+use crate::postgres::Held;
 use crate::query;
 use crate::sqlite::{Lite, Turn};
 use crate::url::DatabaseUrl;
@@ -43,7 +43,7 @@ pub(crate) enum Pool {
 pub struct Transaction(pub(crate) Inner);
 
 pub(crate) enum Inner {
-    Postgres(sqlx::Transaction<'static, Postgres>),
+    Postgres(Held),
     Sqlite(Turn),
     SqliteRead(sqlx::Transaction<'static, Sqlite>),
 }
@@ -101,7 +101,7 @@ impl Database {
     /// The database does not answer, or another writer does not end in time.
     pub async fn begin(&self) -> sqlx::Result<Transaction> {
         Ok(Transaction(match &self.0 {
-            Pool::Postgres(pool) => Inner::Postgres(pool.begin_with(BEGIN).await?),
+            Pool::Postgres(pool) => Inner::Postgres(Held::begin(pool, BEGIN).await?),
             Pool::Sqlite(file) => {
                 let mut turn = file.turn().await?;
                 turn.begin().await?;
@@ -116,10 +116,10 @@ impl Database {
     /// The database does not answer.
     pub async fn begin_read(&self) -> sqlx::Result<Transaction> {
         Ok(Transaction(match &self.0 {
-            Pool::Postgres(pool) => Inner::Postgres(
-                pool.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-                    .await?,
-            ),
+            Pool::Postgres(pool) => {
+                let sql = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
+                Inner::Postgres(Held::begin(pool, sql).await?)
+            }
             Pool::Sqlite(file) => Inner::SqliteRead(file.readers().begin().await?),
         }))
     }

@@ -14,6 +14,7 @@ mod away;
 mod checkpoint;
 mod database;
 mod open;
+mod postgres;
 mod query;
 mod rows;
 mod schema;

@@ -1,10 +1,11 @@
 //! A statement with its values, for whichever engine it meets.
 
-use sqlx::postgres::{PgArguments, PgConnection, PgRow, Postgres};
+use sqlx::postgres::{PgArguments, PgRow, Postgres};
 use sqlx::sqlite::{Sqlite, SqliteArguments, SqliteConnection, SqliteRow};
 use sqlx::{Arguments as _, AssertSqlSafe, Decode, PgPool, SqlSafeStr as _, SqlStr, Type};
 
 use crate::database::{Database, Inner, Pool, Transaction};
+use crate::postgres::Held;
 use crate::sqlite::{Lite, Turn};
 
 /// A value for a parameter. A missing one keeps its type: PostgreSQL asks for it.
@@ -24,7 +25,7 @@ pub enum Value {
 pub struct Executor<'c>(On<'c>);
 
 enum On<'c> {
-    Postgres(&'c mut PgConnection),
+    Postgres(&'c mut Held),
     PostgresPool(&'c PgPool),
     SqliteFile(&'c Lite),
     SqliteRead(&'c mut SqliteConnection),
@@ -97,9 +98,9 @@ macro_rules! dispatch {
     ($query:expr, $on:expr, $make:ident, $row:ty, $method:ident) => {{
         let Query { sql, values, kept } = $query;
         match $on.into().0 {
-            On::Postgres(connection) => {
+            On::Postgres(held) => {
                 let made = sqlx::$make::<Postgres, $row, _>(sql, postgres(values)?);
-                made.persistent(kept).$method(connection).await
+                made.persistent(kept).$method(held.connection()?).await
             }
             On::PostgresPool(pool) => {
                 let made = sqlx::$make::<Postgres, $row, _>(sql, postgres(values)?);
@@ -163,12 +164,10 @@ impl Query {
     pub async fn run<'c>(self, on: impl Into<Executor<'c>>) -> sqlx::Result<u64> {
         let Self { sql, values, kept } = self;
         Ok(match on.into().0 {
-            On::Postgres(connection) => {
+            On::Postgres(held) => {
                 let made = sqlx::query_with::<Postgres, _>(sql, postgres(values)?);
-                made.persistent(kept)
-                    .execute(connection)
-                    .await?
-                    .rows_affected()
+                let made = made.persistent(kept).execute(held.connection()?);
+                made.await?.rows_affected()
             }
             On::PostgresPool(pool) => {
                 let made = sqlx::query_with::<Postgres, _>(sql, postgres(values)?);
@@ -312,7 +311,7 @@ impl<'c> From<&'c mut Turn> for Executor<'c> {
 impl<'c> From<&'c mut Transaction> for Executor<'c> {
     fn from(transaction: &'c mut Transaction) -> Self {
         Self(match &mut transaction.0 {
-            Inner::Postgres(transaction) => On::Postgres(transaction),
+            Inner::Postgres(held) => On::Postgres(held),
             Inner::Sqlite(turn) => return turn.into(),
             Inner::SqliteRead(transaction) => On::SqliteRead(transaction),
         })

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::os::unix::fs::PermissionsExt as _;
+use std::time::Duration;
 
 use edd_store::testing::Postgres;
 use edd_store::{Database, DatabaseUrl, Engine, Rows, Schema, Script, Step, query};
@@ -269,6 +270,52 @@ async fn a_writer_that_gives_up_is_undone() {
         assert_eq!(names(&database).await, expected);
         database.close().await;
     }
+}
+
+/// At whatever point somebody gives up to begin, what others write then is theirs alone.
+#[tokio::test]
+async fn a_beginning_that_is_given_up_takes_nobody_along() {
+    let (_folder, databases) = each().await;
+    for database in databases {
+        database.migrate(SCHEMA).await.unwrap();
+        let mut names_added = Vec::new();
+        for waits in 1..8 {
+            for is_reader in [false, true] {
+                let beginning = async {
+                    let tx = match is_reader {
+                        false => database.begin().await,
+                        true => database.begin_read().await,
+                    };
+                    tx.unwrap();
+                    std::future::pending::<()>().await;
+                };
+                give_up(beginning, waits).await;
+                let name = format!("{waits} {is_reader}");
+                add(&database, &name).await.unwrap();
+                names_added.push(name);
+            }
+        }
+        // Whatever is open ends with its connection.
+        database.begin().await.unwrap().commit().await.unwrap();
+        assert_eq!(names(&database).await, names_added);
+        database.close().await;
+    }
+}
+
+/// Drops it when it waits for something for the `waits`th time.
+async fn give_up(future: impl Future<Output = ()>, waits: usize) {
+    let mut future = std::pin::pin!(future);
+    let mut left = waits;
+    let last = std::future::poll_fn(|context| {
+        let done = future.as_mut().poll(context);
+        left -= 1;
+        match left {
+            0 => std::task::Poll::Ready(()),
+            _ => done,
+        }
+    });
+    // It waits for ever in the end.
+    let _ = tokio::time::timeout(Duration::from_millis(500), last).await;
 }
 
 /// Polls it once.
