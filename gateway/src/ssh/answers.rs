@@ -36,9 +36,19 @@ pub(crate) struct Answers {
     told: watch::Sender<Told>,
 }
 
-/// Asked and not answered, in order. Short sections.
+/// What the container was asked. Short sections.
 #[derive(Clone, Debug, Default)]
-struct Asked(Arc<Mutex<VecDeque<Question>>>);
+struct Asked(Arc<Mutex<Questions>>);
+
+#[derive(Debug, Default)]
+struct Questions {
+    /// Not answered yet, in order.
+    waiting: VecDeque<Question>,
+    /// Not answered in time, in order: granted since, and perhaps answered yet.
+    late: VecDeque<Question>,
+    /// One was late: no answer is wanted any more but to what runs something.
+    given_up: bool,
+}
 
 /// What the connection's loop waits for.
 #[derive(Debug)]
@@ -47,8 +57,6 @@ pub(crate) struct Awaited {
     told: watch::Receiver<Told>,
     /// Questions so far.
     count: u64,
-    /// One was not answered in time: no more is waited for.
-    given_up: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -71,20 +79,38 @@ pub(crate) fn pair() -> (Answers, Awaited) {
         asked,
         told: receiver,
         count: 0,
-        given_up: false,
     };
     (answers, awaited)
 }
 
 impl Answers {
-    /// The container is about to be asked.
-    pub(crate) fn ask(&self, question: Question) {
-        self.asked.lock().push_back(question);
+    /// The container is about to be asked; whether it shall answer.
+    ///
+    /// After one answer that did not come in time, only to run something: some servers never
+    /// answer the rest, and what they do answer would be taken for another's.
+    #[must_use]
+    pub(crate) fn ask(&self, question: Question) -> bool {
+        let mut asked = self.asked.lock();
+        let is_wanted = question == Question::Run || !asked.given_up;
+        if is_wanted {
+            asked.waiting.push_back(question);
+        }
+        is_wanted
     }
 
     /// It has answered: what, if it was asked anything.
-    pub(crate) fn hear(&self) -> Option<Question> {
-        self.asked.lock().pop_front()
+    ///
+    /// While an answer is overdue nobody can tell whether it still comes. A refusal is taken for
+    /// that one: as the answer to a shell it would end the session. A success is taken for the
+    /// shell's, whose client waits for it.
+    pub(crate) fn hear(&self, accepted: bool) -> Option<Question> {
+        let mut asked = self.asked.lock();
+        let Questions { waiting, late, .. } = &mut *asked;
+        let (first, then) = match accepted {
+            true => (waiting, late),
+            false => (late, waiting),
+        };
+        first.pop_front().or_else(|| then.pop_front())
     }
 
     /// Tells who waits.
@@ -97,8 +123,17 @@ impl Answers {
 }
 
 impl Asked {
-    fn lock(&self) -> MutexGuard<'_, VecDeque<Question>> {
+    fn lock(&self) -> MutexGuard<'_, Questions> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Questions {
+    fn give_up(&mut self) {
+        self.given_up = true;
+        let all = std::mem::take(&mut self.waiting).into_iter();
+        let (waiting, late) = all.partition(|question| *question == Question::Run);
+        (self.waiting, self.late) = (waiting, late);
     }
 }
 
@@ -107,7 +142,7 @@ impl Awaited {
     /// once for each question, in order.
     pub(crate) async fn next(&mut self) -> bool {
         self.count += 1;
-        if self.given_up {
+        if self.asked.lock().given_up {
             return true;
         }
         let mine = self.count;
@@ -117,11 +152,7 @@ impl Awaited {
             // The channel has ended.
             Ok(Err(_)) => false,
             Err(_) => {
-                self.given_up = true;
-                // Some servers never answer it; their next answer is to what comes next.
-                self.asked
-                    .lock()
-                    .retain(|question| *question == Question::Run);
+                self.asked.lock().give_up();
                 true
             }
         }
@@ -146,21 +177,21 @@ mod tests {
     async fn answers_go_to_their_questions() {
         let (answers, mut awaited) = pair();
         for question in [Question::Terminal, Question::Run, Question::Other] {
-            answers.ask(question);
+            assert!(answers.ask(question));
         }
-        assert_eq!(answers.hear(), Some(Question::Terminal));
+        assert_eq!(answers.hear(false), Some(Question::Terminal));
         let refusing = async {
             tokio::task::yield_now().await;
             answers.tell(false);
         };
         let (accepted, ()) = tokio::join!(awaited.next(), refusing);
         assert!(!accepted);
-        assert_eq!(answers.hear(), Some(Question::Run));
+        assert_eq!(answers.hear(false), Some(Question::Run));
         awaited.pass();
         answers.tell(false);
-        assert_eq!(answers.hear(), Some(Question::Other));
+        assert_eq!(answers.hear(true), Some(Question::Other));
         answers.tell(true);
-        assert_eq!(answers.hear(), None, "nobody has asked");
+        assert_eq!(answers.hear(true), None, "nobody has asked");
         assert!(awaited.next().await);
         assert!(awaited.lives());
         drop(answers);
@@ -168,16 +199,31 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_does_not_answer_is_waited_for_once() {
+    async fn who_does_not_answer_is_waited_for_once_and_asked_no_more() {
         let (answers, mut awaited) = pair();
         let begin = tokio::time::Instant::now();
-        answers.ask(Question::Terminal);
+        assert!(answers.ask(Question::Terminal));
         assert!(awaited.next().await);
+        assert!(!answers.ask(Question::Other));
         assert!(awaited.next().await);
         assert_eq!(begin.elapsed(), PATIENCE);
-        answers.ask(Question::Run);
-        assert_eq!(answers.hear(), Some(Question::Run));
-        answers.tell(false);
-        assert!(awaited.next().await, "it is too late for that one");
+        assert!(answers.ask(Question::Run));
+        assert_eq!(answers.hear(true), Some(Question::Run));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_that_comes_late_is_not_that_of_the_shell() {
+        for (late, run) in [(false, true), (false, false), (true, true)] {
+            let (answers, mut awaited) = pair();
+            assert!(answers.ask(Question::Terminal));
+            assert!(awaited.next().await, "believed to be willing");
+            assert!(answers.ask(Question::Run));
+            let heard = [late, run].map(|accepted| (answers.hear(accepted), accepted));
+            let of_run = heard.iter().find(|(what, _)| *what == Some(Question::Run));
+            assert_eq!(of_run.map(|(_, accepted)| *accepted), Some(run));
+            let of_terminal = (Some(Question::Terminal), late);
+            assert!(heard.contains(&of_terminal), "{heard:?}");
+            assert_eq!(answers.hear(false), None);
+        }
     }
 }

@@ -176,7 +176,7 @@ impl Bridge<'_> {
     /// The container has answered the first of what it was asked.
     async fn hear_answer(&self, accepted: bool) {
         let (id, audit) = (self.id(), self.uplink.audit());
-        match self.answers.hear() {
+        match self.answers.hear(accepted) {
             Some(Question::Run) => {
                 if let Some(audit) = audit {
                     audit.answered(accepted);

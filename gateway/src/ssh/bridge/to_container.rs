@@ -137,32 +137,32 @@ impl Bridge<'_> {
         match request {
             Request::Agent => {
                 self.grants.allow_agent(self.connection);
-                self.answers.ask(Question::Other);
-                self.up.agent_forward(true).await
+                let reply = self.answers.ask(Question::Other);
+                self.up.agent_forward(reply).await
             }
             Request::Env(name, value) => {
-                self.answers.ask(Question::Other);
-                self.up.set_env(true, name, value).await
+                let reply = self.answers.ask(Question::Other);
+                self.up.set_env(reply, name, value).await
             }
             Request::Exec(command) => {
-                self.answers.ask(Question::Run);
-                self.up.exec(true, command).await
+                let reply = self.answers.ask(Question::Run);
+                self.up.exec(reply, command).await
             }
             Request::Pty { term, size, modes } => {
                 let [cols, rows, width, height] = size;
-                self.answers.ask(Question::Terminal);
+                let reply = self.answers.ask(Question::Terminal);
                 self.up
-                    .request_pty(true, &term, cols, rows, width, height, &modes)
+                    .request_pty(reply, &term, cols, rows, width, height, &modes)
                     .await
             }
             Request::Shell => {
-                self.answers.ask(Question::Run);
-                self.up.request_shell(true).await
+                let reply = self.answers.ask(Question::Run);
+                self.up.request_shell(reply).await
             }
             Request::Signal(signal) => self.up.signal(signal).await,
             Request::Subsystem(name) => {
-                self.answers.ask(Question::Run);
-                self.up.request_subsystem(true, name).await
+                let reply = self.answers.ask(Question::Run);
+                self.up.request_subsystem(reply, name).await
             }
             Request::WindowChange([cols, rows, width, height]) => {
                 self.up.window_change(cols, rows, width, height).await
@@ -174,9 +174,9 @@ impl Bridge<'_> {
                 screen,
             } => {
                 self.grants.allow_x11(self.connection, single);
-                self.answers.ask(Question::Other);
+                let reply = self.answers.ask(Question::Other);
                 self.up
-                    .request_x11(true, single, protocol, cookie, screen)
+                    .request_x11(reply, single, protocol, cookie, screen)
                     .await
             }
         }

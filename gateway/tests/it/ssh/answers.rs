@@ -132,8 +132,36 @@ async fn a_container_that_leaves_requests_unanswered_stops_nobody() {
     let limit = DEADLINE / 2 + Duration::from_secs(1);
     assert!(within(limit, "the other's", answer(&mut other)).await);
     assert!(within(limit, "its own", answer(&mut silent)).await);
+    // Others that it leaves unanswered, and one that it does not.
+    let cookie = "00".repeat(16);
+    silent
+        .request_x11(true, false, "MIT-MAGIC-COOKIE-1", cookie, 0)
+        .await
+        .unwrap();
+    silent.set_env(true, "EDD_A", "b").await.unwrap();
     silent.exec(true, "silent").await.unwrap();
-    assert!(answer(&mut silent).await);
+    for _ in 0..3 {
+        assert!(answer(&mut silent).await);
+    }
+}
+
+/// Its refusal is not that of the command, which comes behind it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_container_that_answers_late_still_runs_what_was_asked() {
+    let rig = Rig::start().await;
+    let fake = Fake::start(rig.target(free_address()), Vice::AnswersLate).await;
+    rig.put("c1", fake.address, Some(&fake.host_key), |_| {});
+    let client = strict_client(&rig, "c1").await;
+    let mut channel = client.channel_open_session().await.unwrap();
+    channel.set_env(true, "EDD_A", "b").await.unwrap();
+    channel.exec(true, "command").await.unwrap();
+    // Granted, since nobody knew better.
+    assert!(answer(&mut channel).await);
+    assert!(answer(&mut channel).await);
+    match next(&mut channel).await {
+        ChannelMsg::Data { data } => assert_eq!(&data[..], b"started\n"),
+        other => panic!("{other:?}"),
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

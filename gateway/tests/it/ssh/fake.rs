@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use russh::keys::{Algorithm, PrivateKey};
 use russh::server::{Auth, ChannelOpenHandle, Handler, Msg, Session, VerifiedPublicKey};
@@ -16,11 +17,16 @@ pub(crate) struct Fake {
     pub(crate) seen: mpsc::UnboundedReceiver<String>,
 }
 
+/// More than the gateway waits for an answer (`ssh::answers`).
+const LATE: Duration = Duration::from_millis(1500);
+
 /// How it misbehaves.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Vice {
     /// It opens channels towards the client that nobody asked for, at once and with each command.
     OpensChannels,
+    /// It refuses variables, and takes longer for it than anybody waits.
+    AnswersLate,
     /// It loses the connection when a command comes.
     DropsOnExec,
     /// It tells the exit status first and the last output behind it, as sshd may with a terminal.
@@ -147,7 +153,7 @@ impl Handler for Container {
                 return session.close(channel);
             }
             Vice::StaysOpen => return session.exit_status_request(channel, 5),
-            Vice::DropsOnExec | Vice::None | Vice::OpensChannels => {}
+            Vice::AnswersLate | Vice::DropsOnExec | Vice::None | Vice::OpensChannels => {}
         }
         session.data(channel, "started\n")
     }
@@ -160,6 +166,10 @@ impl Handler for Container {
         session: &mut Session,
     ) -> Result<(), russh::Error> {
         self.tell(format!("env {name}={value}"));
+        if self.vice == Vice::AnswersLate {
+            tokio::time::sleep(LATE).await;
+            return session.channel_failure(channel);
+        }
         session.channel_success(channel)
     }
 
