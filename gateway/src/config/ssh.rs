@@ -115,7 +115,7 @@ pub struct SshConfig {
 /// Whose choice of ciphers counts in a client's SSH connection.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum CipherOrder {
-    /// Clients that have AES-GCM get it.
+    /// Clients that have AES-GCM get it. Only where the processor has AES.
     Gateway,
     /// As SSH has it (RFC 4253, section 7.1).
     Client,
@@ -130,6 +130,17 @@ pub struct Recordings {
     pub containers: Option<Vec<ContainerId>>,
     /// Largest file, in bytes.
     pub bytes_max: u64,
+}
+
+/// Whether this processor has instructions for AES.
+fn has_aes() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    let has = std::arch::is_x86_feature_detected!("aes");
+    #[cfg(target_arch = "aarch64")]
+    let has = std::arch::is_aarch64_feature_detected!("aes");
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    let has = false;
+    has
 }
 
 impl SshArgs {
@@ -158,6 +169,8 @@ impl SshArgs {
             }
         };
         let ciphers = match self.ssh_cipher_order.as_str() {
+            // Without such instructions ChaCha20, which clients like best, is the faster one.
+            "gateway" if !has_aes() => Some(CipherOrder::Client),
             "gateway" => Some(CipherOrder::Gateway),
             "client" => Some(CipherOrder::Client),
             other => {

@@ -41,7 +41,7 @@ const AES_GCM: [&[u8]; 2] = [b"aes256-gcm@openssh.com", b"aes128-gcm@openssh.com
 /// What is known of a client.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Offer {
-    /// It has AES-GCM both ways.
+    /// It has AES-GCM, and would choose the same one both ways.
     AesGcm,
     /// It has not, or nobody knows.
     Other,
@@ -125,6 +125,9 @@ fn look(bytes: &[u8]) -> Look {
 }
 
 /// Whether a packet offers it both ways; none: it is no key exchange.
+///
+/// The same one must come first both ways: russh, which looks at the first list alone, takes that
+/// for both.
 fn has_aes_gcm(packet: &[u8]) -> Option<bool> {
     let [_padding, KEXINIT, rest @ ..] = packet else {
         return None;
@@ -139,9 +142,9 @@ fn has_aes_gcm(packet: &[u8]) -> Option<bool> {
     let (_key_exchanges, _host_keys) = (list()?, list()?);
     let [out, back] = [list()?, list()?].map(|list| {
         let mut names = list.split(|byte| *byte == b',');
-        names.any(|name| AES_GCM.contains(&name))
+        names.find(|name| AES_GCM.contains(name))
     });
-    Some(out && back)
+    Some(out.is_some() && out == back)
 }
 
 #[cfg(test)]
@@ -183,12 +186,17 @@ mod tests {
     }
 
     #[test]
-    fn aes_gcm_counts_where_it_is_offered_both_ways() {
+    fn aes_gcm_counts_where_it_would_be_the_same_both_ways() {
         for (out, back, offer) in [
             (OPENSSH, OPENSSH, Offer::AesGcm),
             (
+                "chacha20-poly1305@openssh.com,aes256-gcm@openssh.com",
+                "chacha20-poly1305@openssh.com,aes128-gcm@openssh.com",
+                Offer::Other,
+            ),
+            (
+                "aes128-ctr,aes256-gcm@openssh.com,aes128-gcm@openssh.com",
                 "aes256-gcm@openssh.com",
-                "aes128-gcm@openssh.com",
                 Offer::AesGcm,
             ),
             ("chacha20-poly1305@openssh.com", OPENSSH, Offer::Other),
