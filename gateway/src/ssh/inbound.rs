@@ -36,18 +36,17 @@ pub(crate) fn spawn(
         let gone = connection.gone.clone();
         let life = async {
             tokio::select! {
-                () = run(&connection, &live, &what, channel, reply) => {}
+                () = run(&connection, live, &what, channel, reply) => {}
                 () = gone.cancelled() => {}
             }
         };
         counting_panics(&shared, life).await;
-        drop(live);
     });
 }
 
 async fn run(
     connection: &Arc<Connection>,
-    live: &Live,
+    live: Live,
     what: &Inbound,
     channel: Channel<client::Msg>,
     reply: ChannelOpenHandle,
@@ -78,12 +77,9 @@ async fn run(
             audit.refused(&reason);
             drop(audit);
             reply.reject(reason).await;
-            // A client that opens it after all has it closed, or what it sends would be counted
-            // and nobody would take it.
-            if failed.is_err()
-                && let Ok(late) = asking.await
-            {
-                let _ = late.close().await;
+            drop((channel, live));
+            if failed.is_err() {
+                close_late(connection, asking).await;
             }
             return;
         }
@@ -111,6 +107,21 @@ async fn run(
     let id = bridge.id();
     bridge.run(down_read, up_read).await;
     connection.forget(id);
+}
+
+/// A client that opens the channel after all has it closed, or what it sends would be counted and
+/// nobody would take it. Whoever never answers is not waited for in a drain.
+async fn close_late(
+    connection: &Connection,
+    asking: impl Future<Output = Result<Channel<Msg>, russh::Error>>,
+) {
+    let draining = connection.inner.shared.drain.token();
+    if let Some(Ok(late)) = draining.run_until_cancelled(asking).await {
+        // What it sends is for nobody, and must not hold up the connection.
+        let (read, write) = late.split();
+        drop(read);
+        let _ = write.close().await;
+    }
 }
 
 /// Opens the channel at the client.
