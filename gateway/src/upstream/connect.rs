@@ -76,7 +76,7 @@ pub(crate) enum Behalf {
 }
 
 /// Connects to `address`, where a container of `owner` is, within `timeout`, without Nagle's
-/// delay. A container that vanishes is noticed, as clients are that do (see `listener::bind`).
+/// delay.
 ///
 /// Cancellation safe: dropping the future gives the connection up.
 pub async fn connect(
@@ -86,13 +86,10 @@ pub async fn connect(
     shared: &Shared,
 ) -> Result<Socket, ConnectError> {
     let deadline = Instant::now() + timeout;
-    let socket = connect_by(address, Some(owner), deadline, shared.fleet.reach()).await?;
-    SockRef::from(socket.get_ref())
-        .set_tcp_keepalive(&KEEPALIVE)
-        .map_err(|source| ConnectError::Refused { address, source })?;
-    Ok(socket)
+    connect_by(address, Some(owner), deadline, shared.fleet.reach()).await
 }
 
+/// An upstream that vanishes is noticed, as clients are that do (see `listener::bind`).
 async fn connect_by(
     address: SocketAddr,
     owner: Option<UserId>,
@@ -116,6 +113,9 @@ async fn connect_by(
         .map_err(|_| ConnectError::TimedOut)?
         .map_err(refused)?;
     stream.set_nodelay(true).map_err(refused)?;
+    SockRef::from(&stream)
+        .set_tcp_keepalive(&KEEPALIVE)
+        .map_err(refused)?;
     Ok(Socket::new(stream, permit))
 }
 

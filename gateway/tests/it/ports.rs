@@ -16,7 +16,7 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::ssh::rig::{Sshd, command, exit_code, unix_user, until_text};
 use crate::support::client::{Greeting, dial, hear, leaf, request, say, singly};
-use crate::support::containers::{Containers, container_address, echo, server, web};
+use crate::support::containers::{Containers, container_address, echo, is_kept_alive, server, web};
 use crate::support::{Gateway, Options, REVOCATION, eventually};
 
 async fn gateway() -> (Gateway, Containers, SocketAddr) {
@@ -538,21 +538,7 @@ async fn a_container_that_says_nothing_is_asked_whether_it_lives() {
     let mut stream = dial(port).await;
     stream.write_all(b"\0").await.unwrap();
     stream.read_u8().await.unwrap();
-    let std::net::IpAddr::V4(address) = upstream.ip() else {
-        panic!("{upstream}");
-    };
-    let number = u32::from_le_bytes(address.octets());
-    let remote = format!("{number:08X}:{:04X}", upstream.port());
-    // Its timer is that of keepalives once what was sent is acknowledged.
-    let is_asked = || {
-        let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
-        table.lines().any(|line| {
-            let fields: Vec<_> = line.split_whitespace().collect();
-            fields.get(2) == Some(&&*remote)
-                && fields.get(5).is_some_and(|timer| timer.starts_with("02:"))
-        })
-    };
-    eventually("a keepalive's timer", || async { is_asked() }).await;
+    eventually("a keepalive's timer", || async { is_kept_alive(upstream) }).await;
 }
 
 /// S13: raw connections without a word stayed for ever.

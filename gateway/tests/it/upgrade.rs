@@ -6,7 +6,10 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::Message;
 
-use crate::support::{DEADLINE, Gateway, Options, Origin, REVOCATION, Table, read_head};
+use crate::support::containers::is_kept_alive;
+use crate::support::{
+    DEADLINE, Gateway, Options, Origin, REVOCATION, Table, eventually, read_head,
+};
 
 const ASK: &str = "GET /x HTTP/1.1\r\nHost: c1.compute.localhost\r\n\
                    Connection: Upgrade\r\nUpgrade: shout/1\r\n\r\n";
@@ -69,6 +72,22 @@ async fn any_protocol_may_be_switched_to_and_half_closed() {
     let read = stream.read_to_string(&mut said);
     timeout(DEADLINE, read).await.unwrap().unwrap();
     assert_eq!(said, "HIHELLO");
+    gateway.stop().await;
+}
+
+/// A container that vanished would be waited for until the stream's idle limit.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_upstream_that_says_nothing_is_asked_whether_it_lives() {
+    let origin = shouter().await;
+    let (gateway, _table) = gateway_to(&origin).await;
+    let mut stream = TcpStream::connect(gateway.addresses.http).await.unwrap();
+    stream.write_all(ASK.as_bytes()).await.unwrap();
+    let head = timeout(DEADLINE, read_head(&mut stream)).await.unwrap();
+    assert!(head.starts_with("HTTP/1.1 101 "), "{head:?}");
+    eventually("a keepalive's timer", || async {
+        is_kept_alive(origin.address)
+    })
+    .await;
     gateway.stop().await;
 }
 

@@ -162,3 +162,19 @@ pub(crate) async fn web(address: IpAddr, body: &'static str) -> SocketAddr {
     })
     .await
 }
+
+/// Whether some connection to `upstream` has a keepalive's timer: it has, once what was sent is
+/// acknowledged.
+pub(crate) fn is_kept_alive(upstream: SocketAddr) -> bool {
+    let IpAddr::V4(address) = upstream.ip() else {
+        panic!("{upstream}");
+    };
+    let number = u32::from_le_bytes(address.octets());
+    let remote = format!("{number:08X}:{:04X}", upstream.port());
+    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    table.lines().any(|line| {
+        let fields: Vec<_> = line.split_whitespace().collect();
+        fields.get(2) == Some(&&*remote)
+            && fields.get(5).is_some_and(|timer| timer.starts_with("02:"))
+    })
+}
