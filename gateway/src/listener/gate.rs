@@ -2,7 +2,8 @@
 //!
 //! One gate for all listeners, the SSH one too, and for all connections to
 //! upstreams, which have a cap of their own: one client may need many. Of these no owner of
-//! containers gets the last ones (see `shares`). At a cap
+//! containers gets the last ones (see `shares`), and who comes too late waits a moment (see
+//! `queue`). At a cap
 //! the new connection is refused; those that live, live. A trusted proxy's
 //! connections count for the clients that it announces, once they are told; those
 //! of which it announces nobody count in all only, for many share them.
@@ -15,11 +16,11 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use edd_route::UserId;
-use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 use tokio::time::{Instant, timeout_at};
 
 use super::machine::Machine;
+use super::queue::Queue;
 use super::shares::{Share, Shares};
 use super::subscriber::subscriber;
 
@@ -68,11 +69,7 @@ struct State {
     /// Of these, what each owner of containers has.
     shares: Shares,
     /// Connections to be made that wait for an idle one to go.
-    waiting: AtomicUsize,
-    /// Tells those who keep idle connections that somebody waits.
-    pressed: Notify,
-    /// Tells those who wait that there is room.
-    released: Notify,
+    queue: Queue,
     per_address: Option<PerAddress>,
     listeners: OnceLock<Vec<SocketAddr>>,
     machine: Machine,
@@ -94,9 +91,7 @@ impl Gate {
             max_upstreams,
             upstreams: AtomicUsize::new(0),
             shares: Shares::default(),
-            waiting: AtomicUsize::new(0),
-            pressed: Notify::new(),
-            released: Notify::new(),
+            queue: Queue::default(),
             per_address: max_per_address.map(|max| PerAddress {
                 max,
                 open: Mutex::default(),
@@ -160,41 +155,69 @@ impl Gate {
 
     /// Likewise, but at a cap an idle connection has to go first; waits for that until `deadline`.
     ///
-    /// Without any (`has_idle`) only for a moment: one may just be done. Cancellation safe.
+    /// Without any (`has_idle`) only for a moment: one may just be done. At the owner's share it is
+    /// for one of his own, and for that moment only. Cancellation safe.
     pub async fn admit_upstream_by(
         &self,
         owner: Option<UserId>,
         deadline: Instant,
         has_idle: impl Fn() -> bool,
     ) -> Result<UpstreamPermit, Refused> {
-        if let Ok(permit) = self.admit_upstream(owner) {
-            return Ok(permit);
-        }
-        let _waiting = Waiting::new(&self.0);
+        let queue = &self.0.queue;
+        let whose = |refused| owner.filter(|_| refused == Refused::OwnerLimit);
+        let mut waiting = match self.admit_upstream(owner) {
+            Ok(permit) => return Ok(permit),
+            Err(refused) => queue.enter(whose(refused)),
+        };
         let moment = deadline.min(Instant::now() + MOMENT);
         loop {
-            let mut released = std::pin::pin!(self.0.released.notified());
-            // From here on nothing is missed.
-            released.as_mut().enable();
-            if let Ok(permit) = self.admit_upstream(owner) {
-                return Ok(permit);
-            }
-            self.0.pressed.notify_waiters();
-            let until = if has_idle() { deadline } else { moment };
-            if timeout_at(until, released).await.is_err() {
-                return self.admit_upstream(owner);
-            }
+            let refused = {
+                let mut released = std::pin::pin!(waiting.released());
+                // From here on nothing is missed.
+                released.as_mut().enable();
+                let refused = match self.admit_upstream(owner) {
+                    Ok(permit) => return Ok(permit),
+                    Err(refused) => refused,
+                };
+                if whose(refused) == waiting.owner() {
+                    queue.press();
+                    let any = refused == Refused::UpstreamLimit && has_idle();
+                    let until = if any { deadline } else { moment };
+                    if timeout_at(until, released).await.is_err() {
+                        return self.admit_upstream(owner);
+                    }
+                    continue;
+                }
+                refused
+            };
+            // Another place is wanted now.
+            waiting = queue.enter(whose(refused));
         }
     }
 
-    /// How many wait for an idle connection to go.
-    pub fn waiting(&self) -> usize {
-        self.0.waiting.load(Ordering::Relaxed)
+    /// Whether somebody waits for the place of a connection of `owner`.
+    pub fn wants(&self, owner: Option<UserId>) -> bool {
+        self.0.queue.wants(owner)
     }
 
-    /// Ready when somebody begins to wait for an idle connection to go.
+    /// How many wait for any idle connection to go.
+    pub fn waiting(&self) -> usize {
+        self.0.queue.waiting()
+    }
+
+    /// How many wait for one of an owner's idle connections to go.
+    pub fn waiting_of_owners(&self) -> HashMap<UserId, usize> {
+        self.0.queue.waiting_of_owners()
+    }
+
+    /// How many times those who keep idle connections were told that somebody waits.
+    pub fn presses(&self) -> usize {
+        self.0.queue.presses()
+    }
+
+    /// Ready when that is told the next time.
     pub fn pressed(&self) -> Notified<'_> {
-        self.0.pressed.notified()
+        self.0.queue.pressed()
     }
 
     /// Connections to upstreams that are open or being made.
@@ -322,34 +345,21 @@ pub struct UpstreamPermit {
     share: Option<Share>,
 }
 
+impl UpstreamPermit {
+    /// The owner of the container that it leads to, if it does.
+    pub fn owner(&self) -> Option<UserId> {
+        self.share.as_ref().map(Share::owner)
+    }
+}
+
 impl Drop for UpstreamPermit {
     fn drop(&mut self) {
+        let owner = self.owner();
         // Before anybody who waits for it is told.
         self.share = None;
         let state = &self.gate.0;
         state.upstreams.fetch_sub(1, Ordering::Relaxed);
-        if state.waiting.load(Ordering::Relaxed) > 0 {
-            state.released.notify_one();
-        }
-    }
-}
-
-/// Somebody who waits.
-struct Waiting<'g>(&'g State);
-
-impl<'g> Waiting<'g> {
-    fn new(state: &'g State) -> Self {
-        state.waiting.fetch_add(1, Ordering::Relaxed);
-        Self(state)
-    }
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        // Whoever was told that there is room and left tells the next.
-        if self.0.waiting.fetch_sub(1, Ordering::Relaxed) > 1 {
-            self.0.released.notify_one();
-        }
+        state.queue.release(owner);
     }
 }
 

@@ -7,7 +7,7 @@
 //! clear what a client speaks, [`serve`] gives it to whoever speaks it, with what
 //! was read put back before it ([`prefixed`]). [`answer`] and [`close`] are for
 //! those that nobody serves. [`machine`] knows our own addresses, [`shares`] what each owner of
-//! containers has. [`rate`] counts requests per address, of which [`mod@subscriber`] says what one is.
+//! containers has, [`queue`] who waits for a connection of theirs. [`rate`] counts requests per address, of which [`mod@subscriber`] says what one is.
 
 #![cfg_attr(
     not(test),
@@ -25,6 +25,7 @@ mod gate;
 mod machine;
 mod prefixed;
 mod proxy_in;
+mod queue;
 mod rate;
 mod serve;
 mod shares;

@@ -45,6 +45,13 @@ impl Shares {
     }
 }
 
+impl Share {
+    /// Whose it is.
+    pub(super) fn owner(&self) -> UserId {
+        self.owner
+    }
+}
+
 impl Drop for Share {
     fn drop(&mut self) {
         let mut held = self.shares.lock();

@@ -10,13 +10,13 @@ use std::pin::Pin;
 use std::task::{Context, Poll, Waker, ready};
 
 use edd_http1::{BodyReader, Limits, Progress, Question, ResponseBody, Slots, parse_response};
-use edd_route::Admission;
+use edd_route::{Admission, UserId};
 use smallvec::SmallVec;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::task::unconstrained;
 
-use super::Reusable;
+use super::{Io, Reusable};
 use crate::http::body::{self, Sink, Source};
 use crate::http::side::{
     AnswerBody, AnswerView, Ask, Event, Field, Outlet, Piece, RequestBody, Room, Server, SideError,
@@ -85,7 +85,11 @@ impl<I: OverTcp> H1<I> {
     }
 }
 
-impl<I: AsyncRead + OverTcp + Unpin + 'static> Reusable for H1<I> {
+impl Reusable for H1<Io> {
+    fn owner(&self) -> Option<UserId> {
+        self.wire.io().owner()
+    }
+
     /// Silence is a sign of life: anything else would be the answer to nothing.
     fn is_open(&mut self) -> bool {
         if self.admission.is_revoked() || self.wire.has_kept() {

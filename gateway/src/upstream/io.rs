@@ -4,6 +4,7 @@ use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
+use edd_route::UserId;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
@@ -26,6 +27,14 @@ impl Io {
         match self {
             Self::Plain(_) => None,
             Self::Tls(tls) => tls.get_ref().1.alpn_protocol(),
+        }
+    }
+
+    /// The owner of the container that it leads to, if it does.
+    pub fn owner(&self) -> Option<UserId> {
+        match self {
+            Self::Plain(socket) => socket.owner(),
+            Self::Tls(tls) => tls.get_ref().0.owner(),
         }
     }
 }

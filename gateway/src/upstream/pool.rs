@@ -10,6 +10,7 @@ use std::pin::pin;
 use std::rc::{Rc, Weak};
 use std::time::Duration;
 
+use edd_route::UserId;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::listener::Gate;
@@ -18,9 +19,16 @@ use crate::listener::Gate;
 pub trait Reusable: 'static {
     /// Whether the next request may be sent on it. Also false once what admitted it is over.
     fn is_open(&mut self) -> bool;
+
+    /// The owner of the container that it leads to, if it does.
+    fn owner(&self) -> Option<UserId>;
 }
 
 impl<C: Reusable> Reusable for Box<C> {
+    fn owner(&self) -> Option<UserId> {
+        (**self).owner()
+    }
+
     fn is_open(&mut self) -> bool {
         (**self).is_open()
     }
@@ -95,7 +103,8 @@ impl<K: Clone + Eq + Hash + 'static, C: Reusable> IdlePool<K, C> {
             return;
         }
         let mut kept = self.0.borrow_mut();
-        if kept.gate.as_ref().is_some_and(|gate| gate.waiting() > 0) {
+        let wanted = |gate: &Gate| gate.wants(connection.owner());
+        if kept.gate.as_ref().is_some_and(wanted) {
             // Somebody needs its place more.
             return;
         }
@@ -143,16 +152,37 @@ impl<K: Clone + Eq + Hash + 'static, C: Reusable> Kept<K, C> {
         });
     }
 
-    /// Lets aged and dead ones go, and as many more as `wanted`. True: nothing is left, nobody need come again.
-    fn clear_out(&mut self, wanted: usize) -> bool {
+    /// Lets aged and dead ones go, and as many more as somebody waits for. True: nothing is left,
+    /// nobody need come again.
+    fn clear_out(&mut self, wanted: usize, of_owners: HashMap<UserId, usize>) -> bool {
         self.sweep();
         for _ in 0..wanted {
             if !self.evict() {
                 break;
             }
         }
+        if !of_owners.is_empty() {
+            self.evict_of(of_owners);
+        }
         self.sweeping = !self.by_key.is_empty();
         !self.sweeping
+    }
+
+    /// Lets so many of each owner go.
+    fn evict_of(&mut self, mut wanted: HashMap<UserId, usize>) {
+        self.by_key.retain(|_, queue| {
+            queue.retain(|idle| {
+                let owner = idle.connection.owner();
+                match owner.and_then(|owner| wanted.get_mut(&owner)) {
+                    Some(more @ 1..) => {
+                        *more -= 1;
+                        false
+                    }
+                    _ => true,
+                }
+            });
+            !queue.is_empty()
+        });
     }
 
     /// Lets the oldest of all go.
@@ -181,6 +211,7 @@ async fn sweep<K: Clone + Eq + Hash + 'static, C: Reusable>(pool: Weak<RefCell<K
         Some(pool) => pool.borrow().gate.clone(),
         None => return,
     };
+    let mut presses = 0;
     loop {
         match &gate {
             None => sleep(SWEEP_EVERY).await,
@@ -188,14 +219,17 @@ async fn sweep<K: Clone + Eq + Hash + 'static, C: Reusable>(pool: Weak<RefCell<K
                 let mut pressed = pin!(gate.pressed());
                 // From here on nothing is missed.
                 pressed.as_mut().enable();
-                if gate.waiting() == 0 {
+                if gate.waiting() == 0 && gate.presses() == presses {
                     let _ = timeout(SWEEP_EVERY, pressed).await;
                 }
+                presses = gate.presses();
             }
         }
         let Some(pool) = pool.upgrade() else { return };
         let waiting = gate.as_ref().map_or(0, Gate::waiting);
-        if pool.borrow_mut().clear_out(waiting) {
+        let of_owners = gate.as_ref().map(Gate::waiting_of_owners);
+        let of_owners = of_owners.unwrap_or_default();
+        if pool.borrow_mut().clear_out(waiting, of_owners) {
             return;
         }
         drop(pool);
@@ -255,6 +289,8 @@ mod tests {
 
     use tokio::task::LocalSet;
 
+    use crate::listener::Refused;
+
     use super::*;
 
     #[derive(Clone)]
@@ -264,8 +300,24 @@ mod tests {
     }
 
     impl Reusable for Fake {
+        fn owner(&self) -> Option<UserId> {
+            None
+        }
+
         fn is_open(&mut self) -> bool {
             self.open.get()
+        }
+    }
+
+    struct Held(crate::listener::UpstreamPermit);
+
+    impl Reusable for Held {
+        fn is_open(&mut self) -> bool {
+            true
+        }
+
+        fn owner(&self) -> Option<UserId> {
+            self.0.owner()
         }
     }
 
@@ -353,12 +405,6 @@ mod tests {
         run(async {
             let gate = Gate::new(1, None, 2);
             let pool = IdlePool::under(gate.clone());
-            struct Held(#[allow(dead_code, reason = "held")] crate::listener::UpstreamPermit);
-            impl Reusable for Held {
-                fn is_open(&mut self) -> bool {
-                    true
-                }
-            }
             let soon = || Instant::now() + Duration::from_millis(500);
             pool.put(
                 &"old",
@@ -383,6 +429,41 @@ mod tests {
                     .await
                     .is_err()
             );
+        });
+    }
+
+    /// An owner at his share could have everybody's idle connections let go.
+    #[test]
+    fn for_a_greedy_owner_only_his_own_go() {
+        run(async {
+            let gate = Gate::new(1, None, 10);
+            let pool = IdlePool::under(gate.clone());
+            let soon = || Instant::now() + Duration::from_millis(500);
+            let put = |key: &'static str, owner: Option<u64>| {
+                let permit = gate
+                    .admit_upstream(owner.map(|id| UserId(id as _)))
+                    .unwrap();
+                pool.put(&key, Held(permit), Instant::now());
+            };
+            put("a route", None);
+            put("his", Some(1));
+            put("his other", Some(1));
+            put("another's", Some(2));
+            let one = Some(UserId(1));
+            let busy: Vec<_> = std::iter::from_fn(|| gate.admit_upstream(one).ok()).collect();
+            assert_eq!(gate.admit_upstream(one).unwrap_err(), Refused::OwnerLimit);
+            let more = gate.admit_upstream_by(one, soon(), || !pool.is_empty());
+            let more = more.await.unwrap();
+            // One was enough, and whatever he wants, the others' stay and are kept.
+            assert_eq!(pool.len(), 3);
+            let kept = pool.take(&"a route", Instant::now(), |_| true).unwrap();
+            let wanting = gate.admit_upstream_by(one, soon(), || true);
+            let (wanting, ()) = tokio::join!(wanting, async {
+                pool.put(&"a route", kept, Instant::now());
+            });
+            drop((busy, more, wanting.unwrap()));
+            assert!(pool.take(&"a route", Instant::now(), |_| true).is_some());
+            assert!(pool.take(&"another's", Instant::now(), |_| true).is_some());
         });
     }
 }

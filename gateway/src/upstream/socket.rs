@@ -4,6 +4,7 @@ use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
+use edd_route::UserId;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
@@ -14,20 +15,22 @@ use crate::listener::UpstreamPermit;
 pub struct Socket {
     // Closed before the permit is given back: fields are dropped in this order.
     stream: TcpStream,
-    _permit: UpstreamPermit,
+    permit: UpstreamPermit,
 }
 
 impl Socket {
     pub(super) fn new(stream: TcpStream, permit: UpstreamPermit) -> Self {
-        Self {
-            stream,
-            _permit: permit,
-        }
+        Self { stream, permit }
     }
 
     /// The stream itself.
     pub fn get_ref(&self) -> &TcpStream {
         &self.stream
+    }
+
+    /// The owner of the container that it leads to, if it does.
+    pub fn owner(&self) -> Option<UserId> {
+        self.permit.owner()
     }
 }
 
