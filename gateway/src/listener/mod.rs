@@ -41,7 +41,7 @@ pub use prefixed::Prefixed;
 pub use rate::{RequestGate, RequestRate, TooSoon};
 pub use worker::{Worker, Workers, spawn};
 
-pub(crate) use accept::accept_now;
+pub(crate) use accept::accept;
 pub(crate) use first::Patience;
 pub(crate) use proxy_in::{Identified, Who, identify};
 pub(crate) use subscriber::subscriber;

@@ -1,6 +1,6 @@
 //! What becomes of an accepted connection: detection, TLS, and whoever speaks the protocol.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::time::Duration;
@@ -11,18 +11,62 @@ use edd_route::decide::{TlsDecision, TlsRefusal};
 use edd_route::{Door, Host};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 use tracing::debug;
 
-use super::accept::{Accepted, Held};
 use super::answer::Answer;
 use super::close::close;
 use super::first::{First, Patience, read_first};
 use super::proxy_in::{Identified, Who, identify};
-use super::{Prefixed, Worker};
+use super::{Permit, Prefixed, Refused, Worker};
 use crate::http::{ConnectionFacts, serve_h1, serve_h2};
+use crate::shared::Shared;
 use crate::ssh::SshServer;
 use crate::tcp::{self, Caller, RawKind};
+use crate::telemetry::ConnectionGauge;
 use crate::tls::{HandshakeError, Secured};
+
+/// A connection that was let in, and nothing read from it yet.
+#[derive(Debug)]
+pub(super) struct Accepted {
+    pub(super) stream: TcpStream,
+    pub(super) peer: SocketAddr,
+    pub(super) door: Door,
+    pub(super) held: Held,
+}
+
+/// What a connection holds for as long as it lives, whoever serves it.
+#[derive(Debug)]
+pub(super) struct Held {
+    permit: Permit,
+    _gauge: ConnectionGauge,
+    _live: TaskTrackerToken,
+}
+
+impl Held {
+    /// Of a connection that came to `door`.
+    pub(super) fn of(shared: &Shared, door: Door, permit: Permit) -> Self {
+        Self {
+            permit,
+            _gauge: shared.metrics.connection(label(door)),
+            _live: shared.drain.guard(),
+        }
+    }
+
+    /// Counts the connection for its client, if it was not when it came.
+    fn count_for(&mut self, client: IpAddr) -> Result<(), Refused> {
+        self.permit.count_for(client)
+    }
+}
+
+/// The metric's label.
+fn label(door: Door) -> &'static str {
+    match door {
+        Door::Dynamic(_) => "dynamic",
+        Door::PublicHttp => "http",
+        Door::PublicHttps => "https",
+    }
+}
 
 /// Serves one connection to its end. Every wait in here has a deadline.
 pub(super) async fn serve(accepted: Accepted, worker: &Rc<Worker>, ssh: &SshServer) {

@@ -20,11 +20,11 @@ use tokio::time::sleep;
 use tokio_util::task::TaskTracker;
 use tracing::error;
 
-use super::accept::{Accepted, accept};
+use super::accept::accept;
 use super::bind::{DataListeners, DoorListener};
 use super::doors::Role;
 use super::ending::Ending;
-use super::serve::serve;
+use super::serve::{Accepted, Held, serve};
 use crate::http::Labels;
 use crate::http::h2::{Clerks, Opened};
 use crate::shared::Shared;
@@ -163,9 +163,17 @@ async fn run(
     let open: Vec<_> = open.collect();
     // A successor that asks from now on gets all of them.
     is_there();
-    let accepts = open
-        .into_iter()
-        .map(async |(door, listener)| accept(&worker.shared, &listener, door, &take).await);
+    let accepts = open.into_iter().map(async |(door, listener)| {
+        let take = |stream, peer, permit| {
+            take(Accepted {
+                stream,
+                peer,
+                door,
+                held: Held::of(&worker.shared, door, permit),
+            });
+        };
+        accept(&worker.shared, &listener, door, take).await;
+    });
     join_all(accepts).await;
     drop(accepting);
     connections.close();

@@ -56,7 +56,6 @@ mod warm;
 mod window;
 mod wire;
 
-use std::io;
 use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -68,7 +67,7 @@ use futures_util::FutureExt as _;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
 use tokio_util::task::task_tracker::TaskTrackerToken;
-use tracing::{debug, error, warn};
+use tracing::{debug, error};
 
 pub use self::hostkeys::HostKeyError;
 pub use self::keyring::{SshKeys, StoredKey};
@@ -83,7 +82,7 @@ use self::patience::Patience as Refusals;
 use self::recording::Recorder;
 use self::threads::Threads;
 use self::upstream::Dialer;
-use crate::listener::{Identified, Patience, Permit, Role, Who, accept_now, identify};
+use crate::listener::{Identified, Patience, Permit, Role, Who, accept, identify};
 use crate::shared::Shared;
 
 /// The SSH server; clones share it.
@@ -148,7 +147,7 @@ impl SshServer {
         let listener = server.0.shared.doors.add(Role::Ssh, listener);
         // Before the task, or a drain might be over before it looks.
         let accepting = server.0.shared.drain.guard();
-        tokio::spawn(accept(Arc::clone(&server.0), listener, accepting));
+        tokio::spawn(accept_all(Arc::clone(&server.0), listener, accepting));
         Ok(server)
     }
 
@@ -180,58 +179,15 @@ impl SshServer {
     }
 }
 
-/// Pause after an accept that failed for want of something (files, memory).
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-
-/// Accepts until draining begins. Connections that had come before that are still taken, unless a
-/// successor takes them.
-async fn accept(inner: Arc<Inner>, listener: Arc<TcpListener>, _accepting: TaskTrackerToken) {
-    let draining = inner.shared.drain.token().clone();
-    let opened = inner.shared.doors.opened();
-    if draining.run_until_cancelled(opened).await.is_none() {
-        return;
-    }
-    loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            () = draining.cancelled() => break,
-        };
-        match accepted {
-            Ok((stream, peer)) => take_one(&inner, stream, peer),
-            Err(error) if is_of_the_connection(&error) => debug!(%error, "accept"),
-            Err(error) => {
-                warn!(%error, "cannot accept SSH connections, trying again");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-            }
-        }
-    }
-    if inner.shared.doors.are_handed_over() {
-        return;
-    }
-    for (stream, peer) in std::iter::from_fn(|| accept_now(&listener)) {
-        take_one(&inner, stream, peer);
-    }
-}
-
-fn take_one(inner: &Arc<Inner>, stream: TcpStream, peer: SocketAddr) {
-    let shared = &inner.shared;
-    let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
-    let admitted = match shared.config.trusts(peer.ip()) {
-        true => shared.gate.admit_messenger(peer),
-        false => shared.gate.admit(peer),
+/// Accepts until draining begins.
+async fn accept_all(inner: Arc<Inner>, listener: Arc<TcpListener>, _accepting: TaskTrackerToken) {
+    let take = |stream: TcpStream, peer, permit| match stream.into_std() {
+        Ok(stream) => spawn(&inner, stream, peer, move |inner, stream| {
+            take(inner, stream, peer, permit)
+        }),
+        Err(error) => debug!(%peer, %error, "accepted connection is lost"),
     };
-    match admitted {
-        Ok(permit) => match stream.into_std() {
-            Ok(stream) => spawn(inner, stream, peer, move |inner, stream| {
-                take(inner, stream, peer, permit)
-            }),
-            Err(error) => debug!(%peer, %error, "accepted connection is lost"),
-        },
-        Err(refused) => {
-            shared.metrics.connection_refused(refused.label());
-            debug!(%peer, %refused, "SSH connection refused");
-        }
-    }
+    accept(&inner.shared, &listener, Role::Ssh, take).await;
 }
 
 /// Moves a connection to one of the threads.
@@ -285,16 +241,6 @@ async fn take(inner: Arc<Inner>, mut stream: TcpStream, peer: SocketAddr, mut pe
 
 /// How long a proxy that may announce its client is waited for before our banner.
 const SILENCE: Duration = Duration::from_millis(500);
-
-/// Whether the next accept may well succeed at once.
-fn is_of_the_connection(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::ConnectionAborted
-            | io::ErrorKind::ConnectionReset
-            | io::ErrorKind::Interrupted
-    )
-}
 
 /// One connection from here to its end. A panic costs this one and is counted.
 async fn serve(inner: Arc<Inner>, stream: TcpStream, prefix: Bytes, peer: SocketAddr) {
