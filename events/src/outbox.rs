@@ -8,6 +8,7 @@
 //! that fails in between is no reason to ([`Published`]). The table itself comes
 //! with the service's migrations ([`TABLE`]).
 
+mod hold;
 mod published;
 
 use std::{
@@ -35,11 +36,12 @@ use crate::{
     backoff::Backoff,
     bus::{Acknowledgement, AnyBus, Bus as _},
     consumer::REMOVAL_MAX,
-    envelope::Cause,
+    envelope::{Cause, now_ms},
     event::PAYLOAD_LEN_MAX,
     signature::Signer,
     stream::{DUPLICATE_WINDOW, StreamSpec, spec_of},
 };
+use hold::Hold;
 pub use published::Published;
 
 /// The table, for the migrations of the services. `created_at` is in
@@ -233,6 +235,8 @@ pub struct Relay {
     missing: BTreeMap<&'static str, Instant>,
     /// What the stream has already.
     published: Published,
+    /// What others may know that it has.
+    hold: Hold,
     /// Ids of rows that the server can never take.
     stuck: BTreeSet<i64>,
 }
@@ -246,6 +250,7 @@ struct Row {
     correlation_id: Option<String>,
     causation_id: Option<String>,
     traceparent: Option<String>,
+    created_at: i64,
 }
 
 /// Why a pass did not publish everything.
@@ -281,6 +286,7 @@ impl Relay {
             ensured: BTreeSet::new(),
             missing: BTreeMap::new(),
             published: Published::default(),
+            hold: Hold::default(),
             stuck: BTreeSet::new(),
         }
     }
@@ -351,8 +357,12 @@ impl Relay {
     /// One look at the outbox; says how long to wait for the next.
     async fn turn(&mut self, backoff: &mut Backoff, shutdown: &CancellationToken) -> Pause {
         if !self.bus.is_connected() {
-            if let Ok(waiting) = pending(&self.database).await {
-                self.metrics.outbox_pending(waiting);
+            match pending(&self.database).await {
+                Ok(waiting) => {
+                    self.hold.database_answered();
+                    self.metrics.outbox_pending(waiting);
+                }
+                Err(_) => self.hold.database_failed(),
             }
             // Publishing now would only fill the client's queue with events
             // that are published again later.
@@ -380,6 +390,9 @@ impl Relay {
                 }
             }
             Err(error) => {
+                if matches!(error, RelayError::Database(_)) {
+                    self.hold.database_failed();
+                }
                 let pause = backoff.next();
                 warn!(%error, pause_ms = pause.as_millis(), "events wait in the outbox");
                 Pause::Full(pause)
@@ -409,9 +422,13 @@ impl Relay {
             return Ok(0);
         }
         let known = self.published.among(rows.iter().map(|row| &*row.event_id));
-        let (there, rows): (Vec<_>, Vec<_>) = rows
+        let (there, mut rows): (Vec<_>, Vec<_>) = rows
             .into_iter()
             .partition(|row| known.contains(&row.event_id));
+        // Behind one that waits all wait: their order is kept.
+        if let Some(first) = rows.iter().position(|row| self.is_held(row)) {
+            rows.truncate(first);
+        }
         for row in &rows {
             if let Some(spec) = spec_of(&row.subject) {
                 self.ensure_stream(spec).await?;
@@ -462,15 +479,21 @@ impl Relay {
         }
     }
 
-    async fn oldest(&self) -> Result<Vec<Row>, RelayError> {
+    /// A file of SQLite has no other relay.
+    fn is_held(&self, row: &Row) -> bool {
+        self.database.engine() == Engine::Postgres && self.hold.keeps(row.created_at, now_ms())
+    }
+
+    async fn oldest(&mut self) -> Result<Vec<Row>, RelayError> {
         let limit = i64::try_from(BATCH_MAX + self.stuck.len()).unwrap_or(i64::MAX);
         let mut rows: Vec<Row> = query(
-            "SELECT id, event_id, subject, payload, correlation_id, causation_id, traceparent \
-             FROM outbox ORDER BY id LIMIT $1",
+            "SELECT id, event_id, subject, payload, correlation_id, causation_id, traceparent, \
+             created_at FROM outbox ORDER BY id LIMIT $1",
         )
         .bind(limit)
         .all(&self.database)
         .await?;
+        self.hold.database_answered();
         rows.retain(|row| !self.stuck.contains(&row.id));
         rows.truncate(BATCH_MAX);
         Ok(rows)
@@ -605,6 +628,7 @@ mod tests {
             correlation_id: None,
             causation_id: None,
             traceparent: None,
+            created_at: 0,
         };
         tokio::time::pause();
         let read = Instant::now();

@@ -8,7 +8,7 @@ use edd_events::{
     outbox::{self, Published, Relay},
     stream::COMPUTE,
 };
-use edd_store::{Database, DatabaseUrl, query};
+use edd_store::{Database, DatabaseUrl, Engine, query, query_dynamic, testing::Postgres};
 use prometheus_client::{encoding::text::encode, registry::Registry};
 use tempfile::TempDir;
 use tokio::{task::JoinHandle, time::Instant};
@@ -19,7 +19,13 @@ use crate::support::{DEADLINE, created, eventually};
 /// A database with an outbox.
 struct Outbox {
     database: Database,
-    _folder: TempDir,
+    _folder: Option<TempDir>,
+}
+
+/// Counts what its relays publish.
+struct Counting {
+    registry: Registry,
+    metrics: Metrics,
 }
 
 /// A relay at work.
@@ -32,11 +38,18 @@ impl Outbox {
     async fn open() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let url = DatabaseUrl::Sqlite(folder.path().join("outbox.db"));
-        let database = Database::open(&url).await.unwrap();
+        Self {
+            _folder: Some(folder),
+            ..Self::at(&url).await
+        }
+    }
+
+    async fn at(url: &DatabaseUrl) -> Self {
+        let database = Database::open(url).await.unwrap();
         database.migrate(outbox::TABLE).await.unwrap();
         Self {
             database,
-            _folder: folder,
+            _folder: None,
         }
     }
 
@@ -65,14 +78,55 @@ impl Outbox {
 
     /// As a file on a disk that takes nothing: what is there can be read.
     async fn keeps_its_rows(&self, keeps: bool) {
-        let sql = match keeps {
-            true => {
+        let statements: &[&'static str] = match (keeps, self.database.engine()) {
+            (true, Engine::Sqlite) => &["CREATE TRIGGER keeps BEFORE DELETE ON outbox \
+                 BEGIN SELECT RAISE(ABORT, 'it keeps its rows'); END"],
+            (true, Engine::Postgres) => &[
+                "CREATE FUNCTION keeps() RETURNS trigger LANGUAGE plpgsql AS \
+                 'BEGIN RAISE EXCEPTION ''it keeps its rows''; END'",
                 "CREATE TRIGGER keeps BEFORE DELETE ON outbox \
-                 BEGIN SELECT RAISE(ABORT, 'it keeps its rows'); END"
-            }
-            false => "DROP TRIGGER keeps",
+                 FOR EACH ROW EXECUTE FUNCTION keeps()",
+            ],
+            (false, Engine::Sqlite) => &["DROP TRIGGER keeps"],
+            (false, Engine::Postgres) => &["DROP TRIGGER keeps ON outbox"],
         };
-        query(sql).run(&self.database).await.unwrap();
+        for statement in statements {
+            query(statement).run(&self.database).await.unwrap();
+        }
+    }
+
+    /// Everything in it was written so much earlier.
+    async fn age(&self, by: Duration) {
+        let by = by.as_millis();
+        let sql = format!("UPDATE outbox SET created_at = created_at - {by}");
+        query_dynamic(sql).run(&self.database).await.unwrap();
+    }
+}
+
+impl Counting {
+    fn new() -> Self {
+        let mut registry = Registry::default();
+        let metrics = Metrics::register(&mut registry);
+        Self { registry, metrics }
+    }
+
+    /// Events with this result.
+    fn of(&self, result: &str) -> u64 {
+        let result = format!("\"{result}\"");
+        self.sum(|line| line.starts_with("events_published_total") && line.contains(&result))
+    }
+
+    /// What its relays have found in the outbox.
+    fn waiting(&self) -> u64 {
+        self.sum(|line| line.starts_with("outbox_pending "))
+    }
+
+    fn sum(&self, is_wanted: impl Fn(&str) -> bool) -> u64 {
+        let mut text = String::new();
+        encode(&mut text, &self.registry).unwrap();
+        let lines = text.lines().filter(|line| is_wanted(line));
+        let numbers = lines.filter_map(|line| line.rsplit(' ').next());
+        numbers.map(|n| n.parse::<u64>().unwrap()).sum::<u64>()
     }
 }
 
@@ -92,20 +146,9 @@ async fn what_cannot_be_deleted_is_not_published_again() {
     let outbox = Outbox::open().await;
     let memory = MemoryBus::new();
     let bus = AnyBus::from(memory.clone());
-    let mut registry = Registry::default();
-    let metrics = Metrics::register(&mut registry);
-    let count = |result: &str| {
-        let mut text = String::new();
-        encode(&mut text, &registry).unwrap();
-        let of = |line: &&str| {
-            line.starts_with("events_published_total") && line.contains(&format!("\"{result}\""))
-        };
-        let numbers = text
-            .lines()
-            .filter(of)
-            .filter_map(|line| line.rsplit(' ').next());
-        numbers.map(|n| n.parse::<u64>().unwrap()).sum::<u64>()
-    };
+    let counting = Counting::new();
+    let metrics = counting.metrics.clone();
+    let count = |result: &str| counting.of(result);
     outbox.write(0..5).await;
     outbox.keeps_its_rows(true).await;
     let published = Published::default();
@@ -127,6 +170,37 @@ async fn what_cannot_be_deleted_is_not_published_again() {
         (8, 0, 0)
     );
     assert_eq!(memory.messages(COMPUTE.name).len(), 8);
+}
+
+/// Of relays that share a database one remembers what it has published before that was away, and
+/// another one may read the rows first: the stream would have forgotten their ids.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_one_relay_has_published_no_other_publishes_after_an_outage() {
+    let url = Postgres::shared().await.database().await;
+    let outbox = Outbox::at(&url).await;
+    let memory = MemoryBus::new();
+    let bus = AnyBus::from(memory.clone());
+    let (one, other) = (Counting::new(), Counting::new());
+    outbox.write(0..5).await;
+    outbox.keeps_its_rows(true).await;
+    let published = Published::default();
+    let first = outbox.relay(&bus, &one.metrics, &published);
+    eventually("all in the stream", || async { one.of("ok") == 5 }).await;
+    first.stop().await;
+    // The outage, after which it comes second.
+    outbox.age(Duration::from_secs(180)).await;
+    outbox.keeps_its_rows(false).await;
+    let second = outbox.relay(&bus, &other.metrics, &Published::default());
+    eventually("read by the other", || async { other.waiting() == 5 }).await;
+    let first = outbox.relay(&bus, &one.metrics, &published);
+    eventually("an empty outbox", || async { outbox.pending().await == 0 }).await;
+    first.stop().await;
+    // What is new waits for nobody.
+    outbox.write(5..6).await;
+    eventually("the newest", || async { outbox.pending().await == 0 }).await;
+    second.stop().await;
+    let results = |of: &Counting| (of.of("ok"), of.of("duplicate"), of.of("failed"));
+    assert_eq!((results(&one), results(&other)), ((5, 0, 0), (1, 0, 0)));
 }
 
 /// Whoever removes it may still be at it, and remove what is made in its place.
