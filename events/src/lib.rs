@@ -13,6 +13,7 @@
 //! - [`inbox`]: the ids of what was handled, so that it is handled once;
 //! - [`event_store`]: an archive that outlives the streams;
 //! - [`dead_letter`]: where it goes when nobody can use it;
+//! - [`trial`]: whether a database takes any of it;
 //! - [`saga`]: state machines that wait for what others announce;
 //! - [`request`]: the requests that are no events;
 //! - [`snapshot`]: all that compute knows, for who cannot hear it any more;
@@ -46,6 +47,7 @@ pub mod stream;
 pub mod subject;
 #[cfg(feature = "testing")]
 pub mod testing;
+pub mod trial;
 
 mod backoff;
 mod secret_file;

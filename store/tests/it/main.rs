@@ -6,7 +6,9 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 
 use edd_store::testing::Postgres;
-use edd_store::{Database, DatabaseUrl, Engine, Rows, Schema, Script, Step, query};
+use edd_store::{
+    Database, DatabaseUrl, Engine, Rows, Schema, Script, Step, is_about_values, query,
+};
 use serde_json::json;
 use tempfile::TempDir;
 
@@ -103,6 +105,15 @@ async fn values_go_in_and_come_out_the_same() {
         assert_eq!(none, None);
         let again = add(&database, "full").await.unwrap_err();
         assert!(again.as_database_error().unwrap().is_unique_violation());
+        assert!(is_about_values(&again));
+        // A column of another type, one that may be empty, and one that may not: another schema.
+        let other = query("SELECT name FROM things").values::<i64>(&database);
+        assert!(!is_about_values(&other.await.unwrap_err()));
+        let empty = query("SELECT port FROM things WHERE port IS NULL").values::<i32>(&database);
+        // SQLite takes it for 0.
+        assert!(!empty.await.is_err_and(|error| is_about_values(&error)));
+        let missing = query("INSERT INTO things (name) VALUES ('half')").run(&database);
+        assert!(!is_about_values(&missing.await.unwrap_err()));
         let count: i64 = query("SELECT COUNT(*) FROM things")
             .value(&database)
             .await

@@ -240,6 +240,9 @@ pub trait GatewayStore: Send + Sync + 'static {
     /// Finds out whether it can be written.
     fn probe(&self) -> impl Future<Output = Result<(), StoreError>> + Send;
 
+    /// Finds out whether it takes what events write, whatever they say. Nothing stays of it.
+    fn try_out(&self) -> impl Future<Output = Result<(), StoreError>> + Send;
+
     /// Keeps those of `offered` whose slot has no key yet, forgets keys of slots before `oldest`,
     /// and returns the keys in force, the same for everyone who asks.
     fn share_ticket_keys(

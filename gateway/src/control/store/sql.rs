@@ -226,6 +226,13 @@ impl GatewayStore for SqlStore {
         probe(&self.database).await
     }
 
+    async fn try_out(&self) -> Result<(), StoreError> {
+        within(TIMEOUT, async {
+            write::try_out(self.database.begin().await?).await
+        })
+        .await
+    }
+
     async fn share_ticket_keys(
         &self,
         offered: &[TicketKey],
@@ -310,6 +317,7 @@ async fn bounded<T>(
 #[cfg(test)]
 mod tests {
     use edd_store::testing::{Postgres, database_of};
+    use edd_store::{is_about_values, query_dynamic};
 
     use super::*;
     use crate::control::store::Line;
@@ -360,6 +368,39 @@ mod tests {
             assert!(store.holds(before).await.unwrap(), "it is pruned");
             assert!(store.at(Past::Revision(4)).await.unwrap().is_none());
             assert!(store.at(Past::Time(4)).await.unwrap().is_none());
+        }
+    }
+
+    /// Nor does it stay when it is taken.
+    #[tokio::test]
+    async fn what_no_event_could_store_is_tried_out() {
+        let folder = tempfile::tempdir().unwrap();
+        let postgres = Postgres::shared().await.database().await;
+        for url in [database_of(folder.path()).await, postgres] {
+            let store = SqlStore::open(&url).await.unwrap();
+            store.try_out().await.unwrap();
+            for table in ["inbox", "outbox", "journal"] {
+                let count = query_dynamic(format!("SELECT COUNT(*) FROM {table}"));
+                let count: i64 = count.value(store.database()).await.unwrap();
+                assert_eq!(count, 0, "{table}");
+            }
+            let numbers = match store.database().engine() {
+                // As after a restore without the sequences.
+                Engine::Postgres => {
+                    "WITH line AS (SELECT setval('journal_number_seq', 1)) \
+                     INSERT INTO journal (number, revision, at, kind, name, part) \
+                     OVERRIDING SYSTEM VALUE SELECT 2, 1, 1, 'route', 'a', '/' FROM line"
+                }
+                Engine::Sqlite => {
+                    "CREATE TRIGGER full BEFORE INSERT ON journal \
+                     BEGIN SELECT RAISE(ABORT, 'refused'); END"
+                }
+            };
+            query(numbers).run(store.database()).await.unwrap();
+            match store.try_out().await {
+                Err(StoreError::Sql(error)) => assert!(is_about_values(&error), "{error}"),
+                other => panic!("{other:?}"),
+            }
         }
     }
 

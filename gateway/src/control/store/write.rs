@@ -5,12 +5,12 @@
 
 use std::collections::BTreeMap;
 
-use edd_events::outbox;
+use edd_events::{outbox, trial};
 use edd_store::{Engine, Rows, Script, Transaction};
 use serde_json::json;
 
 use super::cells::{self, number};
-use super::{Commit, Place, StoreError, int, journal, routes, rule_id};
+use super::{Commit, Line, Place, StoreError, int, journal, routes, rule_id};
 use crate::control::reconcile::{Effects, State};
 
 /// Rows of one statement at the most.
@@ -18,9 +18,39 @@ const PART: usize = 2_000;
 
 /// Writes all of it, and commits; the journal's last line then.
 pub(super) async fn write(mut tx: Transaction, commit: &Commit<'_>) -> Result<Place, StoreError> {
+    let (script, mark) = statements(&mut tx, commit).await?;
+    let numbers = script.commit(tx).await?;
+    let last = numbers.into_iter().max();
+    Ok(last.map_or(commit.position, |last| Place {
+        number: number(last),
+        mark,
+    }))
+}
+
+/// Writes what every event writes, and takes it back.
+pub(super) async fn try_out(mut tx: Transaction) -> Result<(), StoreError> {
+    let entry = trial::entry();
+    let event_id = entry.event_id.clone();
+    let commit = Commit {
+        event_ids: vec![&event_id],
+        outbox: vec![entry],
+        journal: vec![Line::of_route(&event_id, "/", None)],
+        ..Commit::default()
+    };
+    let (script, _) = statements(&mut tx, &commit).await?;
+    script.run(&mut tx).await?;
+    // Dropped, nothing has happened.
+    Ok(())
+}
+
+/// What remains to be run for a commit, and the mark of its lines.
+async fn statements(
+    tx: &mut Transaction,
+    commit: &Commit<'_>,
+) -> Result<(Script, i64), StoreError> {
     let mut lines = Vec::new();
     if let Some(statics) = &commit.statics {
-        lines = routes::replace(&mut tx, statics, int(commit.statics_revision)).await?;
+        lines = routes::replace(tx, statics, int(commit.statics_revision)).await?;
     }
     lines.extend_from_slice(&commit.journal);
     let now = int(commit.now_ms);
@@ -47,19 +77,13 @@ pub(super) async fn write(mut tx: Transaction, commit: &Commit<'_>) -> Result<Pl
         }
     }
     meta(&mut writing, commit);
-    if lines.is_empty() {
-        writing.script.commit(tx).await?;
-        return Ok(commit.position);
-    }
     let mark = journal::draw_mark();
     let revision = commit.revision.unwrap_or(commit.revision_before);
     for part in lines.chunks(PART) {
         let part = journal::writing(writing.engine, part, mark, revision, commit.now_ms);
         writing.script.push(part);
     }
-    let numbers = writing.script.commit(tx).await?;
-    let last = numbers.into_iter().max().map_or(0, number);
-    Ok(Place { number: last, mark })
+    Ok((writing.script, mark))
 }
 
 /// What is to be written.

@@ -34,8 +34,8 @@ impl<S: GatewayStore> Writer<S> {
             match self.events(one, restarts, None).await {
                 Ok(one) => verdicts.extend(one),
                 Err(error) if error.is_about_values() => {
-                    // Unless nothing at all can be stored: that is no event's fault.
-                    self.events(&[], None, None).await?;
+                    // Unless no event can be stored: then it is the database's fault.
+                    self.try_out().await?;
                     verdicts.push(Verdict::Retry(error.to_string()));
                 }
                 Err(error) => return Err(error),
@@ -45,6 +45,11 @@ impl<S: GatewayStore> Writer<S> {
             self.events(&[], restarts, reached).await?;
         }
         Ok(verdicts)
+    }
+
+    async fn try_out(&self) -> Result<(), WriteError> {
+        let session = self.session.as_ref().ok_or(WriteError::Closed)?;
+        Ok(session.store.try_out().await?)
     }
 
     /// Reduces a batch, stores it and puts it in force, with how far the database

@@ -537,3 +537,51 @@ async fn an_event_that_the_database_does_not_take_holds_up_no_other() {
     until_ready(&gateway).await;
     gateway.stop().await;
 }
+
+/// No event is at fault for a database that takes none: it waits, and is no dead letter.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_takes_no_event_at_all_makes_no_dead_letters() {
+    use sqlx::ConnectOptions as _;
+    let bus = Bus::start().await;
+    let folder = std::sync::Arc::new(tempfile::tempdir().expect("a folder"));
+    let file = folder.path().join("own.db");
+    let options = Options {
+        folder: Some(folder),
+        ..Options::default()
+    };
+    let url = format!("sqlite://{}", file.display());
+    let gateway = Gateway::start(options.bus(&bus).flag("--database-url", url)).await;
+    until_ready(&gateway).await;
+    let beside = sqlx::sqlite::SqliteConnectOptions::new().filename(&file);
+    let mut beside = beside.connect().await.expect("connected");
+    // A constraint of a schema that is not ours.
+    sqlx::raw_sql(
+        "CREATE TRIGGER refused BEFORE INSERT ON journal \
+         BEGIN SELECT RAISE(ABORT, 'refused'); END",
+    )
+    .execute(&mut beside)
+    .await
+    .expect("made");
+    bus.created("c0", 1).await;
+    bus.created("c1", 1).await;
+    let metrics = || async { request(gateway.admin, "GET", "/metrics").await.1 };
+    let breaker = "edd_gateway_consumer_breaker{stream=\"COMPUTE\"}";
+    eventually("consumption pauses", || async {
+        let metrics = metrics().await;
+        assert!(!metrics.contains("result=\"retried\""), "{metrics}");
+        metrics.contains(&format!("{breaker} 1")) || metrics.contains(&format!("{breaker} 2"))
+    })
+    .await;
+    sqlx::raw_sql("DROP TRIGGER refused")
+        .execute(&mut beside)
+        .await
+        .expect("dropped");
+    gateway
+        .until("both", |table| {
+            ["c0", "c1"].iter().all(|id| table.container(id).is_some())
+        })
+        .await;
+    let metrics = metrics().await;
+    assert!(!metrics.contains("result=\"retried\""), "{metrics}");
+    gateway.stop().await;
+}
