@@ -5,7 +5,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use edd_events::{
     consumer::{Unavailable, Verdict},
     event_store::{self, AppendError, Expected},
+    inbox,
     outbox::{self, OutboxEntry},
+    trial,
 };
 use edd_store::{DatabaseUrl, MigrateError, OpenError, Schema, Transaction, is_about_values};
 
@@ -105,19 +107,30 @@ impl Database {
         }
         Ok(())
     }
-}
 
-/// What becomes of an event that the database failed on. A row that cannot be read, or a value
-/// that cannot be stored, is this event's trouble: it comes again, is a dead letter at last, and
-/// holds up no other.
-///
-/// # Errors
-/// All else is the world's fault: consumption pauses.
-pub fn failed_on(error: &edd_store::Error) -> Result<Verdict, Unavailable> {
-    let reason = format!("database: {error}");
-    match is_about_values(error) {
-        true => Ok(Verdict::Retry(reason)),
-        false => Err(Unavailable(reason)),
+    /// What becomes of an event that the database failed on. A row that cannot be read, or a value
+    /// that cannot be stored, is this event's trouble: it comes again, is a dead letter at last,
+    /// and holds up no other.
+    ///
+    /// # Errors
+    /// All else is the world's fault, also when no event could be stored: consumption pauses.
+    pub async fn failed_on(&self, error: &edd_store::Error) -> Result<Verdict, Unavailable> {
+        let reason = format!("database: {error}");
+        if !is_about_values(error) {
+            return Err(Unavailable(reason));
+        }
+        match self.try_out().await {
+            Ok(()) => Ok(Verdict::Retry(reason)),
+            Err(error) => Err(Unavailable(format!("{reason}; and for any event: {error}"))),
+        }
+    }
+
+    /// Writes what every event writes, and takes it back.
+    async fn try_out(&self) -> edd_store::Result<()> {
+        let entry = trial::entry();
+        let mut tx = self.begin().await?;
+        inbox::first_time(&mut tx, &entry.event_id).await?;
+        self.announce(&mut tx, &entry).await
     }
 }
 
@@ -128,16 +141,4 @@ pub fn now_ms() -> i64 {
         .ok()
         .and_then(|since| i64::try_from(since.as_millis()).ok())
         .unwrap_or(0)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_its_own_values_are_an_events_fault() {
-        let damaged = edd_store::Error::Decode("a damaged container id".into());
-        assert!(matches!(failed_on(&damaged), Ok(Verdict::Retry(_))));
-        assert!(failed_on(&edd_store::Error::PoolTimedOut).is_err());
-    }
 }

@@ -6,7 +6,6 @@ use edd_events::{
     event::{Delivery, Payload},
     stream,
 };
-use edd_service::store::failed_on;
 
 use crate::store::Store;
 
@@ -41,7 +40,7 @@ impl Handler for Confirmations {
             verdicts.push(match heard {
                 Ok(true) => Verdict::Applied,
                 Ok(false) => Verdict::Stale,
-                Err(error) => failed_on(&error)?,
+                Err(error) => self.store.database().failed_on(&error).await?,
             });
         }
         Ok(verdicts)

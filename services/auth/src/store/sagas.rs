@@ -193,7 +193,7 @@ mod tests {
         subject::EntityId,
     };
     use edd_proto::compute;
-    use edd_store::{query, testing::database_of};
+    use edd_store::{Engine, query, testing::database_of};
 
     use super::*;
     use crate::{
@@ -240,6 +240,37 @@ mod tests {
     async fn outbox(store: &Store) -> i64 {
         let count = query("SELECT COUNT(*) FROM outbox");
         count.value(store.database.sql()).await.unwrap()
+    }
+
+    /// Compute's word about a user.
+    fn known(id: i64) -> Delivery {
+        let message = compute::UserCached {
+            metadata: None,
+            user_id: id,
+        };
+        let cause = Cause::default();
+        let entry = seal("edd-compute", &EntityId::from(id), 1, message, &cause);
+        let position = Position {
+            stream: "COMPUTE".into(),
+            sequence: 1,
+            published_at: SystemTime::now(),
+        };
+        match decode(&entry.subject, &entry.payload, None, &position) {
+            Decoded::Event(event) => Delivery {
+                event: *event,
+                position,
+                deliveries: 1,
+            },
+            other => panic!("{other:?}"),
+        }
+    }
+
+    async fn damage(store: &Store, user_id: i64) {
+        query("UPDATE sagas SET data = '{' WHERE id = $1")
+            .bind(saga::id::<Confirmed<Registration>>(user_id))
+            .run(store.database.sql())
+            .await
+            .unwrap();
     }
 
     /// Every step, first with an end of the process before its commit, then
@@ -305,37 +336,12 @@ mod tests {
         let store = store(folder.path()).await;
         let damaged = registered_as(&store, "alice").await;
         let whole = registered_as(&store, "bob").await;
-        query("UPDATE sagas SET data = '{' WHERE id = $1")
-            .bind(saga::id::<Confirmed<Registration>>(damaged))
-            .run(store.database.sql())
-            .await
-            .unwrap();
+        damage(&store, damaged).await;
         let waiting = outbox(&store).await;
         let now = SystemTime::now() + TIMEOUT + Duration::from_secs(1);
         assert_eq!(store.drive_due(now).await.unwrap(), 1);
         assert_eq!(outbox(&store).await, waiting + 1);
 
-        let known = |id: i64| {
-            let message = compute::UserCached {
-                metadata: None,
-                user_id: id,
-            };
-            let cause = Cause::default();
-            let entry = seal("edd-compute", &EntityId::from(id), 1, message, &cause);
-            let position = Position {
-                stream: "COMPUTE".into(),
-                sequence: 1,
-                published_at: SystemTime::now(),
-            };
-            match decode(&entry.subject, &entry.payload, None, &position) {
-                Decoded::Event(event) => Delivery {
-                    event: *event,
-                    position,
-                    deliveries: 1,
-                },
-                other => panic!("{other:?}"),
-            }
-        };
         let mut confirmations = Confirmations {
             store: store.clone(),
         };
@@ -349,5 +355,33 @@ mod tests {
             .map(|row| row.state)
             .collect();
         assert_eq!(states, ["running", "completed"]);
+    }
+    /// No event is at fault for a database that takes none.
+    #[tokio::test]
+    async fn a_database_that_takes_no_event_at_all_makes_no_dead_letters() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = store(folder.path()).await;
+        let id = registered(&store).await;
+        damage(&store, id).await;
+        let mut confirmations = Confirmations {
+            store: store.clone(),
+        };
+        let counts = "SELECT (SELECT COUNT(*) FROM inbox) + (SELECT COUNT(*) FROM outbox) \
+                      + (SELECT COUNT(*) FROM event_store)";
+        let count = async || -> i64 { query(counts).value(store.database.sql()).await.unwrap() };
+        let before = count().await;
+        let verdicts = confirmations.handle(&[known(id)]).await.unwrap();
+        assert!(matches!(verdicts[0], Verdict::Retry(_)), "{verdicts:?}");
+        assert_eq!(count().await, before, "nothing of the trial stays");
+        let broken = match store.database.sql().engine() {
+            // As after a restore without the sequences.
+            Engine::Postgres => "ALTER SEQUENCE event_store_id_seq RESTART",
+            Engine::Sqlite => {
+                "CREATE TRIGGER refused BEFORE INSERT ON event_store \
+                 BEGIN SELECT RAISE(ABORT, 'refused'); END"
+            }
+        };
+        query(broken).run(store.database.sql()).await.unwrap();
+        confirmations.handle(&[known(id)]).await.unwrap_err();
     }
 }

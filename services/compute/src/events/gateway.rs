@@ -5,7 +5,6 @@ use edd_events::{
     event::{Delivery, Event, Payload},
     stream,
 };
-use edd_service::store::failed_on;
 
 use crate::{
     input::ContainerId,
@@ -65,7 +64,7 @@ impl Confirmations {
         match self.store.apply_rule(&event.event_id, &id, &news).await {
             Ok(true) => Ok(Verdict::Applied),
             Ok(false) => Ok(Verdict::Stale),
-            Err(error) => failed_on(&error),
+            Err(error) => self.store.database().failed_on(&error).await,
         }
     }
 }

@@ -7,7 +7,6 @@ use edd_events::{
     outbox::Waker,
     stream,
 };
-use edd_service::store::failed_on;
 
 use crate::{
     lifecycle::Lifecycle,
@@ -49,7 +48,7 @@ impl Users {
         };
         let news = match self.store.apply_user(event, user_id, &change).await {
             Ok(news) => news,
-            Err(error) => return failed_on(&error),
+            Err(error) => return self.store.database().failed_on(&error).await,
         };
         if let Some(waker) = &self.waker {
             waker.wake();
