@@ -100,7 +100,7 @@ const CONNECTED_POLL: Duration = Duration::from_millis(100);
 /// Pauses after a failure.
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(5);
-/// A last pass when the service ends.
+/// A pass under way when the service ends or the database fails, and a last one after it.
 const LAST_PASS_TIMEOUT: Duration = Duration::from_secs(2);
 /// Rows that can never be published (too large for the server) and are stepped
 /// over; with more the relay stands still, which the log says.
@@ -322,7 +322,8 @@ impl Relay {
         Waker(Arc::clone(&self.notify))
     }
 
-    /// Publishes until `shutdown`, then makes one last pass of at most 2 s.
+    /// Publishes until `shutdown`, ends the pass under way and makes a last one, each in 2 s at
+    /// most.
     /// Without NATS or database it waits and tries again, with jittered pauses
     /// of at most 5 s. Never ends before, never panics.
     pub async fn run(mut self, shutdown: CancellationToken) {
@@ -377,8 +378,15 @@ impl Relay {
             }
             self.pass().await
         };
-        let Some(done) = shutdown.run_until_cancelled(pass).await else {
-            return Pause::None;
+        // What is sent gets the time to be acknowledged: who does not know that it was publishes
+        // it once more, perhaps after the stream has forgotten it.
+        let over = async {
+            shutdown.cancelled().await;
+            tokio::time::sleep(LAST_PASS_TIMEOUT).await;
+        };
+        let done = tokio::select! {
+            done = pass => done,
+            () = over => return Pause::None,
         };
         match done {
             Ok(published) => {
@@ -409,7 +417,7 @@ impl Relay {
     /// for later.
     ///
     /// Cancel safety: a row whose acknowledgement was not seen stays and is
-    /// published again under the same message id.
+    /// published again under the same message id; what was seen is remembered.
     async fn pass(&mut self) -> Result<usize, RelayError> {
         let read = Instant::now();
         let rows = self.oldest().await?;
@@ -445,7 +453,6 @@ impl Relay {
             sent.push((row, future));
         }
         let mut done: Vec<i64> = there.iter().map(|row| row.id).collect();
-        let mut published = Vec::with_capacity(sent.len());
         let mut failure = None;
         for (row, future) in sent {
             match await_ack(future, deadline, lost.clone()).await {
@@ -459,7 +466,8 @@ impl Relay {
                         "published"
                     );
                     done.push(row.id);
-                    published.push(row.event_id);
+                    // At once: it may be over before the next one is.
+                    self.published.add(row.event_id);
                 }
                 Err(error) => {
                     self.metrics.published(&row.subject, "failed");
@@ -470,7 +478,6 @@ impl Relay {
                 }
             }
         }
-        self.published.add(published);
         self.delete(&done).await?;
         self.published.forget();
         match failure {

@@ -29,9 +29,9 @@ impl Published {
         known.clone()
     }
 
-    /// The stream has these.
-    pub(super) fn add(&self, event_ids: Vec<String>) {
-        self.ids().extend(event_ids);
+    /// The stream has this one.
+    pub(super) fn add(&self, event_id: String) {
+        self.ids().insert(event_id);
     }
 
     /// The outbox holds none of them any more.
@@ -52,7 +52,8 @@ mod tests {
     #[test]
     fn what_others_have_deleted_is_forgotten() {
         let published = Published::default();
-        published.add(vec!["a".into(), "b".into()]);
+        published.add("a".into());
+        published.add("b".into());
         let among = |ids: &[&str]| Vec::from_iter(published.among(ids.iter().copied()));
         assert_eq!(among(&["a", "b", "c"]), ["a", "b"]);
         assert_eq!(among(&["b", "c"]), ["b"]);

@@ -5,7 +5,7 @@ use std::time::Duration;
 use edd_events::{
     Metrics,
     bus::{AnyBus, Bus as _, MemoryBus},
-    outbox::{self, Published, Relay},
+    outbox::{self, OutboxEntry, Published, Relay},
     stream::COMPUTE,
 };
 use edd_store::{Database, DatabaseUrl, Engine, query, query_dynamic, testing::Postgres};
@@ -14,7 +14,7 @@ use tempfile::TempDir;
 use tokio::{task::JoinHandle, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-use crate::support::{DEADLINE, created, eventually};
+use crate::support::{DEADLINE, created, eventually, server};
 
 /// A database with an outbox.
 struct Outbox {
@@ -170,6 +170,39 @@ async fn what_cannot_be_deleted_is_not_published_again() {
         (8, 0, 0)
     );
     assert_eq!(memory.messages(COMPUTE.name).len(), 8);
+}
+
+/// The database may fail, and the relay be over, while it waits for the stream.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_acknowledged_before_the_relay_was_cut_off_is_not_published_again() {
+    let outbox = Outbox::open().await;
+    let (nats, js) = server().await;
+    // Nobody acknowledges this.
+    let client = nats.client().await;
+    let _silent = client.subscribe("nobody.>").await.unwrap();
+    client.flush().await.unwrap();
+    outbox.write(0..3).await;
+    let mut transaction = outbox.database.begin().await.unwrap();
+    let unheard = OutboxEntry {
+        subject: "nobody.hears.this".into(),
+        ..created(3)
+    };
+    outbox::insert(&mut transaction, &unheard).await.unwrap();
+    transaction.commit().await.unwrap();
+    let bus = AnyBus::from(js.clone());
+    let (one, other) = (Counting::new(), Counting::new());
+    let published = Published::default();
+    let first = outbox.relay(&bus, &one.metrics, &published);
+    eventually("acknowledged", || async { one.of("ok") == 3 }).await;
+    first.stop().await;
+    assert_eq!(outbox.pending().await, 4, "it was cut off");
+    let second = outbox.relay(&bus, &other.metrics, &published);
+    eventually("the others are gone", || async {
+        outbox.pending().await == 1
+    })
+    .await;
+    second.stop().await;
+    assert_eq!((other.of("ok"), other.of("duplicate")), (0, 0));
 }
 
 /// Of relays that share a database one remembers what it has published before that was away, and
