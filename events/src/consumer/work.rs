@@ -10,7 +10,7 @@ use std::{
 
 use async_nats::jetstream::AckKind;
 use futures_util::FutureExt as _;
-use tokio::time::{Instant as Deadline, sleep, timeout_at};
+use tokio::time::{Instant as Deadline, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
@@ -31,6 +31,11 @@ use crate::{
 /// Pauses while the world is at fault.
 pub(super) const UNAVAILABLE_FIRST: Duration = Duration::from_millis(100);
 pub(super) const UNAVAILABLE_MAX: Duration = Duration::from_secs(5);
+
+/// One copy of a dead letter in the archive.
+const ARCHIVE_TIMEOUT: Duration = Duration::from_secs(2);
+/// After so many that took longer the rest of the batch, whose events wait, goes without.
+const ARCHIVE_LATE_MAX: usize = 2;
 
 /// The time to stop came while a batch was in work.
 pub(super) struct Interrupted;
@@ -53,7 +58,7 @@ impl<H: Handler> Session<'_, H> {
         let mut in_work = Vec::with_capacity(batch.len());
         let mut dead = Vec::new();
         let mut handled = Vec::with_capacity(batch.len());
-        // Of all that is settled here: copies of dead letters too.
+        let mut late = 0;
         let deadline = send_deadline();
         for message in batch {
             let (position, count, pending) = match message.info() {
@@ -109,7 +114,7 @@ impl<H: Handler> Session<'_, H> {
                 }),
                 Decoded::DeadLetter => {
                     self.consumer.letters_came.notify_one();
-                    self.archive(&message, deadline).await;
+                    self.archive(&message, &mut late).await;
                     self.consumer.metrics.event("dlq", "ignored");
                     self.acknowledge(&message, AckKind::Ack, deadline).await;
                 }
@@ -330,15 +335,27 @@ impl<H: Handler> Session<'_, H> {
     }
 
     /// A copy: that it cannot be made now keeps nothing from being handled, the
-    /// stream has the letter for a week.
-    async fn archive(&self, letter: &Message, deadline: Deadline) {
+    /// stream has the letter for a week. `late` counts those of this batch, in a row, that could
+    /// not be made in time.
+    async fn archive(&self, letter: &Message, late: &mut usize) {
         let Some(database) = &self.consumer.archive else {
             return;
         };
-        match timeout_at(deadline, keep_letter(database, letter)).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => warn!(%error, "dead letter not archived"),
-            Err(_) => warn!("dead letter not archived in time"),
+        if *late >= ARCHIVE_LATE_MAX {
+            warn!(subject = %letter.subject, "dead letter not archived: the database is slow");
+            return;
+        }
+        match timeout(ARCHIVE_TIMEOUT, keep_letter(database, letter)).await {
+            Ok(kept) => {
+                *late = 0;
+                if let Err(error) = kept {
+                    warn!(%error, "dead letter not archived");
+                }
+            }
+            Err(_) => {
+                *late += 1;
+                warn!(subject = %letter.subject, "dead letter not archived in time");
+            }
         }
     }
 }

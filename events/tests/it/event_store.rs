@@ -17,7 +17,8 @@ use edd_events::{
     subject::EntityId,
 };
 use edd_proto::compute::{ContainerCreated, ContainerDeleted, ContainerStarted};
-use edd_store::{Database, query, testing::database_of};
+use edd_store::{Database, Engine, query, testing::database_of};
+use prometheus_client::{encoding::text::encode, registry::Registry};
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
@@ -303,4 +304,43 @@ async fn dead_letters_that_come_by_are_archived() {
     assert_eq!(letter.reason, "no such port");
     assert_eq!(letter.payload, entry.payload);
     assert_eq!(letter.consumer, "gateway-service");
+}
+
+/// Of a batch that came while the database stood still for a moment only those are missing that
+/// waited for it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slow_moment_costs_no_more_letters_than_it_lasts() {
+    let (_folder, database) = database().await;
+    let bus = MemoryBus::new();
+    bus.ensure(&SPEC.stream, 1).await.unwrap();
+    for n in 0..20 {
+        let payload = format!("letter {n}").into();
+        let headers = async_nats::HeaderMap::new();
+        let sent = bus.publish("compute.container.created.dlq", headers, payload);
+        sent.await.unwrap().await.unwrap();
+    }
+    let mut registry = Registry::default();
+    let metrics = Metrics::register(&mut registry);
+    let consumer = Consumer::new(bus, SPEC, 1, metrics).with_archive(database.clone());
+    let mut slow = database.begin().await.unwrap();
+    if database.engine() == Engine::Postgres {
+        let lock = "LOCK TABLE dead_letter_queue IN EXCLUSIVE MODE";
+        query(lock).run(&mut slow).await.unwrap();
+    }
+    let shutdown = CancellationToken::new();
+    let consuming = tokio::spawn(consumer.run(Recorder::new(), shutdown.clone()));
+    let handled = || {
+        let mut text = String::new();
+        encode(&mut text, &registry).unwrap();
+        let dead = text.lines().find(|line| line.contains("\"dlq\""));
+        let count = dead.and_then(|line| line.rsplit(' ').next());
+        count.map_or(0, |count| count.parse::<usize>().unwrap())
+    };
+    eventually("the first", || async { handled() > 0 }).await;
+    drop(slow);
+    eventually("all", || async { handled() == 20 }).await;
+    shutdown.cancel();
+    consuming.await.unwrap();
+    let archived = letters(&database, 0, 100).await.unwrap();
+    assert!(archived.len() >= 18, "{}", archived.len());
 }
