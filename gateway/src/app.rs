@@ -54,7 +54,7 @@ pub struct Running {
 /// The control path, which can be let go of and taken up again.
 #[derive(Debug)]
 struct ControlPath {
-    /// None: a successor has it, or it has ended.
+    /// None: a successor has it, it has ended, or it could not be started again.
     running: Option<Control>,
     ssh_keys: SshKeys,
     events_metrics: edd_events::Metrics,
@@ -282,11 +282,10 @@ impl ControlPath {
         true
     }
 
-    /// Ready when what runs is of no use any more.
+    /// Ready when what runs is of no use any more, or nothing does.
     async fn broken(&self) {
-        match &self.running {
-            Some(control) => control.broken().await,
-            None => std::future::pending().await,
+        if let Some(control) = &self.running {
+            control.broken().await;
         }
     }
 
@@ -347,21 +346,22 @@ impl Running {
                         break;
                     }
                 }
-                () = self.control.broken() => {
-                    let again = async {
-                        // What it panicked at may be there still.
-                        tokio::time::sleep(RESTART_PAUSE).await;
-                        self.control.start_again(&self.shared, &self.face).await;
-                    };
-                    if shutdown.run_until_cancelled(again).await.is_none() {
-                        break;
-                    }
-                }
+                // Also while the own control path cannot be started.
                 successor = next(self.successors.as_ref()) => {
                     let taken = self.hand_over(successor, &follower);
                     match shutdown.run_until_cancelled(taken).await {
                         Some(taken) => handed_over = taken,
                         None => break,
+                    }
+                }
+                () = self.control.broken() => {
+                    let again = async {
+                        // What it panicked at, or lacked, may be so still.
+                        tokio::time::sleep(RESTART_PAUSE).await;
+                        self.control.start_again(&self.shared, &self.face).await;
+                    };
+                    if shutdown.run_until_cancelled(again).await.is_none() {
+                        break;
                     }
                 }
             }
@@ -476,7 +476,7 @@ async fn next(successors: Option<&Successors>) -> Result<Successor, TakeOverErro
     }
 }
 
-/// Before a control path that has panicked is started again.
+/// Before a control path that has panicked, or could not be started, is started again.
 const RESTART_PAUSE: Duration = Duration::from_secs(1);
 
 /// What is left of the access log at the end is written within this.

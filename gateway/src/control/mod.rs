@@ -175,6 +175,7 @@ pub async fn start(inputs: Inputs) -> anyhow::Result<Control> {
         events_metrics,
         followed,
     } = inputs;
+    board.update(Status::begin);
     let config = &shared.config;
     let client = match &config.nats {
         Some(nats) => Some((connect(&nats.options).await?, nats)),
@@ -185,7 +186,6 @@ pub async fn start(inputs: Inputs) -> anyhow::Result<Control> {
         Letters::new(js, events_metrics.clone())
     });
     letters.send_replace(dead_letters);
-    board.update(Status::begin);
     let (reloads, reload_asked) = mpsc::channel(1);
     shared.metrics.table_published(&shared.table());
     let control = Control {

@@ -236,6 +236,38 @@ async fn the_old_control_path_waits_until_that_of_a_failed_successor_has_ended()
     old.stop().await;
 }
 
+/// A file that is away when the old one goes on may come back: a mount, a secret being replaced.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_old_control_path_goes_on_as_soon_as_it_can() {
+    let bus = Bus::start().await;
+    let folder = Arc::new(tempfile::tempdir().unwrap());
+    let seed = folder.path().join("gateway.nk");
+    let away = folder.path().join("away.nk");
+    let text = "SUACSSL3UAHUDXKFSNVUZRF5UHPMWZ6BFDTJ7M6USDXIEDNPPQYYYCU3VY\n";
+    std::fs::write(&seed, text).unwrap();
+    let options = Options {
+        folder: Some(folder),
+        ..Options::default()
+    };
+    let options = options.flag("--nats-nkey", seed.display().to_string());
+    let old = Gateway::start(options.bus(&bus)).await;
+    let asked = Predecessor::ask(&old.path("state")).await.unwrap();
+    let (mut successor, inherited) = asked.unwrap();
+    drop(inherited);
+    successor.release().await.unwrap();
+    std::fs::rename(&seed, &away).unwrap();
+    drop(successor);
+    bus.container("c1", 1, "127.64.0.1", &[]).await;
+    // It has begun, and cannot.
+    let ready = || crate::control::ready(old.admin);
+    eventually("it says so", || async { ready().await.1 == "degraded" }).await;
+    std::fs::rename(&away, &seed).unwrap();
+    old.until("c1", |table| table.container("c1").is_some())
+        .await;
+    eventually("ready", || async { ready().await.1 == "ready" }).await;
+    old.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_a_gateway_to_take_over_from_it_starts_by_itself() {
     let mut options = Options::default();

@@ -50,7 +50,7 @@ pub(crate) async fn get(admin: SocketAddr, target: &str) -> (u16, Value) {
 }
 
 /// `/readyz`: status code, `status`, `nats`, `database`.
-async fn ready(admin: SocketAddr) -> (u16, String, String, String) {
+pub(crate) async fn ready(admin: SocketAddr) -> (u16, String, String, String) {
     let (code, body) = get(admin, "/readyz").await;
     let text = |key: &str| body[key].as_str().unwrap_or_default().to_owned();
     (code, text("status"), text("nats"), text("database"))
