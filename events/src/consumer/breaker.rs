@@ -51,6 +51,10 @@ impl Breaker {
         self.state.subscribe()
     }
 
+    pub(super) fn is_closed(&self) -> bool {
+        *self.state.borrow() == BreakerState::Closed
+    }
+
     /// The handler is about to be asked.
     pub(super) fn ask(&self) {
         if *self.state.borrow() == BreakerState::Open {

@@ -306,6 +306,7 @@ impl Consumer {
             let (stream, consumer) = (self.spec.stream.name, self.spec.durable);
             match bound {
                 Err(error) => {
+                    session.fall_behind();
                     let pause = backoff.next();
                     warn!(stream, consumer, %error, pause_ms = pause.as_millis(), "not consuming");
                     if shutdown
@@ -328,6 +329,7 @@ impl Consumer {
                         None => break,
                         Some(Ok(settled)) => settled,
                         Some(Err(Unavailable(reason))) => {
+                            session.fall_behind();
                             let pause = backoff.next();
                             let pause_ms = pause.as_millis();
                             warn!(stream, consumer, reason, pause_ms, "not consuming");
@@ -362,7 +364,7 @@ impl Consumer {
                                 break;
                             }
                         }
-                        End::Stale(reason) => {
+                        End::Quiet(reason) | End::Stale(reason) => {
                             info!(stream, consumer, reason, "binding again");
                         }
                     }

@@ -30,8 +30,10 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 /// Why a binding ended.
 pub(super) enum End {
     Lost(Lost),
+    /// It stands, and all is in effect that was here; a fresh one tells more: why.
+    Quiet(&'static str),
     Shutdown,
-    /// It stands, but a fresh one tells more: why.
+    /// It stands, but means nothing any more: why.
     Stale(&'static str),
 }
 
@@ -129,13 +131,13 @@ impl<'a, H: Handler> Session<'a, H> {
                         break End::Stale("another stream has taken the place of this one");
                     }
                     () = self.consumer.others_silent.notified(), if settled => {
-                        break End::Stale("others keep silent about what they were given");
+                        break End::Quiet("others keep silent about what they were given");
                     }
                     _ = look.tick(), if !self.catch_up.is_done() => {
                         self.look(&mut from).await;
                         // Who does not read what was delivered before can only wait for it.
                         if settled && self.catch_up.is_quiet(Instant::now()) {
-                            break End::Stale("those who were given the rest keep silent");
+                            break End::Quiet("those who were given the rest keep silent");
                         }
                         continue;
                     }
@@ -169,10 +171,18 @@ impl<'a, H: Handler> Session<'a, H> {
             // What is handed back must not come to us once more, nor to nobody.
             self.held.extend(from.end().await);
         }
-        if !matches!(end, End::Shutdown) && self.consumer.caught_up.send_replace(false) {
-            self.catch_up.begin_again();
+        if matches!(end, End::Lost(_) | End::Stale(_)) {
+            self.fall_behind();
         }
         end
+    }
+
+    /// Nothing comes from here on: what is in effect then is all only once the next binding says
+    /// so.
+    pub(super) fn fall_behind(&mut self) {
+        if self.consumer.caught_up.send_replace(false) {
+            self.catch_up.begin_again();
+        }
     }
 
     pub(super) fn tell_if_caught_up(&self) {

@@ -45,7 +45,11 @@ impl Consumer {
         loop {
             sleep(OTHERS_INTERVAL).await;
             let bound_to = self.bound_to.load(Ordering::Relaxed);
-            if bound_to == 0 || !self.is_settled.load(Ordering::Relaxed) {
+            if bound_to == 0
+                || !self.is_settled.load(Ordering::Relaxed)
+                || !self.breaker.is_closed()
+            {
+                // What is not acknowledged may well be our own.
                 continue;
             }
             let asked = self

@@ -1,13 +1,20 @@
 //! The consumer on the memory bus and a clock that stands still while anybody
 //! works: what takes minutes takes none.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use async_nats::HeaderMap;
 use edd_events::{
     Metrics,
     bus::{Bus as _, MemoryBus},
-    consumer::{Consumer, LastDeliveries, RETRY_DELAYS, Unavailable, Verdict},
+    consumer::{Bound, Consumer, Handler, LastDeliveries, RETRY_DELAYS, Unavailable, Verdict},
+    event::Delivery,
     stream::COMPUTE,
 };
 use tokio::{task::JoinHandle, time::Instant};
@@ -22,7 +29,42 @@ struct Consuming {
     caught_up: tokio::sync::watch::Receiver<bool>,
 }
 
-async fn consume(recorder: Recorder) -> Consuming {
+/// Has what was delivered before, at each binding but the first ones, at which it panics.
+#[derive(Clone)]
+struct Settled {
+    recorder: Recorder,
+    panics: usize,
+    bindings: Arc<AtomicUsize>,
+}
+
+impl Settled {
+    fn new(recorder: Recorder, panics: usize) -> Self {
+        let bindings = Arc::default();
+        Self {
+            recorder,
+            panics,
+            bindings,
+        }
+    }
+
+    fn bindings(&self) -> usize {
+        self.bindings.load(Ordering::Relaxed)
+    }
+}
+
+impl Handler for Settled {
+    async fn handle(&mut self, batch: &[Delivery]) -> Result<Vec<Verdict>, Unavailable> {
+        self.recorder.handle(batch).await
+    }
+
+    async fn bound(&mut self, _binding: &Bound<'_>) -> Result<bool, Unavailable> {
+        let before = self.bindings.fetch_add(1, Ordering::Relaxed);
+        assert!(before >= self.panics, "a bug");
+        Ok(true)
+    }
+}
+
+async fn consume(recorder: impl Handler + Sync + 'static) -> Consuming {
     let bus = MemoryBus::new();
     bus.ensure(&COMPUTE, 1).await.unwrap();
     let consumer = Consumer::new(bus.connection(), SPEC, 1, Metrics::default());
@@ -93,6 +135,23 @@ async fn a_failing_event_is_retried_by_the_real_delays_and_then_a_dead_letter() 
             .collect::<Vec<_>>()
     });
     assert_eq!(deliveries, [1, 2, 3, 4, 5]);
+    consuming.stop().await;
+}
+
+/// What waits for its next try here is no sign that others keep silent: whoever has all in effect
+/// looks again, and stays so.
+#[tokio::test(start_paused = true)]
+async fn an_event_that_is_tried_again_leaves_nobody_behind() {
+    let recorder = Recorder::answering(|_| Ok(Verdict::Retry("not yet".into())));
+    let handler = Settled::new(recorder, 0);
+    let mut consuming = consume(handler.clone()).await;
+    consuming.caught_up.wait_for(|done| *done).await.unwrap();
+    consuming.publish(1).await;
+    consuming.until("a look", |_| handler.bindings() > 1).await;
+    consuming
+        .until("a dead letter", |bus| Consuming::letters(bus) == 1)
+        .await;
+    assert!(!consuming.caught_up.has_changed().unwrap());
     consuming.stop().await;
 }
 
