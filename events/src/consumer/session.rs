@@ -4,12 +4,13 @@
 //! The session outlives a binding: what was delivered and not yet handled when
 //! the connection was lost is still handled first.
 
-use std::{collections::VecDeque, sync::atomic::Ordering, time::Duration};
+use std::{collections::VecDeque, panic::AssertUnwindSafe, sync::atomic::Ordering, time::Duration};
 
 use async_nats::jetstream::AckKind;
+use futures_util::FutureExt as _;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
-use tracing::warn;
+use tracing::{error, warn};
 
 use super::{
     ACK_WAIT, Consumer, Handler, LOOK_TIMEOUT, Unavailable,
@@ -86,8 +87,12 @@ impl<'a, H: Handler> Session<'a, H> {
         let binding = Bound::new(self.consumer, bound);
         let bus = &self.consumer.bus;
         let connects = bus.connects();
+        let greeting = AssertUnwindSafe(self.handler.bound(&binding)).catch_unwind();
         tokio::select! {
-            settled = self.handler.bound(&binding) => settled,
+            settled = greeting => settled.unwrap_or_else(|_panic| {
+                error!(stream = self.consumer.spec.stream.name, "the handler panicked at a binding");
+                Err(Unavailable("the handler panicked".into()))
+            }),
             () = bus.lost(connects) => Err(Unavailable("NATS went away".into())),
         }
     }

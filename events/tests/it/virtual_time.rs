@@ -156,6 +156,21 @@ async fn an_event_that_is_tried_again_leaves_nobody_behind() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_handler_that_panics_at_a_binding_is_bound_again() {
+    let recorder = Recorder::new();
+    let handler = Settled::new(recorder.clone(), 2);
+    let consuming = consume(handler.clone()).await;
+    consuming.publish(1).await;
+    consuming
+        .until("handled", |_| {
+            recorder.look(|seen| seen.deliveries.len()) == 1
+        })
+        .await;
+    assert_eq!(handler.bindings(), 3);
+    consuming.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_hour_of_a_broken_world_loses_nothing_and_buries_nothing() {
     let started = Instant::now();
     let recorder = Recorder::answering(move |_| {

@@ -131,7 +131,7 @@ pub struct Control {
     shutdown: CancellationToken,
     /// After the others: writer and database write down what they did last.
     last: CancellationToken,
-    /// The writer has panicked: nothing changes any more.
+    /// A part of it has panicked: perhaps nothing changes any more.
     broken: CancellationToken,
     tasks: TaskTracker,
     last_tasks: TaskTracker,
@@ -217,29 +217,28 @@ pub async fn start(inputs: Inputs) -> anyhow::Result<Control> {
     ));
     let writing = writer.run(queue, control.last.child_token());
     let no_more = no_more.drop_guard();
-    let writing = watched(writing, board.clone(), control.broken.clone());
+    let writing = watched("writer", writing, board.clone(), control.broken.clone());
     control.last_tasks.spawn(async move {
         writing.await;
         // No table comes after this.
         drop(no_more);
     });
-    control.tasks.spawn(routes_watch::run(
+    let watching = routes_watch::run(
         Arc::clone(&shared),
         boot.routes_seen,
         commands.clone(),
         reload_asked,
         shutdown(),
-    ));
+    );
+    let watching = watched("routes", watching, board.clone(), control.broken.clone());
+    control.tasks.spawn(watching);
     if config.database_url.path().is_none() {
         let js = client
             .as_ref()
             .map(|(client, _)| jetstream::new(client.clone()));
-        control.tasks.spawn(replicas::run(
-            Arc::clone(&shared),
-            js,
-            commands.clone(),
-            shutdown(),
-        ));
+        let following = replicas::run(Arc::clone(&shared), js, commands.clone(), shutdown());
+        let following = watched("replicas", following, board.clone(), control.broken.clone());
+        control.tasks.spawn(following);
     }
     let (opened, sessions) = watch::channel(None);
     let relay = client.as_ref().map(|(client, nats)| RelayParts {
@@ -257,9 +256,9 @@ pub async fn start(inputs: Inputs) -> anyhow::Result<Control> {
         history,
         ssh_keys: ssh_keys.clone(),
     };
-    control
-        .last_tasks
-        .spawn(database.run(control.last.child_token()));
+    let storing = database.run(control.last.child_token());
+    let storing = watched("database", storing, board.clone(), control.broken.clone());
+    control.last_tasks.spawn(storing);
     control.tasks.spawn(end_of_start(board.clone(), shutdown()));
     control.tasks.spawn(count_staleness(
         Arc::clone(&shared),
@@ -281,7 +280,9 @@ pub async fn start(inputs: Inputs) -> anyhow::Result<Control> {
             opened: sessions,
             asking: Arc::default(),
         };
-        control.tasks.spawn(events.run(shutdown()));
+        let consuming = events.run(shutdown());
+        let consuming = watched("events", consuming, board.clone(), control.broken.clone());
+        control.tasks.spawn(consuming);
         control.tasks.spawn(sources::nats::watch_connection(
             client.clone(),
             board,
@@ -343,11 +344,16 @@ impl Drop for Control {
     }
 }
 
-/// Runs the writer; says so if it panics, which is a bug of ours and no reason to serve an old
-/// table for ever, as if nothing came in any more.
-async fn watched(writing: impl Future<Output = ()>, board: StatusBoard, broken: CancellationToken) {
-    if AssertUnwindSafe(writing).catch_unwind().await.is_err() {
-        tracing::error!("the writer of the table panicked: the table in use goes on");
+/// Runs what the table depends on; says so if it panics, which is a bug of ours and no reason to
+/// serve an old table for ever, as if nothing came in any more.
+async fn watched(
+    task: &'static str,
+    working: impl Future<Output = ()>,
+    board: StatusBoard,
+    broken: CancellationToken,
+) {
+    if AssertUnwindSafe(working).catch_unwind().await.is_err() {
+        tracing::error!(task, "the control path panicked: the table in use goes on");
         board.update(|status| {
             status.database = DatabaseStatus::Unavailable;
             status.caught_up = false;
@@ -424,7 +430,7 @@ mod tests {
 
     /// Nothing would ever be in force again, and nobody would know.
     #[tokio::test]
-    async fn a_writer_that_panics_is_noticed() {
+    async fn a_part_that_panics_is_noticed() {
         let board = StatusBoard::new(true);
         let broken = CancellationToken::new();
         board.update(|status| {
@@ -432,10 +438,16 @@ mod tests {
             status.database = DatabaseStatus::Ok;
             status.caught_up = true;
         });
-        watched(std::future::ready(()), board.clone(), broken.clone()).await;
+        watched(
+            "test",
+            std::future::ready(()),
+            board.clone(),
+            broken.clone(),
+        )
+        .await;
         assert!(board.now().is_whole() && !broken.is_cancelled());
         let panics = async { assert!(broken.is_cancelled(), "a bug") };
-        watched(panics, board.clone(), broken.clone()).await;
+        watched("test", panics, board.clone(), broken.clone()).await;
         assert!(!board.now().is_whole() && broken.is_cancelled());
     }
 

@@ -50,13 +50,13 @@ const PREPARE_TIMEOUT: Duration = Duration::from_secs(10);
 /// A shared database may be away for so long before others get the events.
 const HAND_BACK_AFTER: Duration = Duration::from_secs(2);
 
-/// Pauses before events are asked for again after a shared database was away: each
-/// time that they are given back costs them a delivery.
-const AWAY_FIRST: Duration = Duration::from_secs(1);
-const AWAY_MAX: Duration = Duration::from_secs(30);
+/// Pauses before events are asked for again after a shared database was away, or a consumer has
+/// ended by itself: each time that they are given back costs them a delivery.
+const REST_FIRST: Duration = Duration::from_secs(1);
+const REST_MAX: Duration = Duration::from_secs(30);
 
 /// A round of this length is no part of the same trouble.
-const AWAY_STEADY: Duration = Duration::from_secs(60);
+const REST_STEADY: Duration = Duration::from_secs(60);
 
 /// How often the database is told how far both consumers are.
 const FLOORS_INTERVAL: Duration = Duration::from_secs(10);
@@ -133,22 +133,25 @@ impl Events {
     async fn rounds(mut self, last: &[LastDeliveries; SPECS.len()], shutdown: &CancellationToken) {
         let mut after = 0;
         let mut is_first = true;
-        let mut pause = AWAY_FIRST;
+        let mut pause = REST_FIRST;
         while let Some(opened) = self.next_opened(after, shutdown).await {
             let begun = Instant::now();
-            let mut is_away = false;
+            let mut rests = false;
             let round = shutdown.child_token();
             let tasks = TaskTracker::new();
             let through = Through::default();
             let mut later = self.opened.clone();
             tokio::select! {
-                () = self.consume(&opened, is_first, (last, &through), &tasks, &round) => {}
+                () = self.consume(&opened, is_first, (last, &through), &tasks, &round) => {
+                    tracing::error!("a consumer has ended by itself: both begin again");
+                    rests = true;
+                }
                 () = lost_again(&mut later, opened.number) => {}
                 number = self.set_back(opened.number) => after = number - 1,
                 () = self.away() => {
                     tracing::warn!("the database is away: events are left to other gateways");
                     after = opened.number;
-                    is_away = true;
+                    rests = true;
                 }
                 () = shutdown.cancelled() => {}
             }
@@ -159,12 +162,12 @@ impl Events {
             tasks.close();
             tasks.wait().await;
             last.iter().for_each(|last| last.keep(false));
-            if is_away {
-                if begun.elapsed() > AWAY_STEADY {
-                    pause = AWAY_FIRST;
+            if rests {
+                if begun.elapsed() > REST_STEADY {
+                    pause = REST_FIRST;
                 }
                 let some = pause.mul_f64(rand::rng().random_range(0.5..=1.0));
-                pause = (pause * 2).min(AWAY_MAX);
+                pause = (pause * 2).min(REST_MAX);
                 shutdown.run_until_cancelled(tokio::time::sleep(some)).await;
             }
             if shutdown.is_cancelled() {
