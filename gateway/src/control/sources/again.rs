@@ -80,6 +80,8 @@ pub struct Again {
     restarts: u64,
     /// Whether the floor is known to hold for what was acknowledged since.
     is_through: bool,
+    /// How often in a row the database did not take an event that does not come again.
+    refusals: u64,
 }
 
 impl Again {
@@ -93,6 +95,7 @@ impl Again {
             tries: if is_first { marks.tries } else { 0 },
             restarts: marks.restarts,
             is_through: false,
+            refusals: 0,
         }
     }
 
@@ -213,8 +216,8 @@ impl Again {
             if !is_counted && !batch.is_empty() {
                 // Now that there is what may end the process: that NATS did not
                 // answer, or that somebody stopped us before, is no event's fault.
-                let begun = self.reach(self.floor, self.tries + 1, Vec::new(), writer);
-                begun.await?;
+                let begun = self.step(self.floor, self.tries + 1, found);
+                reach(begun, Vec::new(), writer).await?;
             }
             is_counted = true;
             events += batch.len();
@@ -222,8 +225,16 @@ impl Again {
                 true => WHOLE_TRIES,
                 false => 0,
             };
-            let verdicts = self.reach(up_to, tries, batch, writer).await?;
+            let reached = self.step(up_to, tries, found);
+            let sequences: Vec<u64> = batch.iter().map(|event| event.sequence).collect();
+            let verdicts = reach(reached, batch, writer).await?;
             reader.handled(&verdicts);
+            if reached.lacks(sequences.into_iter(), &verdicts) {
+                self.refused()?;
+                // The rest of what was read is stored.
+                reach(reached, Vec::new(), writer).await?;
+            }
+            self.refusals = 0;
             self.floor = up_to;
             self.tries = tries;
         }
@@ -259,26 +270,44 @@ impl Again {
         is_deadly
     }
 
-    async fn reach<S>(
-        &self,
-        floor: u64,
-        tries: u64,
-        batch: Vec<Incoming>,
-        writer: &mpsc::Sender<Command<S>>,
-    ) -> Result<Vec<Verdict>, Unavailable> {
-        let reached = Reached {
+    /// What does not come again gets as many tries as what does.
+    fn refused(&mut self) -> Result<(), Unavailable> {
+        self.refusals += 1;
+        if self.refusals < DELIVERIES_MAX {
+            let reason = "the database does not take an event that does not come again";
+            return Err(Unavailable(reason.into()));
+        }
+        tracing::error!(
+            stream = self.stream,
+            floor = self.floor,
+            tries = self.refusals,
+            "the database does not take events that do not come again: they are left out"
+        );
+        Ok(())
+    }
+
+    fn step(&self, floor: u64, tries: u64, found: Found) -> Reached {
+        Reached {
             stream: self.stream,
             floor,
             tries,
+            acknowledged: found.acknowledged,
             restarts: Some(self.restarts),
-        };
-        asked(writer, |answer| Command::Again {
-            batch,
-            reached,
-            answer,
-        })
-        .await
+        }
     }
+}
+
+async fn reach<S>(
+    reached: Reached,
+    batch: Vec<Incoming>,
+    writer: &mpsc::Sender<Command<S>>,
+) -> Result<Vec<Verdict>, Unavailable> {
+    asked(writer, |answer| Command::Again {
+        batch,
+        reached,
+        answer,
+    })
+    .await
 }
 
 /// Asks the writer and waits for its answer.
@@ -510,6 +539,54 @@ mod tests {
         assert!(read.into_iter().eq(4..=DELIVERED + 9));
         let expected = [(false, 0), (false, 0), (false, 1), (true, 1)];
         assert_eq!(asked, expected);
+    }
+
+    /// It was acknowledged for a database that was set back: nobody else brings it again.
+    #[tokio::test]
+    async fn what_the_database_does_not_take_is_read_again_before_it_is_left_out() {
+        const REFUSED: u64 = 3;
+        let found = |acknowledged| Found {
+            acknowledged,
+            delivered: 9,
+            ..Found::default()
+        };
+        for (acknowledged, tries) in [(REFUSED - 1, 1), (REFUSED, DELIVERIES_MAX)] {
+            let (commands, mut queue) = mpsc::channel::<Command<()>>(1);
+            let writing = async {
+                let (mut floor, mut seen) = (0, 0);
+                while let Some(Command::Again {
+                    batch,
+                    reached,
+                    answer,
+                }) = queue.recv().await
+                {
+                    let sequences = || batch.iter().map(|event| event.sequence);
+                    let verdict = |sequence| match sequence {
+                        REFUSED => Verdict::Retry("not this one".into()),
+                        _ => Verdict::Applied,
+                    };
+                    let verdicts: Vec<_> = sequences().map(verdict).collect();
+                    seen += sequences().filter(|sequence| *sequence == REFUSED).count();
+                    if !reached.lacks(sequences(), &verdicts) {
+                        floor = reached.floor;
+                    }
+                    let _ = answer.send(Ok(verdicts));
+                }
+                (floor, seen)
+            };
+            let reading = async move {
+                let mut again = Again::new("COMPUTE", Marks::default(), true);
+                let found = found(acknowledged);
+                for _ in 1..tries {
+                    let read = again.read(found, &mut Numbers, &commands).await;
+                    assert!(read.is_err() && !again.is_through());
+                }
+                again.read(found, &mut Numbers, &commands).await.unwrap();
+                assert!(again.is_through());
+            };
+            let ((floor, seen), ()) = tokio::join!(writing, reading);
+            assert_eq!((floor, seen), (9, usize::try_from(tries).unwrap()));
+        }
     }
 
     /// A process that is killed for other reasons goes on from where it was.

@@ -15,7 +15,8 @@ const BATCH_USUAL: usize = 1_000;
 
 impl<S: GatewayStore> Writer<S> {
     /// As [`Self::events`]. Where the database does not take something of it, each by itself:
-    /// only what it does not take comes again, and holds up nothing else.
+    /// only what it does not take comes again, and holds up nothing else. Not even what is
+    /// `reached` is stored if some of that does not come again by itself: it is to be read again.
     pub(super) async fn batch(
         &mut self,
         batch: &[Incoming],
@@ -41,8 +42,10 @@ impl<S: GatewayStore> Writer<S> {
                 Err(error) => return Err(error),
             }
         }
-        if reached.is_some() {
-            self.events(&[], restarts, reached).await?;
+        if let Some(reached) = reached
+            && !reached.lacks(batch.iter().map(|event| event.sequence), &verdicts)
+        {
+            self.events(&[], restarts, Some(reached)).await?;
         }
         Ok(verdicts)
     }

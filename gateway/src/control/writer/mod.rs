@@ -171,9 +171,20 @@ pub struct Reached {
     pub floor: u64,
     /// How often reading on from there was begun.
     pub tries: u64,
+    /// What does not come again goes up to here: it is reached only if the database has that.
+    pub acknowledged: u64,
     /// How often its sequences had started over when it was read; none: it is from a snapshot,
     /// and also what the stream has lost is there.
     pub restarts: Option<u64>,
+}
+
+impl Reached {
+    /// Whether the database lacks some of these events that do not come again.
+    pub fn lacks(&self, sequences: impl Iterator<Item = u64>, verdicts: &[Verdict]) -> bool {
+        sequences.zip(verdicts).any(|(sequence, verdict)| {
+            matches!(verdict, Verdict::Retry(_)) && sequence <= self.acknowledged
+        })
+    }
 }
 
 /// Owns the state and the table.

@@ -31,6 +31,7 @@ impl<S: GatewayStore> Writer<S> {
             stream: COMPUTE.name,
             floor: sequence,
             tries: 0,
+            acknowledged: 0,
             restarts: None,
         };
         // What it says of some buckets only is no reason to believe all the rest.
