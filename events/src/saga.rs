@@ -246,6 +246,26 @@ pub async fn is_due<M: Machine>(
         .await
 }
 
+/// A saga that is overdue `now` and cannot be driven waits until `then`, so that others have
+/// their turn.
+///
+/// # Errors
+/// Those of the database.
+pub async fn postpone<M: Machine>(
+    database: &Database,
+    about: impl fmt::Display,
+    now: SystemTime,
+    then: SystemTime,
+) -> edd_store::Result<()> {
+    query("UPDATE sagas SET deadline = $1 WHERE id = $2 AND deadline <= $3")
+        .bind(to_ms(then))
+        .bind(id::<M>(about))
+        .bind(to_ms(now))
+        .run(database)
+        .await?;
+    Ok(())
+}
+
 /// Sagas, those changed last first: of one status only, if given.
 ///
 /// # Errors

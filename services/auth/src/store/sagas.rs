@@ -17,6 +17,8 @@ use crate::{
 
 /// Overdue sagas driven at one look.
 const DUE_MAX: u32 = 100;
+/// One that cannot be driven is tried again after this: it would be among the overdue at each look.
+const UNREADABLE_PAUSE: Duration = Duration::from_secs(3600);
 
 impl Store {
     /// In the transaction of the registration.
@@ -101,6 +103,9 @@ impl Store {
                 Ok(more) => announced += more,
                 Err(error) if is_about_values(&error) => {
                     tracing::error!(kind = W::KIND, id, %error, "a saga cannot be driven");
+                    let database = self.database.sql();
+                    saga::postpone::<Confirmed<W>>(database, &id, now, now + UNREADABLE_PAUSE)
+                        .await?;
                 }
                 Err(error) => return Err(error),
             }
@@ -327,6 +332,28 @@ mod tests {
         }
         let kept = saga::prune(store.database.sql(), Duration::from_secs(60));
         assert_eq!(kept.await.unwrap(), 0);
+    }
+
+    /// However many there are, and longer overdue.
+    #[tokio::test]
+    async fn sagas_that_cannot_be_read_are_not_looked_at_each_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = store(folder.path()).await;
+        for n in 0..DUE_MAX {
+            let damaged = registered_as(&store, &format!("user{n}")).await;
+            damage(&store, damaged).await;
+        }
+        query("UPDATE sagas SET deadline = 1")
+            .run(store.database.sql())
+            .await
+            .unwrap();
+        registered_as(&store, "alice").await;
+        let now = SystemTime::now() + TIMEOUT + Duration::from_secs(1);
+        assert_eq!(store.drive_due(now).await.unwrap(), 0);
+        assert_eq!(store.drive_due(now).await.unwrap(), 1);
+        let later = now + UNREADABLE_PAUSE / 2;
+        let due = saga::due::<Confirmed<Registration>>(store.database.sql(), later, DUE_MAX);
+        assert!(due.await.unwrap().is_empty());
     }
 
     /// Nor does what is heard of it hold up what is heard of others.
