@@ -1,12 +1,12 @@
 //! Who may connect: caps in all and per address, and no loops.
 //!
 //! One gate for all listeners, the SSH one too, and for all connections to
-//! upstreams, which have a cap of their own: one client may need many. Of these no owner of
-//! containers gets the last ones (see `shares`), and who comes too late waits a moment (see
-//! `queue`). At a cap
-//! the new connection is refused; those that live, live. A trusted proxy's
-//! connections count for the clients that it announces, once they are told; those
-//! of which it announces nobody count in all only, for many share them.
+//! upstreams, which have a cap of their own: one client may need many. Of these
+//! no owner of containers gets the last ones (see `shares`), and whoever comes
+//! too late waits a moment (see `queue`). At a cap the new connection is
+//! refused; those that live, live. A trusted proxy's connections count for the
+//! clients that it announces, once they are told; those of which it announces
+//! nobody count in all only, for many share them.
 
 use std::collections::HashMap;
 use std::fmt;

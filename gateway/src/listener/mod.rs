@@ -6,8 +6,10 @@
 //! in, [`proxy_in`] hears whose connection it is, [`first`] reads until it is
 //! clear what a client speaks, [`serve`] gives it to whoever speaks it, with what
 //! was read put back before it ([`prefixed`]). [`answer`] and [`close`] are for
-//! those that nobody serves. [`machine`] knows our own addresses, [`shares`] what each owner of
-//! containers has, [`queue`] who waits for a connection of theirs. [`rate`] counts requests per address, of which [`mod@subscriber`] says what one is.
+//! those that nobody serves. [`machine`] knows our own addresses, [`shares`]
+//! what each owner of containers has, [`queue`] who waits for a connection to an
+//! upstream. [`rate`] counts requests per address, of which [`mod@subscriber`]
+//! says what one is.
 
 #![cfg_attr(
     not(test),

@@ -11,8 +11,9 @@
 //! (what russh asks), [`upstream`] with [`hostkeys`] and [`warm`] (the way to
 //! the container), [`container`] (what russh asks there), [`bridge`] (a
 //! channel), [`answers`] (what the container says to its requests), [`uplink`]
-//! with [`flow`] and [`window`] (what waits in it for the container), [`own`] (and for the client), [`budget`] (how much may wait in
-//! all), [`pulse`] (who keeps the connections to containers alive).
+//! with [`flow`] and [`window`] (what waits in it for the container), [`own`]
+//! (and for the client), [`budget`] (how much may wait in all), [`pulse`] (who
+//! keeps the connections to containers alive).
 //!
 //! A channel that the client opens has a container's connection to itself, so
 //! it may stand without hurting others. What a container opens comes over the

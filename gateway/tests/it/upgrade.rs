@@ -21,6 +21,16 @@ async fn gateway_to(origin: &Origin) -> (Gateway, Table) {
     (gateway, table)
 }
 
+/// A client's connection that has been switched over.
+async fn switched(gateway: &Gateway) -> TcpStream {
+    let mut stream = TcpStream::connect(gateway.addresses.http).await.unwrap();
+    stream.write_all(ASK.as_bytes()).await.unwrap();
+    let head = timeout(DEADLINE, read_head(&mut stream)).await.unwrap();
+    assert!(head.starts_with("HTTP/1.1 101 "), "{head:?}");
+    assert!(head.contains("\r\nupgrade: shout/1\r\n"), "{head:?}");
+    stream
+}
+
 /// Agrees to switch, then answers everything in capitals once its input has ended.
 async fn shouter() -> Origin {
     Origin::raw("127.64.0.2", async |_, mut stream: TcpStream| {
@@ -61,11 +71,7 @@ async fn a_websocket_echoes() {
 async fn any_protocol_may_be_switched_to_and_half_closed() {
     let origin = shouter().await;
     let (gateway, _table) = gateway_to(&origin).await;
-    let mut stream = TcpStream::connect(gateway.addresses.http).await.unwrap();
-    stream.write_all(ASK.as_bytes()).await.unwrap();
-    let head = timeout(DEADLINE, read_head(&mut stream)).await.unwrap();
-    assert!(head.starts_with("HTTP/1.1 101 "), "{head:?}");
-    assert!(head.contains("\r\nupgrade: shout/1\r\n"), "{head:?}");
+    let mut stream = switched(&gateway).await;
     stream.write_all(b"hello").await.unwrap();
     stream.shutdown().await.unwrap();
     let mut said = String::new();
@@ -80,10 +86,7 @@ async fn any_protocol_may_be_switched_to_and_half_closed() {
 async fn an_upstream_that_says_nothing_is_asked_whether_it_lives() {
     let origin = shouter().await;
     let (gateway, _table) = gateway_to(&origin).await;
-    let mut stream = TcpStream::connect(gateway.addresses.http).await.unwrap();
-    stream.write_all(ASK.as_bytes()).await.unwrap();
-    let head = timeout(DEADLINE, read_head(&mut stream)).await.unwrap();
-    assert!(head.starts_with("HTTP/1.1 101 "), "{head:?}");
+    let _stream = switched(&gateway).await;
     eventually("a keepalive's timer", || async {
         is_kept_alive(origin.address)
     })
