@@ -48,14 +48,14 @@ impl Drop for Held {
         };
         let Ok(runtime) = Handle::try_current() else {
             // Nobody can ask the server for it; closed, it is undone.
-            drop(connection.leak());
+            drop(connection.detach());
             return;
         };
         runtime.spawn(async move {
             // An error where there is none yet, or no more, only warns.
             let ended = raw_sql("ROLLBACK").execute(&mut *connection);
             if !matches!(timeout(ROLLBACK_TIMEOUT, ended).await, Ok(Ok(_))) {
-                drop(connection.leak());
+                drop(connection.detach());
             }
         });
     }

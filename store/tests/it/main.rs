@@ -313,6 +313,27 @@ async fn a_beginning_that_is_given_up_takes_nobody_along() {
     }
 }
 
+/// A server that does not even undo what was given up costs its connections, not their places.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_cannot_be_undone_is_closed() {
+    let server = Postgres::start().await;
+    let database = Database::open(&server.database().await).await.unwrap();
+    database.migrate(SCHEMA).await.unwrap();
+    // All that there may be.
+    let mut open = Vec::new();
+    while let Ok(tx) = database.begin_read().await {
+        open.push(tx);
+    }
+    server.freeze();
+    drop(open);
+    // Until those are given up there is no place, and a new connection is not answered.
+    assert!(add(&database, "nobody").await.is_err());
+    server.thaw();
+    add(&database, "somebody").await.unwrap();
+    assert_eq!(names(&database).await, ["somebody"]);
+    database.close().await;
+}
+
 /// Drops it when it waits for something for the `waits`th time.
 async fn give_up(future: impl Future<Output = ()>, waits: usize) {
     let mut future = std::pin::pin!(future);
