@@ -2,7 +2,7 @@
 //!
 //! In the order a connection meets them: [`bind`] opens the sockets or takes
 //! those that were given, [`doors`] says when they are used, [`worker`]
-//! runs the threads, [`accept`] takes connections as far as [`gate`] lets them
+//! runs the threads, [`mod@accept`] takes connections as far as [`gate`] lets them
 //! in, [`proxy_in`] hears whose connection it is, [`first`] reads until it is
 //! clear what a client speaks, [`serve`] gives it to whoever speaks it, with what
 //! was read put back before it ([`prefixed`]). [`answer`] and [`close`] are for
