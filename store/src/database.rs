@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use sqlx::PgPool;
 use sqlx::sqlite::{Sqlite, SqliteSynchronous};
+use tokio::time::timeout;
 
 use crate::open::{self, OpenError};
 use crate::postgres::Held;
@@ -19,6 +20,9 @@ const BEGIN: &str = "BEGIN; SELECT pg_advisory_xact_lock(7306074586107505012)";
 /// How long the log is tried to be cut, and the pause between.
 const FORGET_MAX: Duration = Duration::from_secs(2);
 const FORGET_PAUSE: Duration = Duration::from_millis(20);
+
+/// For PostgreSQL to answer what was asked last.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Which engine it is.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -160,10 +164,14 @@ impl Database {
         }
     }
 
-    /// Closes the connections; waits for what is under way.
+    /// Closes the connections; waits for what is under way, on PostgreSQL for 5 s: a server that has
+    /// vanished never answers what was asked last.
     pub async fn close(&self) {
         match &self.0 {
-            Pool::Postgres(pool) => pool.close().await,
+            Pool::Postgres(pool) => {
+                // Nothing begins any more, whether it is waited for or not.
+                let _ = timeout(CLOSE_TIMEOUT, pool.close()).await;
+            }
             Pool::Sqlite(file) => file.close().await,
         }
     }

@@ -2,8 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt as _;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use edd_store::testing::Postgres;
 use edd_store::{
@@ -11,6 +12,10 @@ use edd_store::{
 };
 use serde_json::json;
 use tempfile::TempDir;
+use tokio::io::copy_bidirectional;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::time::timeout;
 
 const SCHEMA: Schema = Schema {
     postgres: &[(
@@ -316,22 +321,88 @@ async fn a_beginning_that_is_given_up_takes_nobody_along() {
 /// A server that does not even undo what was given up costs its connections, not their places.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_cannot_be_undone_is_closed() {
-    let server = Postgres::start().await;
-    let database = Database::open(&server.database().await).await.unwrap();
-    database.migrate(SCHEMA).await.unwrap();
-    // All that there may be.
+    let (database, way) = over_a_way().await;
+    // All that there may be; one more waits.
     let mut open = Vec::new();
-    while let Ok(tx) = database.begin_read().await {
-        open.push(tx);
+    while let Ok(tx) = timeout(Duration::from_secs(1), database.begin_read()).await {
+        open.push(tx.unwrap());
     }
-    server.freeze();
+    way.lose();
     drop(open);
-    // Until those are given up there is no place, and a new connection is not answered.
-    assert!(add(&database, "nobody").await.is_err());
-    server.thaw();
-    add(&database, "somebody").await.unwrap();
+    // Until those are given up there is no place for another one.
+    let began = Instant::now();
+    while let Err(error) = add(&database, "somebody").await {
+        assert!(began.elapsed() < Duration::from_secs(60), "{error}");
+    }
     assert_eq!(names(&database).await, ["somebody"]);
     database.close().await;
+}
+
+/// A server that has vanished never answers what was asked last.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn closing_waits_for_nobody_who_has_vanished() {
+    let (database, way) = over_a_way().await;
+    let asked = query("SELECT pg_sleep(600)").run(&database);
+    let is_asked = async {
+        let sql = "SELECT EXISTS (SELECT 1 FROM pg_stat_activity WHERE datname = \
+                   current_database() AND query LIKE 'SELECT pg_sleep%' AND state = 'active')";
+        while !query(sql).value::<bool>(&database).await.unwrap() {}
+        way.lose();
+    };
+    tokio::select! {
+        answer = asked => panic!("{answer:?}"),
+        () = is_asked => {}
+    }
+    // Nothing but a time-out of the system's would end it, after a quarter of an hour.
+    timeout(Duration::from_secs(30), database.close())
+        .await
+        .expect("an end");
+}
+
+/// A database of PostgreSQL over a way that can lose what runs over it.
+async fn over_a_way() -> (Database, Way) {
+    let url = Postgres::shared().await.database().await.to_string();
+    let rest = url.strip_prefix("postgres://edd@").unwrap();
+    let (server, name) = rest.split_once('/').unwrap();
+    let way = Way::to(server.parse().unwrap()).await;
+    let url = format!("postgres://edd@{}/{name}", way.at).parse().unwrap();
+    let database = Database::open(&url).await.unwrap();
+    database.migrate(SCHEMA).await.unwrap();
+    (database, way)
+}
+
+/// The way to a server.
+struct Way {
+    at: SocketAddr,
+    lost: watch::Sender<u32>,
+}
+
+impl Way {
+    async fn to(server: SocketAddr) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let at = listener.local_addr().unwrap();
+        let (lost, losses) = watch::channel(0);
+        tokio::spawn(async move {
+            while let Ok((mut client, _)) = listener.accept().await {
+                let mut losses = losses.clone();
+                losses.mark_unchanged();
+                tokio::spawn(async move {
+                    let mut server = TcpStream::connect(server).await.unwrap();
+                    tokio::select! {
+                        _ = copy_bidirectional(&mut client, &mut server) => {}
+                        // Open, and nothing gets through any more.
+                        Ok(()) = losses.changed() => std::future::pending().await,
+                    }
+                });
+            }
+        });
+        Self { at, lost }
+    }
+
+    /// What runs over it vanishes; what comes after that does not.
+    fn lose(&self) {
+        self.lost.send_modify(|count| *count += 1);
+    }
 }
 
 /// Drops it when it waits for something for the `waits`th time.
@@ -347,7 +418,7 @@ async fn give_up(future: impl Future<Output = ()>, waits: usize) {
         }
     });
     // It waits for ever in the end.
-    let _ = tokio::time::timeout(Duration::from_millis(500), last).await;
+    let _ = timeout(Duration::from_millis(500), last).await;
 }
 
 /// Polls it once.
