@@ -84,6 +84,11 @@ impl<I, W: Inspect> Coalesced<I, W> {
         self.0.borrow_mut().readable = READ_AT_ONCE;
     }
 
+    /// Whether bytes have come since then.
+    pub(crate) fn has_read(&self) -> bool {
+        self.0.borrow().readable < READ_AT_ONCE
+    }
+
     /// Where to leave handles on what the h2 crate is handed.
     pub(crate) fn lent(&self) -> Lent {
         self.0.borrow().out.lent()

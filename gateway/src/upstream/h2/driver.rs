@@ -1,6 +1,6 @@
 //! The task of one HTTP/2 connection to an upstream.
 
-use std::future::poll_fn;
+use std::future::{pending, poll_fn};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use edd_route::Admission;
 use h2::client::{Builder, Connection, SendRequest};
 use h2::{Ping, PingPong};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 use tracing::debug;
 
 use super::shared::{Connected, IDLE_MAX};
@@ -25,7 +25,8 @@ pub(super) struct Driver<I> {
     io: Coalesced<I, ()>,
 }
 
-/// Begins HTTP/2 on `io`. Does not wait for the upstream's settings.
+/// Begins HTTP/2 on `io`. The first request does not wait for the upstream's settings, the others
+/// do (see [`Connected::settle`]).
 pub(super) async fn open<I>(io: I) -> Result<(SendRequest<Bytes>, Driver<I>), h2::Error>
 where
     I: AsyncRead + AsyncWrite + Unpin,
@@ -66,6 +67,7 @@ where
         tokio::select! {
             biased;
             () = drive => {}
+            () = settle_late(&connected) => {}
             () = admission.revoked() => {}
             () = shared.drain.cut().cancelled() => {}
             () = watch(&io, pings.as_mut(), &connected) => {}
@@ -80,6 +82,10 @@ where
             }
             return Poll::Ready(());
         }
+        if self.io.has_read() {
+            // Its settings come before all else (RFC 9113, section 3.4), and are in effect.
+            connected.settle();
+        }
         if let Err(error) = ready!(self.io.poll_drain(cx)) {
             debug!(peer = %connected.peer, %error, "upstream connection ended");
             return Poll::Ready(());
@@ -87,6 +93,13 @@ where
         connected.quota.refill();
         Poll::Pending
     }
+}
+
+/// Whoever never says what it takes is taken to take what is usual. Never ends.
+async fn settle_late(connected: &Connected) {
+    sleep(SETTINGS_WAIT).await;
+    connected.settle();
+    pending().await
 }
 
 /// Ends when the connection is idle for too long, or dead.
@@ -131,6 +144,9 @@ async fn watch<I>(io: &Coalesced<I, ()>, mut pings: Option<&mut PingPong>, conne
 
 /// Before the upstream has said how many it takes.
 const FIRST_STREAMS_MAX: usize = 100;
+
+/// For the upstream's settings; others than the first request wait for them.
+const SETTINGS_WAIT: Duration = Duration::from_secs(1);
 
 const STREAM_WINDOW: u32 = 1 << 20;
 

@@ -2,7 +2,9 @@
 //!
 //! Requests share a connection until it has as many streams as the upstream
 //! allows; then there is another one, up to a limit, beyond which requests wait
-//! their turn inside the h2 crate.
+//! their turn inside the h2 crate. What it allows it says at once, but a little
+//! later than the first request is sent: whoever else comes until then waits, or
+//! the upstream would refuse what is too much.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -15,7 +17,7 @@ use bytes::Bytes;
 use edd_route::Admission;
 use h2::client::SendRequest;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, OwnedMutexGuard};
 use tokio::time::{Instant, timeout_at};
 
 use super::driver;
@@ -32,6 +34,8 @@ pub(super) struct Connected {
     pub(super) quota: Quota,
     admission: Admission,
     sender: RefCell<Option<SendRequest<Bytes>>>,
+    /// The turn of whoever opened it, until the upstream has said what it allows.
+    unsettled: RefCell<Option<OwnedMutexGuard<()>>>,
     streams: Cell<usize>,
     /// Since when there is no stream.
     pub(super) idle_since: Cell<Instant>,
@@ -60,9 +64,15 @@ impl Connected {
         }
     }
 
+    /// It is known what the upstream allows: others may share the connection, or open the next.
+    pub(super) fn settle(&self) {
+        self.unsettled.take();
+    }
+
     /// Takes no more requests. Those under way go on.
     pub(super) fn close(&self) {
         self.sender.take();
+        self.unsettled.take();
     }
 
     fn is_open(&self) -> bool {
@@ -70,6 +80,9 @@ impl Connected {
     }
 
     fn room(&self) -> usize {
+        if self.unsettled.borrow().is_some() {
+            return 0;
+        }
         let sender = self.sender.borrow();
         let allowed = sender
             .as_ref()
@@ -92,7 +105,7 @@ pub(crate) struct Connections(Rc<RefCell<HashMap<UpstreamKey, Of>>>);
 struct Of {
     connections: Vec<Rc<Connected>>,
     /// Held by whoever opens one; the others wait for it.
-    opening: Rc<Mutex<()>>,
+    opening: Arc<Mutex<()>>,
 }
 
 /// Why there is no stream.
@@ -126,7 +139,8 @@ impl Connections {
             return Ok((stream, true));
         }
         let opening = self.opening(key);
-        let Ok(_turn) = timeout_at(deadline, opening.turn.lock()).await else {
+        let turn = Arc::clone(&opening.turn).lock_owned();
+        let Ok(turn) = timeout_at(deadline, turn).await else {
             return Err(ConnectError::TimedOut.into());
         };
         // Somebody else may have opened it meanwhile.
@@ -143,6 +157,7 @@ impl Connections {
             quota: Quota::new(driver.lent()),
             admission: admission.clone(),
             sender: RefCell::new(Some(sender)),
+            unsettled: RefCell::new(Some(turn)),
             streams: Cell::new(0),
             idle_since: Cell::new(Instant::now()),
             shared: Arc::clone(shared),
@@ -168,7 +183,7 @@ impl Connections {
         Opening {
             connections: self.clone(),
             key,
-            turn: Rc::clone(&of.opening),
+            turn: Arc::clone(&of.opening),
         }
     }
 
@@ -197,7 +212,7 @@ impl Connections {
         if let Some(of) = all.get_mut(key) {
             of.connections
                 .retain(|connection| !Rc::ptr_eq(connection, over));
-            if of.connections.is_empty() && Rc::strong_count(&of.opening) == 1 {
+            if of.connections.is_empty() && Arc::strong_count(&of.opening) == 1 {
                 all.remove(key);
             }
         }
@@ -208,14 +223,14 @@ impl Connections {
 struct Opening<'k> {
     connections: Connections,
     key: &'k UpstreamKey,
-    turn: Rc<Mutex<()>>,
+    turn: Arc<Mutex<()>>,
 }
 
 impl Drop for Opening<'_> {
     fn drop(&mut self) {
         let mut all = self.connections.0.borrow_mut();
         // The map's and ours.
-        let is_last = Rc::strong_count(&self.turn) == 2;
+        let is_last = Arc::strong_count(&self.turn) == 2;
         if is_last
             && all
                 .get(self.key)
@@ -257,7 +272,7 @@ mod tests {
         let first = connections.opening(&keys[0]);
         let waiting = connections.opening(&keys[0]);
         let other = connections.opening(&keys[1]);
-        assert!(Rc::ptr_eq(&first.turn, &waiting.turn), "one at a time");
+        assert!(Arc::ptr_eq(&first.turn, &waiting.turn), "one at a time");
         drop(first);
         assert_eq!(connections.0.borrow().len(), 2, "somebody waits");
         drop((waiting, other));

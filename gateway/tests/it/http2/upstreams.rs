@@ -30,11 +30,22 @@ async fn upstream<F: Future<Output = ()> + Send + 'static>(
     requests_max: usize,
     serve: impl Fn(Asked) -> F + Clone + Send + Sync + 'static,
 ) -> Origin {
+    far_upstream(Duration::ZERO, streams, requests_max, serve).await
+}
+
+/// One whose settings take so long to arrive.
+async fn far_upstream<F: Future<Output = ()> + Send + 'static>(
+    latency: Duration,
+    streams: u32,
+    requests_max: usize,
+    serve: impl Fn(Asked) -> F + Clone + Send + Sync + 'static,
+) -> Origin {
     Origin::raw("127.0.0.1", move |connection, stream: TcpStream| {
         let serve = serve.clone();
         async move {
             let mut builder = server::Builder::new();
             builder.max_concurrent_streams(streams);
+            tokio::time::sleep(latency).await;
             let Ok(mut h2) = builder.handshake::<_, Bytes>(stream).await else {
                 return;
             };
@@ -215,6 +226,21 @@ async fn no_connection_carries_more_streams_than_the_upstream_allows() {
         "{:?}",
         origin.connections
     );
+    gateway.stop().await;
+}
+
+/// Sent at once they would be refused, and sent again to the next connection too early as well.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_comes_before_the_settings_waits_for_them() {
+    let origin = far_upstream(Duration::from_millis(100), 2, usize::MAX, mirror).await;
+    let gateway = start(&origin, "").await;
+    let mut send = client(&gateway).await;
+    let asked: Vec<_> = (0..40)
+        .map(|_| whole(send.send_request(ask("GET"), true).unwrap().0))
+        .collect();
+    for answer in asked {
+        assert_eq!(answer.await.unwrap().0, 200);
+    }
     gateway.stop().await;
 }
 
