@@ -170,6 +170,8 @@ impl Gate {
             Err(refused) => queue.enter(whose(refused)),
         };
         let moment = deadline.min(Instant::now() + MOMENT);
+        // Once: what gets idle from then on is not kept.
+        queue.press();
         loop {
             let refused = {
                 let mut released = std::pin::pin!(waiting.released());
@@ -180,7 +182,6 @@ impl Gate {
                     Err(refused) => refused,
                 };
                 if whose(refused) == waiting.owner() {
-                    queue.press();
                     let any = refused == Refused::UpstreamLimit && has_idle();
                     let until = if any { deadline } else { moment };
                     if timeout_at(until, released).await.is_err() {
@@ -192,6 +193,7 @@ impl Gate {
             };
             // Another place is wanted now.
             waiting = queue.enter(whose(refused));
+            queue.press();
         }
     }
 

@@ -152,10 +152,8 @@ impl<K: Clone + Eq + Hash + 'static, C: Reusable> Kept<K, C> {
         });
     }
 
-    /// Lets aged and dead ones go, and as many more as somebody waits for. True: nothing is left,
-    /// nobody need come again.
+    /// Lets as many go as somebody waits for. True: nothing is left, nobody need come again.
     fn clear_out(&mut self, wanted: usize, of_owners: HashMap<UserId, usize>) -> bool {
-        self.sweep();
         for _ in 0..wanted {
             if !self.evict() {
                 break;
@@ -212,6 +210,7 @@ async fn sweep<K: Clone + Eq + Hash + 'static, C: Reusable>(pool: Weak<RefCell<K
         None => return,
     };
     let mut presses = 0;
+    let mut swept = Instant::now();
     loop {
         match &gate {
             None => sleep(SWEEP_EVERY).await,
@@ -229,6 +228,12 @@ async fn sweep<K: Clone + Eq + Hash + 'static, C: Reusable>(pool: Weak<RefCell<K
         let waiting = gate.as_ref().map_or(0, Gate::waiting);
         let of_owners = gate.as_ref().map(Gate::waiting_of_owners);
         let of_owners = of_owners.unwrap_or_default();
+        // Whoever presses for himself does not have everybody's looked at each time.
+        if waiting > 0 || swept.elapsed() >= SWEEP_EVERY {
+            swept = Instant::now();
+            pool.borrow_mut().sweep();
+        }
+        let is_pressed = !of_owners.is_empty();
         if pool.borrow_mut().clear_out(waiting, of_owners) {
             return;
         }
@@ -236,6 +241,9 @@ async fn sweep<K: Clone + Eq + Hash + 'static, C: Reusable>(pool: Weak<RefCell<K
         if waiting > 0 {
             // Those who waited go first.
             tokio::task::yield_now().await;
+        } else if is_pressed {
+            // However often one owner asks, the others' requests come first.
+            sleep(PRESSED_PAUSE).await;
         }
     }
 }
@@ -248,6 +256,9 @@ const IDLE_PER_KEY_MAX: usize = 1024;
 
 /// A removed container's connections go within a second.
 const SWEEP_EVERY: Duration = Duration::from_millis(500);
+
+/// Between two looks for one owner's own; short beside how long he waits for them.
+const PRESSED_PAUSE: Duration = Duration::from_millis(5);
 
 /// A hash in a few cycles. Keys come from routes and containers, not from clients.
 #[derive(Debug, Default)]
