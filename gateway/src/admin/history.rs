@@ -13,7 +13,7 @@ use time::format_description::well_known::Rfc3339;
 
 use super::{Admin, Refused, bad};
 use crate::control::history;
-use crate::control::store::{Cause, Entry, GatewayStore as _, Past, SqlStore};
+use crate::control::store::{Cause, Entry, GatewayStore as _, Origin, Past, SqlStore};
 
 /// Most entries of one answer.
 const ENTRIES_MAX: u16 = 1000;
@@ -62,7 +62,8 @@ struct Change {
     /// Of the table in force after it.
     revision: u64,
     change: String,
-    /// None: routes.yaml.
+    origin: Origin,
+    /// None: neither an event nor a snapshot's fact.
     #[serde(skip_serializing_if = "Option::is_none")]
     event: Option<Cause>,
 }
@@ -77,10 +78,10 @@ pub(super) async fn log(
     let suffix = &admin.shared.table().settings.container_suffix;
     let name = name.strip_suffix(&**suffix).unwrap_or(&name);
     let limit = limit.unwrap_or(ENTRIES_DEFAULT).min(ENTRIES_MAX);
-    let entries = store(&admin)?.log(name, limit).await.map_err(unavailable)?;
-    let changes = history::describe(&entries);
+    let log = store(&admin)?.log(name, limit).await.map_err(unavailable)?;
+    let changes = history::describe(&log);
     let seen = |(_, change): &(Entry, String)| !change.is_empty();
-    let entries = entries.into_iter().zip(changes).filter(seen);
+    let entries = log.entries.into_iter().zip(changes).filter(seen);
     Ok(Json(Log {
         name: name.to_owned(),
         entries: entries.map(|(entry, change)| told(entry, change)).collect(),
@@ -89,13 +90,16 @@ pub(super) async fn log(
 
 fn told(entry: Entry, change: String) -> Change {
     let at = SystemTime::UNIX_EPOCH + Duration::from_millis(entry.at_ms);
+    let origin = entry.cause.as_ref().map_or(Origin::Routes, Cause::origin);
+    let is_told = matches!(origin, Origin::Event | Origin::Snapshot);
     Change {
         at: OffsetDateTime::from(at)
             .format(&Rfc3339)
             .unwrap_or_default(),
         revision: entry.revision,
         change,
-        event: entry.cause,
+        origin,
+        event: entry.cause.filter(|_| is_told),
     }
 }
 

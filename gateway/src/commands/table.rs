@@ -93,18 +93,25 @@ pub(super) fn log(args: &LogArgs) -> Result<(), Exit> {
     if args.ask.json {
         return print_json(&answer);
     }
-    for entry in answer["entries"].as_array().into_iter().flatten() {
+    let entries = answer["entries"].as_array().map_or(&[][..], Vec::as_slice);
+    if entries.is_empty() {
+        println!("nothing is known of {}", args.name);
+    }
+    for entry in entries {
         let event = &entry["event"];
-        let from = match event.is_null() {
-            true => "routes.yaml".to_owned(),
-            false => format!(
-                "{} {}:{} {} by {}",
-                text(&event["subject"]),
-                text(&event["stream"]),
-                event["sequence"],
-                text(&event["event_id"]),
-                text(&event["source"])
-            ),
+        let position = || format!("{}:{}", text(&event["stream"]), event["sequence"]);
+        let (subject, source) = (text(&event["subject"]), text(&event["source"]));
+        let from = match text(&entry["origin"]) {
+            "event" => {
+                let id = text(&event["event_id"]);
+                format!("{subject} {} {id} by {source}", position())
+            }
+            "snapshot" => {
+                format!("{subject}, snapshot up to {} by {source}", position())
+            }
+            "last-good-table" => "into a new database".to_owned(),
+            "stream-made-anew" => "the stream was made anew".to_owned(),
+            _ => "routes.yaml".to_owned(),
         };
         println!(
             "{}  revision {}  {}  [{from}]",

@@ -4,7 +4,7 @@
 use edd_route::{RouteTable, Settings, TableWriter};
 
 use super::reconcile::{ContainerEntity, Effects, Record, RuleEntity, State};
-use super::store::{Entry, Then};
+use super::store::{Entry, Log, Then};
 
 /// The table that was in force then.
 pub fn table(then: &Then, settings: Settings) -> RouteTable {
@@ -27,15 +27,17 @@ pub fn table(then: &Then, settings: Settings) -> RouteTable {
     }
 }
 
-/// What each entry changed, in words; nothing to be seen: no words. `entries` are of one name,
-/// oldest first.
-pub fn describe(entries: &[Entry]) -> Vec<String> {
+/// What each of its entries changed, in words; nothing to be seen: no words.
+pub fn describe(log: &Log) -> Vec<String> {
     let describe = |(n, entry): (usize, &Entry)| {
-        let earlier = entries.iter().take(n).rev();
-        let before = earlier.map(|entry| &entry.record);
-        change(before, &entry.record)
+        let earlier = log.before.iter().chain(log.entries.iter().take(n)).rev();
+        let change = change(earlier.map(|entry| &entry.record), &entry.record);
+        match n < log.baseline && !change.is_empty() {
+            true => format!("before that: {change}"),
+            false => change,
+        }
     };
-    entries.iter().enumerate().map(describe).collect()
+    log.entries.iter().enumerate().map(describe).collect()
 }
 
 fn change<'e>(mut before: impl Iterator<Item = &'e Record>, after: &Record) -> String {

@@ -349,7 +349,11 @@ fn incoming(stream: usize, sequence: u64, message: &Message) -> Incoming {
         event_id: message.event_id.clone(),
         stream: STREAMS[stream].to_owned(),
         sequence,
-        told: store::Cause::default(),
+        told: store::Cause {
+            subject: "simulated".to_owned(),
+            event_id: message.event_id.clone(),
+            ..store::Cause::default()
+        },
         cause: Cause {
             causation_id: Some(message.event_id.clone()),
             ..Cause::default()

@@ -8,7 +8,7 @@ use super::turns::Turn;
 use super::world::{Failure, World};
 use crate::config::History;
 use crate::control::store::{
-    Ahead, Begun, Commit, Entry, GatewayStore, Marks, Past, Place, StoreError, Stored, Then,
+    Ahead, Begun, Commit, GatewayStore, Log, Marks, Past, Place, StoreError, Stored, Then,
 };
 use crate::tls::TicketKey;
 
@@ -135,8 +135,8 @@ impl GatewayStore for Opening {
         Ok(None)
     }
 
-    async fn log(&self, _name: &str, _limit: u16) -> Result<Vec<Entry>, StoreError> {
-        Ok(Vec::new())
+    async fn log(&self, _name: &str, _limit: u16) -> Result<Log, StoreError> {
+        Ok(Log::default())
     }
 
     async fn commit(&self, turn: Turn, commit: &Commit<'_>) -> Result<Place, StoreError> {

@@ -84,7 +84,8 @@ impl Snapshots {
                 subject: subject(delivery.event.kind, &delivery.event.entity),
                 stream: delivery.position.stream.clone(),
                 sequence: delivery.position.sequence,
-                event_id: delivery.event.event_id.clone(),
+                // That of the page is none that anybody has published.
+                event_id: String::new(),
                 source: delivery.event.source.clone(),
             },
             cause: Cause::default(),

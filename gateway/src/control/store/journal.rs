@@ -26,16 +26,65 @@ pub(super) const PRUNED_AT_ONCE: i64 = 2000;
 /// What made a change.
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Cause {
-    /// The event's subject.
+    /// The event's subject; empty: no event, see [`Origin`].
     pub subject: String,
     /// Its stream.
     pub stream: String,
-    /// Its sequence there.
+    /// Its sequence there; of a snapshot's fact the last that the snapshot takes in.
     pub sequence: u64,
-    /// Its id.
+    /// Its id; empty for a snapshot's fact.
     pub event_id: String,
     /// The service that published it.
     pub source: String,
+}
+
+/// What kind of cause it is.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Origin {
+    /// An event.
+    Event,
+    /// A fact of compute's snapshot, the event behind it is not known.
+    Snapshot,
+    /// The table in use, written into a database in the place of a lost one.
+    LastGoodTable,
+    /// A stream in the place of a lost one: all positions in it mean nothing any more.
+    StreamMadeAnew,
+    /// routes.yaml.
+    Routes,
+}
+
+/// The [`Cause::source`] of [`Origin::LastGoodTable`] and [`Origin::StreamMadeAnew`].
+const LAST_GOOD_TABLE: &str = "last-good-table";
+const STREAM_MADE_ANEW: &str = "stream-made-anew";
+
+impl Cause {
+    /// Of what is written into a database in the place of a lost one.
+    pub fn last_good_table() -> Self {
+        Self::own(LAST_GOOD_TABLE)
+    }
+
+    /// Of what is written because a stream is another one.
+    pub fn stream_made_anew() -> Self {
+        Self::own(STREAM_MADE_ANEW)
+    }
+
+    fn own(source: &str) -> Self {
+        Self {
+            source: source.to_owned(),
+            ..Self::default()
+        }
+    }
+
+    /// What it is.
+    pub fn origin(&self) -> Origin {
+        match (&*self.subject, &*self.event_id, &*self.source) {
+            ("", _, STREAM_MADE_ANEW) => Origin::StreamMadeAnew,
+            ("", ..) => Origin::LastGoodTable,
+            (_, "", _) => Origin::Snapshot,
+            _ => Origin::Event,
+        }
+    }
 }
 
 /// One change.
@@ -45,10 +94,21 @@ pub struct Entry {
     pub revision: u64,
     /// When, Unix milliseconds.
     pub at_ms: u64,
-    /// The event; none: routes.yaml, or a database that was seeded.
+    /// What led to it; none: routes.yaml.
     pub cause: Option<Cause>,
     /// What it led to.
     pub record: Record,
+}
+
+/// The newest changes of one name.
+#[derive(Debug, Default)]
+pub struct Log {
+    /// The last change of each part of it before those that are told.
+    pub before: Vec<Entry>,
+    /// Those that are told, oldest first.
+    pub entries: Vec<Entry>,
+    /// How many of them, the oldest, only say how it was: what was before is forgotten.
+    pub baseline: usize,
 }
 
 /// A line of the journal; the default is before the first.
@@ -120,11 +180,11 @@ pub struct Line {
 }
 
 impl Line {
-    /// What one event touched, as `state` is right after it; without a `cause` all that is
-    /// touched, row by row.
-    pub fn of(state: &State, touched: &Effects, cause: Option<&Cause>) -> Vec<Self> {
-        let is_event = cause.is_some();
-        let cause = cause.and_then(|cause| serde_json::to_string(cause).ok());
+    /// What one event or a snapshot's fact touched, as `state` is right after it; where it is none
+    /// all that is touched, row by row.
+    pub fn of(state: &State, touched: &Effects, cause: &Cause) -> Vec<Self> {
+        let is_event = matches!(cause.origin(), Origin::Event | Origin::Snapshot);
+        let cause = serde_json::to_string(cause).ok();
         let line = |kind, name: String, part: String, after: Option<Value>| Self {
             kind,
             name,
@@ -366,17 +426,37 @@ pub(super) async fn at(database: &Database, past: Past) -> Result<Option<Then>, 
     }))
 }
 
-/// The newest `limit` changes of a container or host, oldest first.
+/// The newest `limit` changes of a container or host.
 pub(super) async fn of_name(
     database: &Database,
     name: &str,
     limit: u16,
-) -> Result<Vec<Entry>, StoreError> {
-    let sql = "SELECT revision, at, kind, name, part, cause, after FROM journal \
+) -> Result<Log, StoreError> {
+    let mut tx = database.begin_read().await?;
+    let pruned = query("SELECT value FROM meta WHERE key = 'pruned'").optional_value(&mut tx);
+    let pruned: i64 = pruned.await?.unwrap_or(0);
+    let sql = "SELECT number FROM journal \
                WHERE name = $1 AND kind IN ('container', 'rule', 'route') \
                ORDER BY number DESC LIMIT $2";
-    let rows: Vec<Row> = query(sql).bind(name).bind(limit).all(database).await?;
-    rows.into_iter().rev().map(Row::entry).collect()
+    let numbers: Vec<(i64,)> = query(sql).bind(name).bind(limit).all(&mut tx).await?;
+    let Some(&(first,)) = numbers.last() else {
+        return Ok(Log::default());
+    };
+    let sql = "SELECT revision, at, kind, name, part, cause, after FROM journal \
+               WHERE name = $1 AND kind IN ('container', 'rule', 'route') AND number >= $2 \
+               ORDER BY number";
+    let rows: Vec<Row> = query(sql).bind(name).bind(first).all(&mut tx).await?;
+    let sql = "SELECT revision, at, kind, name, part, cause, after FROM journal \
+               WHERE number IN (SELECT MAX(number) FROM journal \
+               WHERE name = $1 AND kind IN ('container', 'rule', 'route') AND number < $2 \
+               GROUP BY kind, part) ORDER BY number";
+    let before: Vec<Row> = query(sql).bind(name).bind(first).all(&mut tx).await?;
+    let entries = |rows: Vec<Row>| rows.into_iter().map(Row::entry).collect::<Result<_, _>>();
+    Ok(Log {
+        before: entries(before)?,
+        entries: entries(rows)?,
+        baseline: numbers.iter().filter(|(number,)| *number <= pruned).count(),
+    })
 }
 
 /// Forgets what is older than `before_ms`, and what is more than `rows_max` rows,
@@ -545,9 +625,12 @@ mod tests {
             state.apply(&change, 0, &mut last);
         }
         let kinds = |lines: Vec<Line>| lines.iter().map(|line| line.kind).collect::<Vec<_>>();
-        let event = Line::of(&state, &last, Some(&Cause::default()));
-        assert_eq!(kinds(event), ["rule"]);
-        let seed = Line::of(&state, &state.all(), None);
+        let event = Cause {
+            subject: "test".into(),
+            ..Cause::default()
+        };
+        assert_eq!(kinds(Line::of(&state, &last, &event)), ["rule"]);
+        let seed = Line::of(&state, &state.all(), &Cause::last_good_table());
         assert_eq!(kinds(seed), ["container", "rule"]);
     }
 }

@@ -25,7 +25,7 @@ use super::reconcile::{Effects, State};
 use crate::config::History;
 use crate::tls::TicketKey;
 
-pub use journal::{Ahead, Cause, Entry, Line, Past, Place, Then};
+pub use journal::{Ahead, Cause, Entry, Line, Log, Origin, Past, Place, Then};
 pub use sql::{Identity, SqlStore};
 
 /// Tombstones and handled event ids are kept for so long, in milliseconds: a
@@ -230,12 +230,8 @@ pub trait GatewayStore: Send + Sync + 'static {
     /// What was in force in the past; none when that is not known, or not any more.
     fn at(&self, past: Past) -> impl Future<Output = Result<Option<Then>, StoreError>> + Send;
 
-    /// The newest `limit` changes of a container or host, oldest first.
-    fn log(
-        &self,
-        name: &str,
-        limit: u16,
-    ) -> impl Future<Output = Result<Vec<Entry>, StoreError>> + Send;
+    /// The newest `limit` changes of a container or host.
+    fn log(&self, name: &str, limit: u16) -> impl Future<Output = Result<Log, StoreError>> + Send;
 
     /// Finds out whether it can be written.
     fn probe(&self) -> impl Future<Output = Result<(), StoreError>> + Send;

@@ -8,8 +8,8 @@ use std::time::Duration;
 use edd_store::{Database, DatabaseUrl, Engine, Schema, Transaction, query};
 
 use super::{
-    Ahead, Begun, Commit, Entry, GatewayStore, KEPT_MS, Marks, Past, Place, StoreError, Stored,
-    Then, int,
+    Ahead, Begun, Commit, GatewayStore, KEPT_MS, Log, Marks, Past, Place, StoreError, Stored, Then,
+    int,
 };
 use super::{journal, load, ssh_keys, tickets, write};
 use crate::config::History;
@@ -214,7 +214,7 @@ impl GatewayStore for SqlStore {
         within(LOAD_TIMEOUT, journal::at(&self.database, past)).await
     }
 
-    async fn log(&self, name: &str, limit: u16) -> Result<Vec<Entry>, StoreError> {
+    async fn log(&self, name: &str, limit: u16) -> Result<Log, StoreError> {
         within(TIMEOUT, journal::of_name(&self.database, name, limit)).await
     }
 

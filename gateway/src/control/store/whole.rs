@@ -10,7 +10,7 @@ use edd_route::{ContainerId, Origin, UserId};
 use edd_store::DatabaseUrl;
 use edd_store::testing::{Postgres, database_of};
 
-use super::{Commit, GatewayStore as _, Line, Place, SqlStore};
+use super::{Cause, Commit, GatewayStore as _, Line, Place, SqlStore};
 use crate::control::reconcile::{Change, Effects, Stamp, State, What};
 
 /// Containers of a usual run.
@@ -77,7 +77,7 @@ async fn measure(url: &DatabaseUrl, changes: &[Change]) {
         let mut next = state.clone();
         next.forget_sequences();
         let all = next.all();
-        let journal = Line::of(&next, &all, None);
+        let journal = Line::of(&next, &all, &Cause::last_good_table());
         let lines = journal.len();
         println!("  {lines} lines made in {:?}", begun.elapsed());
         let commit = Commit {

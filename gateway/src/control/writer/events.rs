@@ -99,7 +99,7 @@ impl<S: GatewayStore> Writer<S> {
                     if !self.withheld && plan.step(self.table.table(), &next, &touched) {
                         changed_by = Some(&event.cause);
                     }
-                    journal.extend(Line::of(&next, &touched, Some(&event.told)));
+                    journal.extend(Line::of(&next, &touched, &event.told));
                     effects.add(touched);
                     match outcome {
                         Outcome::Applied => Verdict::Applied,

@@ -8,7 +8,7 @@ use super::{OpenSession, Session, WriteError, Writer, announce};
 use crate::control::last_good::now_ms;
 use crate::control::plan::Plan;
 use crate::control::status::{DatabaseStatus, NatsStatus};
-use crate::control::store::{Commit, GatewayStore, Line};
+use crate::control::store::{self, Commit, GatewayStore, Line};
 
 impl<S: GatewayStore> Writer<S> {
     /// A database was opened: its content is the state.
@@ -173,7 +173,7 @@ impl<S: GatewayStore> Writer<S> {
         }
         let change = seed.then(|| {
             let effects = self.state.all();
-            commit.journal = Line::of(&self.state, &effects, None);
+            commit.journal = Line::of(&self.state, &effects, &store::Cause::last_good_table());
             (self.state.clone(), effects)
         });
         self.publish(commit.revision.unwrap_or_default());

@@ -5,7 +5,7 @@ use edd_events::stream::COMPUTE;
 use super::{Floor, WriteError, Writer};
 use crate::control::last_good::now_ms;
 use crate::control::plan::Plan;
-use crate::control::store::{Commit, GatewayStore, Line, Marks};
+use crate::control::store::{self, Commit, GatewayStore, Line, Marks};
 
 impl<S: GatewayStore> Writer<S> {
     /// Keeps how far the streams are settled.
@@ -89,7 +89,7 @@ impl<S: GatewayStore> Writer<S> {
             let mut next = self.state.clone();
             next.forget_sequences();
             let effects = next.all();
-            commit.journal = Line::of(&next, &effects, None);
+            commit.journal = Line::of(&next, &effects, &store::Cause::stream_made_anew());
             (next, effects)
         });
         self.store_and_publish(turn, change, Plan::default(), commit)

@@ -2,9 +2,11 @@
 
 use std::net::SocketAddr;
 use std::process::Command;
+use std::sync::Arc;
 
 use edd_store::testing::{Postgres, database_of};
 
+use super::snapshot::{Compute, container, forget};
 use super::{get, runs_at};
 use crate::support::{Bus, Gateway, Options, eventually, replace_file};
 
@@ -69,10 +71,23 @@ async fn the_past_can_be_asked(url: String) {
     let url = "http://c1.compute.localhost/";
     let (_, text) = edd_gateway(admin, &["explain", url, "--at", &first.to_string()]).await;
     assert!(
-        text.contains("127.64.0.1:8080") && text.contains("COMPUTE")
-            || text.contains("compute.ingress.c1.requested"),
+        text.contains("127.64.0.1:8080") && text.contains("compute.ingress.c1.requested"),
         "{text}"
     );
+    // The same by the time at which the last change of that table was made.
+    let (_, log) = get(admin, "/api/v1/log?name=c1").await;
+    let entries = log["entries"].as_array().expect("entries");
+    let then = entries
+        .iter()
+        .rfind(|entry| entry["revision"].as_u64() <= Some(first));
+    let then = then.and_then(|entry| entry["at"].as_str()).expect("a time");
+    let revision = first.to_string();
+    for question in [&["routes", "--at"][..], &["explain", url, "--at"]] {
+        let [by_time, by_revision] = [then, &*revision].map(|at| [question, &[at]].concat());
+        let at_time = edd_gateway(admin, &by_time).await;
+        assert_eq!(at_time, edd_gateway(admin, &by_revision).await);
+        assert_eq!(at_time.0, 0, "{at_time:?}");
+    }
     let (_, text) = edd_gateway(admin, &["explain", url]).await;
     assert!(!text.contains("127.64.0.1"), "{text}");
 
@@ -116,6 +131,66 @@ async fn the_past_can_be_asked(url: String) {
     gateway.stop().await;
 }
 
+/// Where no event is known nobody else is named, and a page begins with what its line changed.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_line_says_what_it_comes_from() {
+    let bus = Bus::start().await;
+    let gateway = Gateway::start(Options::default().bus(&bus)).await;
+    let (folder, admin) = (Arc::clone(&gateway.folder), gateway.admin);
+    bus.container("c1", 7, "127.64.0.1", &[]).await;
+    for n in 2..5 {
+        bus.started("c1", &format!("127.64.0.{n}"), None).await;
+    }
+    gateway
+        .until("the last", |table| runs_at(table, "c1", "127.64.0.4"))
+        .await;
+    eventually("stored", || async {
+        let (_, log) = get(admin, "/api/v1/log?name=c1").await;
+        log["entries"].as_array().map(Vec::len) == Some(6)
+    })
+    .await;
+    let (_, text) = edd_gateway(admin, &["log", "c1", "--limit", "1"]).await;
+    assert!(
+        text.contains("started at 127.64.0.4  [compute.container.c1.started COMPUTE:6 "),
+        "{text}"
+    );
+    assert!(!text.contains("created"), "{text}");
+    gateway.stop().await;
+    for name in ["gateway.db", "gateway.db-wal", "gateway.db-shm"] {
+        let _ = std::fs::remove_file(folder.path().join(name));
+    }
+    forget(&bus).await;
+    let _compute = Compute::start(&bus, container("c2", 9, "127.64.0.9", &[]), None).await;
+    let again = Options {
+        folder: Some(folder),
+        ..Options::default()
+    };
+    let gateway = Gateway::start(again.bus(&bus)).await;
+    let admin = gateway.admin;
+    gateway
+        .until("the snapshot", |table| runs_at(table, "c2", "127.64.0.9"))
+        .await;
+    eventually("stored", || async {
+        let (_, log) = get(admin, "/api/v1/log?name=c2").await;
+        log["entries"].as_array().map(Vec::len) == Some(3)
+    })
+    .await;
+    let (_, text) = edd_gateway(admin, &["log", "c1"]).await;
+    assert!(
+        text.contains("started at 127.64.0.4") && text.contains("[into a new database]"),
+        "{text}"
+    );
+    let (_, text) = edd_gateway(admin, &["log", "c2"]).await;
+    let from = "[compute.container.c2.started, snapshot up to COMPUTE:6 by edd-compute]";
+    assert!(
+        text.contains(&format!("started at 127.64.0.9  {from}")),
+        "{text}"
+    );
+    let (_, text) = edd_gateway(admin, &["log", "nobody"]).await;
+    assert!(text.contains("nothing is known of nobody"), "{text}");
+    gateway.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_past_can_be_asked_with_sqlite() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -147,7 +222,7 @@ async fn the_past_is_forgotten_down_to_what_is_in_force() {
                 && table.container("c19").is_some_and(|c| c.rule(80).is_some())
         })
         .await;
-    let folder = std::sync::Arc::clone(&gateway.folder);
+    let folder = Arc::clone(&gateway.folder);
     gateway.stop().await;
     let options = Options {
         folder: Some(folder),
@@ -162,6 +237,11 @@ async fn the_past_is_forgotten_down_to_what_is_in_force() {
         log["entries"].as_array().map(Vec::len) == Some(2)
     })
     .await;
+    let (_, log) = edd_gateway(admin, &["log", "c1"]).await;
+    assert!(
+        log.contains("before that: created \"c1\" for user 1, started at 127.64.0.1"),
+        "{log}"
+    );
     let (_, log) = get(admin, "/api/v1/log?name=c0").await;
     assert_eq!(log["entries"].as_array().map(Vec::len), Some(0), "{log}");
     let (code, now) = get(admin, "/api/v1/containers?at=0s").await;
