@@ -6,6 +6,7 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_nats::{HeaderMap, HeaderValue};
+use aws_lc_rs::digest;
 use edd_proto::common;
 use rand::RngExt as _;
 use uuid::Uuid;
@@ -107,10 +108,52 @@ pub fn seal<M: EventMessage>(
     source: &str,
     entity: &EntityId,
     version: i64,
+    message: M,
+    cause: &Cause,
+) -> OutboxEntry {
+    sealed(Uuid::now_v7(), source, entity, version, message, cause)
+}
+
+/// Likewise, but the same fact of the same version always gets the same event id (a UUIDv8,
+/// RFC 9562, section 5.8): whoever tells it again, after its database was lost, is not heard twice.
+/// Without a version it is as [`seal`].
+#[must_use]
+pub fn seal_fact<M: EventMessage>(
+    source: &str,
+    entity: &EntityId,
+    version: i64,
+    message: M,
+    cause: &Cause,
+) -> OutboxEntry {
+    let event_id = match version {
+        0 => Uuid::now_v7(),
+        _ => fact_id(&subject(M::KIND, entity), version, &message.encode_to_vec()),
+    };
+    sealed(event_id, source, entity, version, message, cause)
+}
+
+fn fact_id(subject: &str, version: i64, message: &[u8]) -> Uuid {
+    let mut sum = digest::Context::new(&digest::SHA256);
+    sum.update(subject.as_bytes());
+    sum.update(&[0]);
+    sum.update(&version.to_be_bytes());
+    sum.update(message);
+    let mut bytes = [0; 16];
+    for (to, from) in bytes.iter_mut().zip(sum.finish().as_ref()) {
+        *to = *from;
+    }
+    uuid::Builder::from_custom_bytes(bytes).into_uuid()
+}
+
+fn sealed<M: EventMessage>(
+    event_id: Uuid,
+    source: &str,
+    entity: &EntityId,
+    version: i64,
     mut message: M,
     cause: &Cause,
 ) -> OutboxEntry {
-    let event_id = Uuid::now_v7().to_string();
+    let event_id = event_id.to_string();
     message.set_metadata(common::EventMetadata {
         event_id: event_id.clone(),
         entity_id: entity.to_string(),
@@ -210,6 +253,33 @@ mod tests {
             .elapsed()
             .unwrap();
         assert!(age < Duration::from_secs(60));
+    }
+
+    #[test]
+    fn a_fact_told_again_is_the_same_event() {
+        let id = |user: i64, version, name: &str| {
+            let message = auth::UserUpdated {
+                user_id: user,
+                display_name: name.into(),
+                ..Default::default()
+            };
+            let entity = EntityId::from(user);
+            let entry = seal_fact("edd-auth", &entity, version, message, &Cause::default());
+            let sent = auth::UserUpdated::decode(entry.payload.as_slice()).unwrap();
+            assert_eq!(sent.metadata.unwrap().event_id, entry.event_id);
+            entry.event_id
+        };
+        assert_eq!(id(7, 3, "a"), id(7, 3, "a"));
+        for other in [id(8, 3, "a"), id(7, 4, "a"), id(7, 3, "b")] {
+            assert_ne!(id(7, 3, "a"), other);
+        }
+        assert_ne!(
+            id(7, 0, "a"),
+            id(7, 0, "a"),
+            "nobody knows which of them it is"
+        );
+        let version = Uuid::parse_str(&id(7, 3, "a")).unwrap().get_version_num();
+        assert_eq!(version, 8);
     }
 
     #[test]

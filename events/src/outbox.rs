@@ -123,8 +123,8 @@ pub struct OutboxEntry {
 /// [`Waker::wake`].
 ///
 /// # Errors
-/// Those of the database; a second entry with the same event id is one. A
-/// payload beyond [`PUBLISHED_LEN_MAX`], which nobody could consume.
+/// Those of the database. A payload beyond [`PUBLISHED_LEN_MAX`], which nobody
+/// could consume. An event that waits already is left as it is.
 pub async fn insert(tx: &mut Transaction, entry: &OutboxEntry) -> edd_store::Result<()> {
     insert_all(tx, std::slice::from_ref(entry)).await
 }
@@ -174,7 +174,7 @@ pub fn inserting(engine: Engine, entries: &[OutboxEntry]) -> edd_store::Result<O
         "INSERT INTO outbox \
          (event_id, subject, payload, correlation_id, causation_id, traceparent, created_at) \
          SELECT value ->> 0, value ->> 1, {bytes}, value ->> 3, value ->> 4, value ->> 5, $2 \
-         FROM {{rows}} WHERE true"
+         FROM {{rows}} WHERE true ON CONFLICT (event_id) DO NOTHING"
     );
     Ok(Some(rows.query(engine, &sql).bind(created_at)))
 }

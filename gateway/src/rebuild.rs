@@ -9,13 +9,15 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, anyhow, bail};
 use arc_swap::ArcSwap;
 use async_nats::jetstream;
 use edd_daemon::cli::Exit;
 use edd_events::connect::{connect, is_connected};
+use edd_events::outbox::Published;
+use edd_events::stream::COMPUTE;
 use edd_store::DatabaseUrl;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpStream;
@@ -43,7 +45,7 @@ const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 const ASK_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What a rebuilt database holds.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Summary {
     /// Containers in force.
     pub containers: usize,
@@ -51,18 +53,23 @@ pub struct Summary {
     pub keys: usize,
     /// Its revision.
     pub revision: u64,
+    /// The file with what was there before.
+    pub kept: Option<PathBuf>,
     /// How long it took.
     pub took: Duration,
 }
 
 /// Rebuilds the database of `config` from the streams; `progress` is told how
 /// many containers there are, once a second. A database that is not empty is
-/// emptied first if `overwrite`, else refused.
+/// begun anew if `overwrite`, else refused: SQLite's file is put aside, and the
+/// gateway's SSH keys in it are taken over.
 ///
 /// # Errors
-/// A gateway runs, NATS does not answer, the database is not empty or cannot be
-/// used, compute does not tell what the streams have lost, or `shutdown` came first. A database that was begun stays and is not
-/// complete; the next gateway goes on where this ended.
+/// A gateway runs, NATS does not answer or has nothing to replay, the routes are
+/// unusable, the database is not empty or cannot be used; then nothing is changed.
+/// Or compute does not tell what the streams have lost, or `shutdown` came first:
+/// a database that was begun stays and is not complete; the next gateway goes on
+/// where this ended.
 pub async fn run(
     config: Config,
     overwrite: bool,
@@ -75,9 +82,15 @@ pub async fn run(
         return Err(Exit::Usage(vec![why.to_owned()]));
     };
     nobody_runs(&config, &nats).await?;
-    empty(&config.database_url, overwrite).await?;
+    let url = config.database_url.clone();
     let folder = Folder::make().context("cannot make a temporary folder")?;
+    // All that can be wrong is known before the database is emptied.
     let (shared, boot) = shared(config, &folder.0)?;
+    let kept = empty(&url, overwrite).await?;
+    if let Some(kept) = &kept {
+        tracing::warn!(database = %url, kept = %kept.display(), "what it held is kept");
+        keep_ssh_keys(kept, &url).await;
+    }
     let face = Face::new(&shared);
     let inputs = control::Inputs {
         shared: Arc::clone(&shared),
@@ -85,6 +98,7 @@ pub async fn run(
         boot,
         ssh_keys: None,
         events_metrics: edd_events::Metrics::default(),
+        published: Published::default(),
         followed: Arc::new(AtomicBool::new(false)),
     };
     let mut control = control::start(inputs).await?;
@@ -129,12 +143,13 @@ pub async fn run(
         containers: table.containers().count(),
         keys: table.key_owners().map(|(_, keys)| keys.len()).sum(),
         revision: table.revision,
+        kept,
         took: begun.elapsed(),
     })
 }
 
 /// A gateway that runs would go on with the database that is replaced, and share
-/// the events with us.
+/// the events with us. NATS has to be there, and something in it.
 async fn nobody_runs(config: &Config, nats: &NatsConfig) -> anyhow::Result<()> {
     let asking = TcpStream::connect(config.admin_addr);
     if matches!(tokio::time::timeout(ASK_TIMEOUT, asking).await, Ok(Ok(_))) {
@@ -153,35 +168,36 @@ async fn nobody_runs(config: &Config, nats: &NatsConfig) -> anyhow::Result<()> {
     }
     let js = jetstream::new(client);
     let looking = async {
-        // Without the stream, or without the consumer, nobody consumes.
-        let stream = js.get_stream_no_info("COMPUTE").await.ok()?;
-        let found = stream.consumer_info(DURABLE).await.ok()?;
-        (found.num_waiting > 0).then_some(())
+        let Ok(mut stream) = js.get_stream(COMPUTE.name).await else {
+            bail!("NATS has no stream {}: nothing to replay", COMPUTE.name);
+        };
+        let info = stream.info().await.context("JetStream does not answer")?;
+        if info.state.last_sequence == 0 {
+            bail!("nothing was ever published to {}", COMPUTE.name);
+        }
+        // Without the consumer nobody consumes.
+        match stream.consumer_info(DURABLE).await {
+            Ok(consumer) if consumer.num_waiting > 0 => {
+                bail!("a gateway consumes the events right now: stop it first")
+            }
+            _ => Ok(()),
+        }
     };
     match tokio::time::timeout(ASK_TIMEOUT, looking).await {
-        Ok(None) => Ok(()),
-        Ok(Some(())) => bail!("a gateway consumes the events right now: stop it first"),
+        Ok(looked) => looked,
         Err(_) => bail!("JetStream does not answer"),
     }
 }
 
-async fn empty(url: &DatabaseUrl, overwrite: bool) -> anyhow::Result<()> {
+/// Sees to it that the database is empty; the file that holds what was in it, if `overwrite` had to
+/// put it aside.
+async fn empty(url: &DatabaseUrl, overwrite: bool) -> anyhow::Result<Option<PathBuf>> {
     if let Some(path) = url.path() {
         if !path.exists() {
-            return Ok(());
+            return Ok(None);
         }
         if overwrite {
-            for end in ["", "-wal", "-shm"] {
-                let mut file = path.as_os_str().to_owned();
-                file.push(end);
-                match std::fs::remove_file(&file) {
-                    Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                        return Err(error).with_context(|| format!("cannot remove {file:?}"));
-                    }
-                    _ => {}
-                }
-            }
-            return Ok(());
+            return put_aside(path).map(Some);
         }
     }
     let store = SqlStore::open(url)
@@ -190,9 +206,52 @@ async fn empty(url: &DatabaseUrl, overwrite: bool) -> anyhow::Result<()> {
     let stored = store.load().await;
     store.database().close().await;
     match stored.with_context(|| format!("cannot read {url}"))?.born {
-        false => Ok(()),
+        false => Ok(None),
         true if overwrite => bail!("{url} is not empty: give a new database of that server"),
         true => bail!("{url} is not empty: give a new one, or --yes to begin with an empty one"),
+    }
+}
+
+/// Gives SQLite's files another name: `FILE.old-SECONDS`, Unix time.
+fn put_aside(path: &Path) -> anyhow::Result<PathBuf> {
+    let with = |path: &Path, end: &str| {
+        let mut file = path.as_os_str().to_owned();
+        file.push(end);
+        PathBuf::from(file)
+    };
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    let aside = with(path, &format!(".old-{}", now.unwrap_or_default().as_secs()));
+    // The database last: until then it is found where it was.
+    for end in ["-shm", "-wal", ""] {
+        let (from, to) = (with(path, end), with(&aside, end));
+        match std::fs::rename(&from, to) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(error).with_context(|| format!("cannot rename {}", from.display()));
+            }
+            _ => {}
+        }
+    }
+    Ok(aside)
+}
+
+/// With `--ssh-keys database` the gateway's own keys are nowhere else, and clients know them.
+async fn keep_ssh_keys(kept: &Path, url: &DatabaseUrl) {
+    let copy = async {
+        let old = SqlStore::open(&DatabaseUrl::Sqlite(kept.to_owned())).await?;
+        let keys = old.ssh_keys().await;
+        old.database().close().await;
+        let keys = keys?;
+        if keys.is_empty() {
+            return Ok(());
+        }
+        let new = SqlStore::open(url).await?;
+        let stored = new.share_ssh_keys(&keys).await;
+        new.database().close().await;
+        stored.map(drop)
+    };
+    if let Err(error) = copy.await {
+        // It may be the reason why there is a new one.
+        tracing::warn!(kept = %kept.display(), %error, "SSH keys in it are not taken over");
     }
 }
 

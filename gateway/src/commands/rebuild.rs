@@ -11,7 +11,7 @@ use crate::rebuild;
 /// Flags of `rebuild`: those of the gateway whose database it is.
 #[derive(Args, Debug)]
 pub(super) struct RebuildArgs {
-    /// Remove what the database holds first
+    /// Begin anew where the database is not empty: its file is put aside, as FILE.old-SECONDS
     #[arg(long)]
     yes: bool,
     #[command(flatten)]
@@ -38,5 +38,8 @@ pub(super) fn run(args: RebuildArgs) -> Result<(), Exit> {
         summary.revision,
         summary.took.as_secs_f64()
     );
+    if let Some(kept) = summary.kept {
+        println!("what it held before: {}", kept.display());
+    }
     Ok(())
 }

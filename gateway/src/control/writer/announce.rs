@@ -1,7 +1,7 @@
 //! What the gateway tells others: rules that came into force or ended, and each
 //! new table.
 
-use edd_events::envelope::{Cause, seal};
+use edd_events::envelope::{Cause, seal, seal_fact};
 use edd_events::outbox::OutboxEntry;
 use edd_events::subject::EntityId;
 use edd_proto::gateway;
@@ -28,7 +28,7 @@ pub(super) fn rule(told: &Announcement, cause: &Cause) -> Option<OutboxEntry> {
                 port,
                 target_port: i32::from(target),
             };
-            seal(SOURCE, &entity, told.version, message, cause)
+            seal_fact(SOURCE, &entity, told.version, message, cause)
         }
         None => {
             let message = gateway::IngressRuleDeleted {
@@ -37,7 +37,7 @@ pub(super) fn rule(told: &Announcement, cause: &Cause) -> Option<OutboxEntry> {
                 container_id,
                 port,
             };
-            seal(SOURCE, &entity, told.version, message, cause)
+            seal_fact(SOURCE, &entity, told.version, message, cause)
         }
     })
 }

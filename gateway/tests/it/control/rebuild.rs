@@ -1,16 +1,18 @@
 //! `edd-gateway rebuild`: an empty database from the streams.
 
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Instant;
 
+use edd_proto::compute;
 use edd_route::{RouteTable, UserId};
+use edd_store::{Database, DatabaseUrl, query};
 
-use super::runs_at;
 use super::snapshot::{Compute, container, forget};
-use crate::support::{Bus, DEADLINE, Gateway, Options, free_port};
+use super::{announced, ready, runs_at};
+use crate::support::{Bus, DEADLINE, Gateway, Options, eventually, free_port};
 use rustix::process::{Pid, Signal, kill_process};
 
 const FINGERPRINT: &str = "SHA256:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
@@ -49,16 +51,33 @@ async fn an_empty_database_is_filled_from_the_streams() {
             .await;
     }
     bus.deleted("c19", 7).await;
+    let rule = compute::IngressRuleRequested {
+        container_id: "c4".into(),
+        port: 80,
+        target_port: 9,
+        ..Default::default()
+    };
+    bus.publish("c4", 5, rule).await;
     bus.key(3, 7, FINGERPRINT).await;
     let is_whole = |table: &RouteTable| {
         table.containers().count() == 19
             && runs_at(table, "c18", "127.64.0.1")
             && table.container("c18").is_some_and(|c| c.ssh.is_some())
             && table.container("c3").is_some_and(|c| c.rule(80).is_some())
+            && table.container("c4").is_some_and(|c| c.rule(80).is_some())
             && table.keys(UserId(7)).len() == 1
     };
     gateway.until("all of it", is_whole).await;
     let (folder, admin) = (Arc::clone(&gateway.folder), gateway.admin);
+    let rule = ("c4".to_owned(), 80, Some(9));
+    let told = async || {
+        announced(&bus)
+            .await
+            .into_iter()
+            .filter(|r| *r == rule)
+            .count()
+    };
+    eventually("the rule is announced", || async { told().await == 1 }).await;
     let url = |name: &str| format!("sqlite://{}", folder.path().join(name).display());
     let (old, new) = (url("gateway.db"), url("new.db"));
     let (code, text) = rebuild(&bus, folder.path(), admin, &new, &[]);
@@ -73,7 +92,21 @@ async fn an_empty_database_is_filled_from_the_streams() {
         let (code, text) = rebuild(&bus, folder.path(), admin, database, more);
         assert_eq!(code, Some(0), "{text}");
         assert!(text.contains("19 containers, 1 keys"), "{text}");
+        assert_eq!(text.contains("what it held before"), !more.is_empty());
     }
+    assert_eq!(told().await, 1, "told again it is the same event");
+    // What was there before is all there still.
+    let kept = kept(folder.path());
+    assert_eq!(kept.len(), 1, "{kept:?}");
+    let before = Database::open(&DatabaseUrl::Sqlite(kept[0].clone()))
+        .await
+        .expect("opened");
+    let lines: i64 = query("SELECT COUNT(*) FROM journal WHERE name = 'c19'")
+        .value(&before)
+        .await
+        .expect("read");
+    assert!(lines > 0);
+    before.close().await;
     // Nothing is left to hear: what it serves is what is in the database.
     std::fs::remove_file(folder.path().join("state/last-good-table")).unwrap();
     let again = Options {
@@ -85,18 +118,73 @@ async fn an_empty_database_is_filled_from_the_streams() {
     gateway.stop().await;
 }
 
+/// Databases that were put aside.
+fn kept(folder: &Path) -> Vec<PathBuf> {
+    let files = std::fs::read_dir(folder).expect("a folder");
+    let files = files.map(|file| file.expect("a file").path());
+    let is_kept = |path: &PathBuf| {
+        let name = path.file_name().expect("a name").to_string_lossy();
+        name.starts_with("gateway.db.old-") && !name.ends_with("-wal") && !name.ends_with("-shm")
+    };
+    files.filter(is_kept).collect()
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn without_streams_to_replay_nothing_is_touched() {
+async fn nothing_is_touched_where_it_cannot_be_rebuilt() {
     let mut bus = Bus::start().await;
     let gateway = Gateway::start(Options::default()).await;
     let (folder, admin) = (Arc::clone(&gateway.folder), gateway.admin);
+    eventually("its database", || async { ready(admin).await.3 == "ok" }).await;
     gateway.stop().await;
-    bus.server.stop();
     let database = format!("sqlite://{}", folder.path().join("gateway.db").display());
-    let (code, text) = rebuild(&bus, folder.path(), admin, &database, &["--yes"]);
-    assert_eq!(code, Some(1), "{text}");
-    assert!(text.contains("NATS is not there"), "{text}");
-    assert!(folder.path().join("gateway.db").exists());
+    let refused = |bus: &Bus, code: i32, why: &str| {
+        let (found, text) = rebuild(bus, folder.path(), admin, &database, &["--yes"]);
+        assert_eq!(found, Some(code), "{text}");
+        assert!(text.contains(why), "{text}");
+        assert!(folder.path().join("gateway.db").exists(), "{text}");
+        assert_eq!(kept(folder.path()), [] as [PathBuf; 0]);
+    };
+    let stream = bus.js.get_stream("COMPUTE").await.expect("a stream");
+    assert_eq!(stream.cached_info().state.last_sequence, 0);
+    refused(&bus, 1, "nothing was ever published to COMPUTE");
+    bus.js.delete_stream("COMPUTE").await.expect("deleted");
+    refused(&bus, 1, "NATS has no stream COMPUTE");
+    edd_events::stream::ensure(&bus.js, &edd_events::stream::COMPUTE, 1)
+        .await
+        .expect("made");
+    bus.created("c1", 7).await;
+    std::fs::write(folder.path().join("routes.yaml"), "routes: 7\n").expect("written");
+    refused(&bus, 64, "routes.yaml:1:");
+    bus.server.stop();
+    refused(&bus, 1, "NATS is not there");
+}
+
+/// Clients know the gateway by them.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_ssh_keys_in_a_database_are_taken_over() {
+    let bus = Bus::start().await;
+    bus.created("c1", 7).await;
+    let options = Options::default().bus(&bus).flag("--ssh-keys", "database");
+    let gateway = Gateway::start(options).await;
+    let (folder, admin) = (Arc::clone(&gateway.folder), gateway.admin);
+    let file = folder.path().join("gateway.db");
+    let url = format!("sqlite://{}", file.display());
+    eventually("its database", || async { ready(admin).await.3 == "ok" }).await;
+    let stored = async || -> Vec<(String, String)> {
+        let database = Database::open(&url.parse().expect("a URL"))
+            .await
+            .expect("opened");
+        let keys = query("SELECT name, secret FROM gateway_keys ORDER BY name").all(&database);
+        let keys = keys.await.expect("read");
+        database.close().await;
+        keys
+    };
+    eventually("keys", || async { !stored().await.is_empty() }).await;
+    gateway.stop().await;
+    let before = stored().await;
+    let (code, text) = rebuild(&bus, folder.path(), admin, &url, &["--yes"]);
+    assert_eq!(code, Some(0), "{text}");
+    assert_eq!(stored().await, before);
 }
 
 /// What the streams have lost only compute can tell: a database without it is not called rebuilt.
