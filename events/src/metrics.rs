@@ -37,6 +37,11 @@ struct SubjectResult {
     result: &'static str,
 }
 
+const LOST: SubjectResult = SubjectResult {
+    subject: "unknown",
+    result: "lost",
+};
+
 #[derive(Clone, Debug, Eq, Hash, PartialEq, EncodeLabelSet)]
 struct Subject {
     subject: &'static str,
@@ -74,6 +79,8 @@ impl Metrics {
     #[must_use]
     pub fn register(registry: &mut Registry) -> Self {
         let new = Self::default();
+        // An alert sees a counter grow only from a value that it has seen before.
+        drop(new.events.get_or_create(&LOST));
         registry.register("events", "Events received, by result", new.events.clone());
         registry.register(
             "events_published",
@@ -112,6 +119,11 @@ impl Metrics {
             new.outbox_pending.clone(),
         );
         new
+    }
+
+    /// An event that expired before anyone could handle or bury it; not even its subject is known.
+    pub(crate) fn lost(&self) {
+        self.events.get_or_create(&LOST).inc();
     }
 
     pub(crate) fn event(&self, subject: &'static str, result: &'static str) {

@@ -139,7 +139,7 @@ impl Consumer {
                 result = "lost",
                 "event: expired before anyone could handle it or bury it"
             );
-            self.metrics.event("unknown", "lost");
+            self.metrics.lost();
             return Ok(());
         };
         let Parsed::Event(kind, _) = parse(&original.subject) else {

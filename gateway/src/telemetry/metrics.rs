@@ -92,6 +92,11 @@ pub struct Metrics {
     h2_ended: Family<ReasonLabels, Counter>,
 }
 
+/// The kinds of refused files.
+pub const ROUTES: &str = "routes";
+/// Likewise.
+pub const CERTIFICATE: &str = "certificate";
+
 /// Counts one live thing for as long as it is held.
 #[derive(Debug)]
 pub struct ConnectionGauge(Level);
@@ -199,6 +204,10 @@ impl Metrics {
             panics: Counter::default(),
             h2_ended: Family::default(),
         };
+        // An alert sees a counter grow only from a value that it has seen before.
+        for kind in [ROUTES, CERTIFICATE] {
+            drop(metrics.reload_failures.get_or_create(&KindLabels { kind }));
+        }
         let m = metrics.clone();
         registry.register("connections", "Open client connections", m.connections);
         registry.register(
@@ -456,7 +465,7 @@ impl Metrics {
         }
     }
 
-    /// Counts a file that was refused: `routes` or `certificate`.
+    /// Counts a file that was refused: [`ROUTES`] or [`CERTIFICATE`].
     pub fn reload_failed(&self, kind: &'static str) {
         self.reload_failures
             .get_or_create(&KindLabels { kind })

@@ -14,5 +14,5 @@ mod tally;
 mod text;
 
 pub use access_log::AccessLog;
-pub use metrics::{ConnectionGauge, Metrics, SshBytes, UpstreamGauge};
+pub use metrics::{CERTIFICATE, ConnectionGauge, Metrics, ROUTES, SshBytes, UpstreamGauge};
 pub use text::Text;

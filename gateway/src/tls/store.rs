@@ -21,7 +21,7 @@ use super::policy::{ClientPolicy, PolicyId};
 use super::table::CertTable;
 use super::{CertNames, Secured, TicketKeys, handshake};
 use crate::config::Config;
-use crate::telemetry::Metrics;
+use crate::telemetry::{CERTIFICATE, Metrics};
 
 /// Why there is no certificate to start with.
 #[derive(Debug, thiserror::Error)]
@@ -161,7 +161,7 @@ impl CertStore {
         match InForce::new(source.table(), &self.provider, &self.tickets) {
             Ok(in_force) => self.in_force.store(Arc::new(in_force)),
             Err(error) => {
-                self.metrics.reload_failed("certificate");
+                self.metrics.reload_failed(CERTIFICATE);
                 error!(%error, "the TLS library refuses the certificates, the old ones stay");
             }
         }
@@ -243,7 +243,7 @@ impl CertStore {
                 self.put_in_force(&source);
             }
             Err(error) => {
-                self.metrics.reload_failed("certificate");
+                self.metrics.reload_failed(CERTIFICATE);
                 error!(%error, "the development certificate does not cover the new hosts");
             }
         }
@@ -313,7 +313,7 @@ impl Folder {
 
 fn report(errors: &[PairError], metrics: &Metrics) {
     for error in errors {
-        metrics.reload_failed("certificate");
+        metrics.reload_failed(CERTIFICATE);
         warn!(%error, "certificate not used; an older one of its folder stays");
     }
 }

@@ -17,6 +17,7 @@ use super::routes_file::{self, Checked, Seen};
 use crate::control::store::SqlStore;
 use crate::control::writer::Command;
 use crate::shared::Shared;
+use crate::telemetry::ROUTES;
 
 /// A change in the folder is looked at after this, with all that came with it.
 const DEBOUNCE: Duration = Duration::from_millis(60);
@@ -91,7 +92,7 @@ async fn take(
         Ok(specs) => return writer.send(Command::Routes(specs)).await.map_err(drop),
         Err(mistakes) => mistakes,
     };
-    shared.metrics.reload_failed("routes");
+    shared.metrics.reload_failed(ROUTES);
     for mistake in &mistakes {
         tracing::error!("{mistake}");
     }
