@@ -76,13 +76,17 @@ impl<'a, H: Handler> Session<'a, H> {
     ) -> Result<bool, Unavailable> {
         let before = self.stream_created.replace(bound.stream.created);
         self.consumer.bound_to(Some(bound.stream.created));
-        if before.is_some_and(|before| before != bound.stream.created) && !self.held.is_empty() {
-            warn!(
-                stream = self.consumer.spec.stream.name,
-                events = self.held.len(),
-                "the stream was made anew: what it had delivered before is dropped"
-            );
-            self.held.clear();
+        if before.is_some_and(|before| before != bound.stream.created) {
+            if !self.held.is_empty() {
+                warn!(
+                    stream = self.consumer.spec.stream.name,
+                    events = self.held.len(),
+                    "the stream was made anew: what it had delivered before is dropped"
+                );
+                self.held.clear();
+            }
+            // Whatever was in effect, nothing of this one is known to be.
+            self.fall_behind();
         }
         let binding = Bound::new(self.consumer, bound);
         let bus = &self.consumer.bus;

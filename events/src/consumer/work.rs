@@ -34,11 +34,27 @@ pub(super) const UNAVAILABLE_MAX: Duration = Duration::from_secs(5);
 
 /// One copy of a dead letter in the archive.
 const ARCHIVE_TIMEOUT: Duration = Duration::from_secs(2);
-/// After so many that took longer the rest of the batch, whose events wait, goes without.
+/// After so many in a row that took longer the rest of the batch, whose events wait, goes without.
 const ARCHIVE_LATE_MAX: usize = 2;
+/// Likewise after so much time for all that were copied.
+const ARCHIVE_BATCH_MAX: Duration = Duration::from_secs(5);
 
 /// The time to stop came while a batch was in work.
 pub(super) struct Interrupted;
+
+/// What a batch's copies of dead letters have cost.
+#[derive(Default)]
+struct Archiving {
+    /// Not made in time, in a row.
+    late: usize,
+    spent: Duration,
+}
+
+impl Archiving {
+    fn is_over(&self) -> bool {
+        self.late >= ARCHIVE_LATE_MAX || self.spent >= ARCHIVE_BATCH_MAX
+    }
+}
 
 /// A good event, waiting for its verdict.
 struct InWork {
@@ -58,7 +74,7 @@ impl<H: Handler> Session<'_, H> {
         let mut in_work = Vec::with_capacity(batch.len());
         let mut dead = Vec::new();
         let mut handled = Vec::with_capacity(batch.len());
-        let mut late = 0;
+        let mut archiving = Archiving::default();
         let deadline = send_deadline();
         for message in batch {
             let (position, count, pending) = match message.info() {
@@ -114,7 +130,7 @@ impl<H: Handler> Session<'_, H> {
                 }),
                 Decoded::DeadLetter => {
                     self.consumer.letters_came.notify_one();
-                    self.archive(&message, &mut late).await;
+                    self.archive(&message, &mut archiving, shutdown).await;
                     self.consumer.metrics.event("dlq", "ignored");
                     self.acknowledge(&message, AckKind::Ack, deadline).await;
                 }
@@ -335,25 +351,32 @@ impl<H: Handler> Session<'_, H> {
     }
 
     /// A copy: that it cannot be made now keeps nothing from being handled, the
-    /// stream has the letter for a week. `late` counts those of this batch, in a row, that could
-    /// not be made in time.
-    async fn archive(&self, letter: &Message, late: &mut usize) {
+    /// stream has the letter for a week.
+    async fn archive(
+        &self,
+        letter: &Message,
+        archiving: &mut Archiving,
+        shutdown: &CancellationToken,
+    ) {
         let Some(database) = &self.consumer.archive else {
             return;
         };
-        if *late >= ARCHIVE_LATE_MAX {
-            warn!(subject = %letter.subject, "dead letter not archived: the database is slow");
+        if archiving.is_over() || shutdown.is_cancelled() {
+            warn!(subject = %letter.subject, "dead letter not archived: no time for it");
             return;
         }
-        match timeout(ARCHIVE_TIMEOUT, keep_letter(database, letter)).await {
+        let began = Deadline::now();
+        let kept = timeout(ARCHIVE_TIMEOUT, keep_letter(database, letter)).await;
+        archiving.spent += began.elapsed();
+        match kept {
             Ok(kept) => {
-                *late = 0;
+                archiving.late = 0;
                 if let Err(error) = kept {
                     warn!(%error, "dead letter not archived");
                 }
             }
             Err(_) => {
-                *late += 1;
+                archiving.late += 1;
                 warn!(subject = %letter.subject, "dead letter not archived in time");
             }
         }
