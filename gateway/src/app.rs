@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::{Context as _, anyhow};
 use arc_swap::ArcSwap;
 use edd_daemon::cli::Exit;
+use edd_events::outbox::Published;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -58,6 +59,8 @@ struct ControlPath {
     running: Option<Control>,
     ssh_keys: SshKeys,
     events_metrics: edd_events::Metrics,
+    /// What streams have taken and the database still holds, however often it is started.
+    published: Published,
     /// Whether a predecessor follows what this process writes.
     followed: Arc<AtomicBool>,
 }
@@ -173,6 +176,7 @@ async fn begin(
         running: None,
         ssh_keys: ssh.keys().clone(),
         events_metrics,
+        published: Published::default(),
         followed: Arc::new(AtomicBool::new(claim.predecessor.is_some())),
     });
     control.start(&shared, &face, boot).await?;
@@ -265,6 +269,7 @@ impl ControlPath {
             boot,
             ssh_keys: Some(self.ssh_keys.clone()),
             events_metrics: self.events_metrics.clone(),
+            published: self.published.clone(),
             followed: Arc::clone(&self.followed),
         };
         self.running = Some(control::start(inputs).await?);

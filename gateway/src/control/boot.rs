@@ -3,6 +3,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use edd_route::snapshot::Snapshot;
 use edd_route::table::Settings;
@@ -30,6 +31,8 @@ pub struct Boot {
     table: Arc<RouteTable>,
     /// The revision of the last good table; 0: there was none.
     pub(super) last_good_revision: u64,
+    /// When that was written: what came after is not in it. None: there was none.
+    pub(super) last_good_at: Option<SystemTime>,
     /// The routes file and what it names as last read, good or bad.
     pub(super) routes_seen: Seen,
 }
@@ -53,6 +56,7 @@ impl Boot {
         };
         let settings = Settings::new(&config.platform_domain, config.container_tls_ports.clone());
         let mut table = RouteTable::empty(settings);
+        let (snapshot, last_good_at) = snapshot.unzip();
         let has_last_good = snapshot.is_some();
         let last_good_revision = snapshot.as_ref().map_or(0, |snapshot| snapshot.revision);
         table.revision = last_good_revision;
@@ -87,6 +91,7 @@ impl Boot {
             writer,
             table,
             last_good_revision,
+            last_good_at,
             routes_seen,
         })
     }
@@ -97,6 +102,7 @@ impl Boot {
         Self {
             writer: TableWriter::new(RouteTable::clone(&table)),
             last_good_revision: table.revision,
+            last_good_at: None,
             table,
             // Whatever is in the files is looked at.
             routes_seen: Seen::default(),

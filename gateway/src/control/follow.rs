@@ -44,7 +44,7 @@ pub async fn run(
         let state_dir = shared.config.state_dir.clone();
         let read = tokio::task::spawn_blocking(move || last_good::read(&state_dir)).await;
         match read {
-            Ok(Ok(Some(snapshot))) => {
+            Ok(Ok(Some((snapshot, _)))) => {
                 seen = now;
                 take(&shared, &mut writer, snapshot, &revision);
                 // With others on the database the file does not tell whether they know it.

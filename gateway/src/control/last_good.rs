@@ -7,7 +7,7 @@
 //! not have: at the end it is given up, and another one writes the newest table.
 
 use std::fs::File;
-use std::io::{self, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
@@ -66,16 +66,23 @@ pub fn path(state_dir: &Path) -> PathBuf {
     state_dir.join(FILE)
 }
 
-/// Reads the file; none if there is none.
+/// Reads the file, and when it was written; none if there is none.
 ///
 /// # Errors
 /// It is there but cannot be used.
-pub fn read(state_dir: &Path) -> Result<Option<Snapshot>, ReadError> {
-    match std::fs::read(path(state_dir)) {
-        Ok(bytes) => Ok(Some(Snapshot::decode(&bytes)?)),
+pub fn read(state_dir: &Path) -> Result<Option<(Snapshot, SystemTime)>, ReadError> {
+    match read_file(&path(state_dir)) {
+        Ok((bytes, written_at)) => Ok(Some((Snapshot::decode(&bytes)?, written_at))),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error.into()),
     }
+}
+
+fn read_file(path: &Path) -> io::Result<(Vec<u8>, SystemTime)> {
+    let mut file = File::open(path)?;
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes)?;
+    Ok((bytes, file.metadata()?.modified()?))
 }
 
 /// Whether a write goes on. Given up, it puts nothing in place any more.
@@ -335,7 +342,7 @@ mod tests {
                 &Going::default(),
             )
             .unwrap();
-            assert_eq!(read(&state_dir).unwrap().unwrap(), snapshot);
+            assert_eq!(read(&state_dir).unwrap().unwrap().0, snapshot);
         }
         let whole = std::fs::read(path(&state_dir)).unwrap();
         for len in 0..whole.len() {
@@ -375,7 +382,7 @@ mod tests {
         };
         let bytes = newer.encode().unwrap();
         assert!(write(folder.path(), NEW, &bytes, &Going::default()).is_err());
-        assert_eq!(read(folder.path()).unwrap().unwrap(), snapshot);
+        assert_eq!(read(folder.path()).unwrap().unwrap().0, snapshot);
     }
 
     /// At the end there is no time for it, and what comes after it is newer.

@@ -150,6 +150,8 @@ pub struct Inputs {
     pub ssh_keys: Option<SshKeys>,
     /// Counts events.
     pub events_metrics: edd_events::Metrics,
+    /// What was published and not yet taken from the database's outbox, whoever ran before.
+    pub published: Published,
     /// Whether a predecessor that drains follows the last good table.
     pub followed: Arc<AtomicBool>,
 }
@@ -173,9 +175,10 @@ pub async fn start(inputs: Inputs) -> anyhow::Result<Control> {
         boot,
         ssh_keys,
         events_metrics,
+        published,
         followed,
     } = inputs;
-    board.update(Status::begin);
+    board.update(|status| status.begin(boot.last_good_at));
     let config = &shared.config;
     let client = match &config.nats {
         Some(nats) => Some((connect(&nats.options).await?, nats)),
@@ -208,13 +211,20 @@ pub async fn start(inputs: Inputs) -> anyhow::Result<Control> {
         common,
     );
     let no_more = CancellationToken::new();
-    control.last_tasks.spawn(last_good::keep(
+    let keeping = last_good::keep(
         Arc::clone(&shared),
         revision.subscribe(),
         followed,
         control.last.child_token(),
         no_more.clone(),
-    ));
+    );
+    let keeping = watched(
+        "last good table",
+        keeping,
+        board.clone(),
+        control.broken.clone(),
+    );
+    control.last_tasks.spawn(keeping);
     let writing = writer.run(queue, control.last.child_token());
     let no_more = no_more.drop_guard();
     let writing = watched("writer", writing, board.clone(), control.broken.clone());
@@ -245,7 +255,7 @@ pub async fn start(inputs: Inputs) -> anyhow::Result<Control> {
         js: jetstream::new(client.clone()),
         replicas: nats.replicas,
         signer: nats.signer.clone(),
-        published: Published::default(),
+        published,
         metrics: events_metrics.clone(),
     });
     let database = Database {
@@ -259,12 +269,12 @@ pub async fn start(inputs: Inputs) -> anyhow::Result<Control> {
     let storing = database.run(control.last.child_token());
     let storing = watched("database", storing, board.clone(), control.broken.clone());
     control.last_tasks.spawn(storing);
-    control.tasks.spawn(end_of_start(board.clone(), shutdown()));
-    control.tasks.spawn(count_staleness(
-        Arc::clone(&shared),
-        board.watch(),
-        shutdown(),
-    ));
+    let starting = end_of_start(board.clone(), shutdown());
+    let starting = watched("start", starting, board.clone(), control.broken.clone());
+    control.tasks.spawn(starting);
+    let counting = count_staleness(Arc::clone(&shared), board.watch(), shutdown());
+    let counting = watched("staleness", counting, board.clone(), control.broken.clone());
+    control.tasks.spawn(counting);
     if let Some((client, nats)) = client {
         let events = Events {
             js: jetstream::new(client.clone()),
@@ -283,15 +293,13 @@ pub async fn start(inputs: Inputs) -> anyhow::Result<Control> {
         let consuming = events.run(shutdown());
         let consuming = watched("events", consuming, board.clone(), control.broken.clone());
         control.tasks.spawn(consuming);
-        control.tasks.spawn(sources::nats::watch_connection(
-            client.clone(),
-            board,
-            shutdown(),
-        ));
+        let looking = sources::nats::watch_connection(client.clone(), board.clone(), shutdown());
+        let looking = watched("NATS", looking, board.clone(), control.broken.clone());
+        control.tasks.spawn(looking);
         if let Some(keys) = ssh_keys {
-            control
-                .tasks
-                .spawn(sources::nats::answer_public_key(client, keys, shutdown()));
+            let answering = sources::nats::answer_public_key(client, keys, shutdown());
+            let answering = watched("public key", answering, board, control.broken.clone());
+            control.tasks.spawn(answering);
         }
     }
     Ok(control)

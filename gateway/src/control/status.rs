@@ -76,12 +76,17 @@ impl Status {
         }
     }
 
-    /// Nothing is known any more: the control path begins, perhaps not for the first time.
-    pub(super) fn begin(&mut self) {
+    /// Nothing is known any more: the control path begins, perhaps not for the first time, with a
+    /// table that was written at `last_good_at`.
+    pub(super) fn begin(&mut self, last_good_at: Option<SystemTime>) {
         let first = Self::at_start(self.nats != NatsStatus::Off);
+        let stale_since = self.stale_since.map(|since| {
+            // A clock that was set back is no reason to be from the future.
+            last_good_at.map_or(since, |at| at.min(since))
+        });
         *self = Self {
             starting: self.starting,
-            stale_since: self.stale_since,
+            stale_since,
             ..first
         };
     }

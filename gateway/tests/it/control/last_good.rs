@@ -1,10 +1,14 @@
 //! The last good table: served when everything else is gone.
 
-use std::time::{Duration, Instant};
+use std::fs::File;
+use std::time::{Duration, Instant, SystemTime};
 
 use edd_daemon::cli::Exit;
 use edd_route::snapshot::Snapshot;
 use rustix::process::Signal;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+use tokio::net::TcpStream;
 
 use super::replicas::process;
 use super::{get, ready, runs_at};
@@ -13,7 +17,7 @@ use crate::support::{Bus, Gateway, Options, eventually, replace_file};
 const ROUTES: &str = "routes:\n- host: site.localhost\n  target: 127.0.0.1:9\n";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_serves_within_a_second_when_everything_else_is_gone() {
+async fn it_serves_when_everything_else_is_gone() {
     let mut bus = Bus::start().await;
     let gateway = Gateway::start(Options::routes(ROUTES).bus(&bus)).await;
     bus.container("c1", 1, "127.64.0.1", &[(80, 8080)]).await;
@@ -30,21 +34,25 @@ async fn it_serves_within_a_second_when_everything_else_is_gone() {
         let _ = std::fs::remove_file(folder.path().join(name));
     }
     std::fs::create_dir(folder.path().join("gateway.db")).expect("in the database's place");
+    // It was stopped an hour ago.
+    let written_at = SystemTime::now() - Duration::from_secs(3600);
+    let file = File::options()
+        .write(true)
+        .open(folder.path().join("state/last-good-table"));
+    file.expect("written at the end")
+        .set_modified(written_at)
+        .expect("set");
 
     let options = Options {
         folder: Some(folder),
         routes: "routes: [{".into(),
         ..Options::default()
     };
-    let begun = Instant::now();
     let gateway = Gateway::start(options.bus(&bus)).await;
-    let took = begun.elapsed();
-    println!("served the last good table after {took:?}");
     let table = gateway.table();
     assert!(runs_at(&table, "c1", "127.64.0.1"));
     assert_eq!(table.statics().iter().len(), 1);
     assert!(table.revision >= revision);
-    assert!(took < Duration::from_secs(5), "{took:?}");
     eventually("degraded", || async {
         ready(gateway.admin).await
             == (
@@ -55,7 +63,63 @@ async fn it_serves_within_a_second_when_everything_else_is_gone() {
             )
     })
     .await;
+    let (_, body) = get(gateway.admin, "/readyz").await;
+    let since = OffsetDateTime::from(written_at)
+        .format(&Rfc3339)
+        .expect("a time");
+    let since = &since[..19];
+    assert!(
+        body["stale_since"]
+            .as_str()
+            .is_some_and(|s| s.starts_with(since)),
+        "{body}: {since}"
+    );
     gateway.stop().await;
+}
+
+/// Without NATS, without the database, without both: until it listens with the last good table.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cold_start_takes_less_than_a_second() {
+    for (has_nats, has_database) in [(false, true), (true, false), (false, false)] {
+        let mut bus = Bus::start().await;
+        let gateway = Gateway::start(Options::routes(ROUTES).bus(&bus)).await;
+        bus.container("c1", 1, "127.64.0.1", &[]).await;
+        gateway
+            .until("c1", |table| runs_at(table, "c1", "127.64.0.1"))
+            .await;
+        let folder = gateway.folder.clone();
+        gateway.stop().await;
+        if !has_nats {
+            bus.server.stop();
+        }
+        if !has_database {
+            for name in ["gateway.db", "gateway.db-wal", "gateway.db-shm"] {
+                let _ = std::fs::remove_file(folder.path().join(name));
+            }
+            std::fs::create_dir(folder.path().join("gateway.db")).expect("in its place");
+        }
+        // Other tests may have the processor at any one moment, not at five.
+        let mut fastest = Duration::MAX;
+        for _ in 0..5 {
+            let options = Options {
+                folder: Some(folder.clone()),
+                ..Options::routes(ROUTES).bus(&bus)
+            };
+            let begun = Instant::now();
+            let gateway = Gateway::start(options).await;
+            TcpStream::connect(gateway.addresses.http)
+                .await
+                .expect("it listens");
+            fastest = fastest.min(begun.elapsed());
+            assert!(runs_at(&gateway.table(), "c1", "127.64.0.1"));
+            gateway.stop().await;
+            if fastest < Duration::from_secs(1) {
+                break;
+            }
+        }
+        println!("NATS {has_nats}, database {has_database}: after {fastest:?}");
+        assert!(fastest < Duration::from_secs(1), "{fastest:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
