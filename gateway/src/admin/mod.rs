@@ -7,6 +7,7 @@ mod history;
 mod table;
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::str::FromStr;
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -172,8 +173,10 @@ async fn explain(
     Ok(Json(answer).into_response())
 }
 
-/// What is waited for: all that is given.
+/// What is waited for: all that is given. What is not known here cannot be waited for, and who
+/// asks for it must not take a 200 for it.
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Wait {
     revision: Option<u64>,
     /// A container that runs,
@@ -182,8 +185,10 @@ struct Wait {
     address: Option<IpAddr>,
     /// with rules for these ports, comma-separated,
     ports: Option<String>,
-    /// and SSH on or off.
+    /// SSH on or off,
     ssh: Option<bool>,
+    /// and these SSH keys of its owner, comma-separated.
+    keys: Option<String>,
     timeout: Option<String>,
 }
 
@@ -204,11 +209,8 @@ async fn wait(
     if wait.revision.is_none() && wait.container.is_none() {
         return Err(bad("one of revision and container is needed".into()));
     }
-    let ports = wait.ports.as_deref().unwrap_or_default().split(',');
-    let ports: Vec<u16> = ports
-        .filter(|port| !port.is_empty())
-        .map(|port| port.parse().map_err(|_| bad(format!("ports: {port:?}"))))
-        .collect::<Result<_, _>>()?;
+    let ports: Vec<u16> = numbers("ports", wait.ports.as_deref())?;
+    let keys: Vec<i64> = numbers("keys", wait.keys.as_deref())?;
     let shared = Arc::clone(&admin.shared);
     let routable = || {
         let Some(id) = &wait.container else {
@@ -222,6 +224,11 @@ async fn wait(
         run.is_some_and(|run| wait.address.is_none_or(|address| run.address == address))
             && ports.iter().all(|port| container.rule(*port).is_some())
             && wait.ssh.is_none_or(|on| container.ssh.is_some() == on)
+            && {
+                let known = table.keys(container.owner);
+                let is_known = |id: &i64| known.iter().any(|key| key.spec.id == *id);
+                keys.iter().all(is_known)
+            }
     };
     let reached = async {
         loop {
@@ -245,6 +252,18 @@ async fn wait(
     };
     let revision = shared.table().revision;
     Ok((code, Json(Revision { revision })).into_response())
+}
+
+/// The numbers of a comma-separated list.
+fn numbers<N: FromStr>(what: &str, list: Option<&str>) -> Result<Vec<N>, Refused> {
+    let numbers = list.unwrap_or_default().split(',');
+    numbers
+        .filter(|number| !number.is_empty())
+        .map(|number| {
+            let number = number.parse();
+            number.map_err(|_| bad(format!("{what}: not a list of numbers")))
+        })
+        .collect()
 }
 
 /// An error, in the form of all APIs of the cloud.

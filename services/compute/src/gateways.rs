@@ -11,9 +11,26 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::http::{PlainUrl, get};
 
+/// Keys of one user that a question names. The gateways hear of keys in their order, so that with
+/// the newest ones all are there; and a URL has its limits.
+const KEYS_MAX: usize = 500;
+
 /// The gateways' admin endpoints. A name may stand for several.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Gateways(Vec<PlainUrl>);
+
+/// What everyone should be able to reach.
+#[derive(Debug)]
+pub(crate) struct Reachable<'a> {
+    /// A container
+    pub(crate) id: &'a str,
+    /// that runs at this address,
+    pub(crate) address: IpAddr,
+    /// with rules for these ports,
+    pub(crate) ports: &'a [u16],
+    /// and, if SSH is on, opened by these keys, oldest first.
+    pub(crate) ssh_keys: Option<&'a [i64]>,
+}
 
 impl Gateways {
     /// Those behind `urls`.
@@ -26,26 +43,13 @@ impl Gateways {
         self.0.is_empty()
     }
 
-    /// Whether, before `deadline`, every gateway serves the container at `address` with rules for
-    /// these ports, and with SSH if it is on.
-    pub(crate) async fn serve(
-        &self,
-        id: &str,
-        address: IpAddr,
-        ports: &[u16],
-        ssh_enabled: bool,
-        deadline: Instant,
-    ) -> bool {
-        let ports: Vec<_> = ports.iter().map(u16::to_string).collect();
+    /// Whether, before `deadline`, every gateway serves the container so.
+    pub(crate) async fn serve(&self, wanted: &Reachable<'_>, deadline: Instant) -> bool {
         let left = deadline.saturating_duration_since(Instant::now());
         // A little earlier than we give up, so that they can say so.
         let left = left.saturating_sub(Duration::from_millis(50)).as_millis();
         // Several gateways share the events, and one may be ahead of another.
-        let ssh = if ssh_enabled { "&ssh=true" } else { "" };
-        let target = format!(
-            "/api/v1/wait?container={id}&address={address}&ports={}{ssh}&timeout={left}ms",
-            ports.join(",")
-        );
+        let target = format!("{}&timeout={left}ms", wanted.question());
         let asking = async {
             let mut all = Vec::new();
             for url in &self.0 {
@@ -67,6 +71,29 @@ impl Gateways {
     }
 }
 
+impl Reachable<'_> {
+    /// In the words of a gateway's admin endpoint.
+    fn question(&self) -> String {
+        let Self { id, address, .. } = self;
+        let ports = list(self.ports);
+        let mut question = format!("/api/v1/wait?container={id}&address={address}&ports={ports}");
+        if let Some(keys) = self.ssh_keys {
+            question.push_str("&ssh=true");
+            let newest = keys.get(keys.len().saturating_sub(KEYS_MAX)..);
+            if let Some(newest) = newest.filter(|newest| !newest.is_empty()) {
+                question.push_str("&keys=");
+                question.push_str(&list(newest));
+            }
+        }
+        question
+    }
+}
+
+fn list<N: ToString>(numbers: &[N]) -> String {
+    let numbers: Vec<_> = numbers.iter().map(N::to_string).collect();
+    numbers.join(",")
+}
+
 async fn ask(url: &PlainUrl, address: SocketAddr, target: &str) -> bool {
     match get(url, &[address], target, None).await {
         Ok((StatusCode::OK, _)) => true,
@@ -78,5 +105,28 @@ async fn ask(url: &PlainUrl, address: SocketAddr, target: &str) -> bool {
             tracing::warn!(%url, %address, %error, "a gateway does not answer");
             false
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_question_names_the_newest_keys_and_fits_into_a_url() {
+        let keys: Vec<i64> = (0..10_000).map(|n| i64::MAX - 10_000 + n).collect();
+        let wanted = |ssh_keys| Reachable {
+            id: "c1",
+            address: IpAddr::from([127, 64, 0, 1]),
+            ports: &[80, 443],
+            ssh_keys,
+        };
+        let plain = "/api/v1/wait?container=c1&address=127.64.0.1&ports=80,443";
+        assert_eq!(wanted(None).question(), plain);
+        assert_eq!(wanted(Some(&[])).question(), format!("{plain}&ssh=true"));
+        let two = format!("{plain}&ssh=true&keys=3,4");
+        assert_eq!(wanted(Some(&[3, 4])).question(), two);
+        let many = wanted(Some(&keys)).question();
+        assert!(many.len() < 16_000 && many.ends_with(&(i64::MAX - 1).to_string()));
     }
 }

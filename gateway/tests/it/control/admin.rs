@@ -184,7 +184,15 @@ async fn waiting_ends_with_the_revision_or_the_time() {
     assert_eq!(waited.1["revision"], now + 1);
     let never = "/api/v1/wait?revision=999999&timeout=50ms";
     assert_eq!(get(gateway.admin, never).await.0, 504);
-    for bad in ["", "?revision=x", "?revision=1&timeout=soon"] {
+    for bad in [
+        "",
+        "?revision=x",
+        "?revision=1&timeout=soon",
+        "?container=c1&ports=http",
+        "?container=c1&keys=1,x",
+        // A condition that is not understood is not fulfilled.
+        "?revision=0&port=80",
+    ] {
         let (code, _) = get(gateway.admin, &format!("/api/v1/wait{bad}")).await;
         assert_eq!(code, 400, "{bad}");
     }

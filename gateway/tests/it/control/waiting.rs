@@ -1,8 +1,36 @@
-//! `/api/v1/wait` for a revision means what all gateways on the database mean by it.
+//! `/api/v1/wait` for a revision means what all gateways on the database mean by it; for a
+//! container, that it can be reached as asked.
 
 use super::replicas::pair;
 use super::{get, ready, runs_at};
-use crate::support::{Bus, eventually, replace_file};
+use crate::support::{Bus, Gateway, Options, eventually, replace_file};
+
+/// A login with a key that was posted a moment before the container must not be refused.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_container_is_waited_for_with_the_keys_of_its_owner() {
+    let bus = Bus::start().await;
+    let gateway = Gateway::start(Options::default().bus(&bus)).await;
+    bus.container("c1", 7, "127.64.0.1", &[]).await;
+    let print = |c: &str| format!("SHA256:{}A", c.repeat(42));
+    bus.key(1, 7, &print("A")).await;
+    // Of somebody else.
+    bus.key(2, 8, &print("B")).await;
+    let wait = |keys: &str, timeout: &str| {
+        format!("/api/v1/wait?container=c1&ssh=true&keys={keys}&timeout={timeout}")
+    };
+    assert_eq!(get(gateway.admin, &wait("1", "60s")).await.0, 200);
+    gateway
+        .until("both keys", |table| table.key_owners().len() == 2)
+        .await;
+    for keys in ["2", "1,3"] {
+        let (code, _) = get(gateway.admin, &wait(keys, "50ms")).await;
+        assert_eq!(code, 504, "{keys}");
+    }
+    let (third, added) = (wait("1,3", "60s"), print("C"));
+    let (waited, ()) = tokio::join!(get(gateway.admin, &third), bus.key(3, 7, &added));
+    assert_eq!(waited.0, 200);
+    gateway.stop().await;
+}
 
 /// While the database is away from one gateway its routes file changes: the table that is in
 /// force then has a number that at the other one is that of an event.

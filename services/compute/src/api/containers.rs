@@ -20,6 +20,7 @@ use super::{
 };
 use crate::{
     auth::User,
+    gateways::Reachable,
     input::{
         InputError, Port, PortPair, check_image, check_instance_type, check_name, check_number,
     },
@@ -204,11 +205,22 @@ impl Api {
         };
         let rules = self.store.rules_of(id).await?;
         let ports: Vec<u16> = rules.iter().map(|rule| rule.port).collect();
-        let ssh = container.ssh_enabled;
-        Ok(self
-            .gateways
-            .serve(id, address, &ports, ssh, deadline)
-            .await)
+        // Also keys whose events the gateways have yet to hear of: who posts one and then asks for
+        // a container can log in.
+        let ssh_keys: Option<Vec<i64>> = match container.ssh_enabled {
+            true => {
+                let keys = self.store.keys_of(owner.id).await?;
+                Some(keys.into_iter().map(|key| key.id).collect())
+            }
+            false => None,
+        };
+        let wanted = Reachable {
+            id,
+            address,
+            ports: &ports,
+            ssh_keys: ssh_keys.as_deref(),
+        };
+        Ok(self.gateways.serve(&wanted, deadline).await)
     }
 
     async fn answer(&self, container: Container) -> Result<ContainerAnswer, ApiError> {

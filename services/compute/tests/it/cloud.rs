@@ -1,7 +1,7 @@
 //! Auth, compute and gateway together on NATS as the cloud runs it: the committed
 //! `deploy/nats/nats.conf`, TLS, and each service with its own key and its own rights.
 
-use std::{collections::HashSet, sync::Arc};
+use std::{collections::HashSet, net::SocketAddr, sync::Arc};
 
 use async_nats::{
     HeaderMap,
@@ -9,16 +9,27 @@ use async_nats::{
 };
 use clap::Parser;
 use edd_events::testing::Cloud;
-use edd_gateway::{config::ServeArgs, listener::Inherited, shared::Shared};
+use edd_gateway::{
+    config::ServeArgs,
+    listener::{Addresses, Inherited},
+    shared::Shared,
+};
 use edd_service::testing::Answer;
 use edd_store::{DatabaseUrl, testing::database_of};
 use futures_util::StreamExt as _;
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tokio::{task::JoinHandle, time::timeout};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    task::JoinHandle,
+    time::timeout,
+};
 use tokio_util::sync::CancellationToken;
 
-use crate::support::{Client, DEADLINE, Service, eventually, id_of, new_folder};
+use crate::support::{
+    Client, DEADLINE, Service, eventually, id_of, make_key, new_folder, ssh_through,
+};
 
 const PASSWORD: &str = "correct horse battery";
 
@@ -85,8 +96,8 @@ async fn auth(cloud: &Cloud) -> Started<Client> {
 }
 
 /// Compute, which asks the gateway for its key.
-async fn compute(cloud: &Cloud) -> Service {
-    let flags = cloud.flags("compute");
+async fn compute(cloud: &Cloud, more: &[String]) -> Service {
+    let flags = [&cloud.flags("compute"), more].concat();
     let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
     let service = Service::start_in(new_folder(), &flags, |config| {
         config.gateway_ssh_key = None;
@@ -102,7 +113,13 @@ struct GatewayFlags {
     serve: ServeArgs,
 }
 
-type Gateway = Started<Arc<Shared>>;
+/// A gateway's inside, and where it listens.
+struct Inside {
+    shared: Arc<Shared>,
+    addresses: Addresses,
+}
+
+type Gateway = Started<Inside>;
 
 async fn gateway(cloud: &Cloud) -> Gateway {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
@@ -127,6 +144,7 @@ async fn gateway(cloud: &Cloud) -> Gateway {
         "--ports=".to_owned(),
         "--platform-domain=example.org".to_owned(),
         "--container-cidrs=127.64.0.0/10".to_owned(),
+        "--container-ssh-port=2022".to_owned(),
         "--digest-interval=1s".to_owned(),
         "--drain-timeout=2s".to_owned(),
     ];
@@ -136,8 +154,11 @@ async fn gateway(cloud: &Cloud) -> Gateway {
     let running = edd_gateway::app::start(config, Inherited::default(), shutdown.clone()).await;
     let running = running.unwrap();
     let admin = Client(running.addresses.admin);
-    let shared = Arc::clone(&running.shared);
-    let started = Started::new(shared, admin, folder, shutdown, running.ended());
+    let inside = Inside {
+        shared: Arc::clone(&running.shared),
+        addresses: running.addresses.clone(),
+    };
+    let started = Started::new(inside, admin, folder, shutdown, running.ended());
     started.ready().await
 }
 
@@ -145,7 +166,7 @@ impl Gateway {
     /// Waits until a container has these target ports by port, and runs; none: it is gone.
     async fn until(&self, id: &str, rules: Option<&[(u16, u16)]>) {
         eventually(&format!("{id} {rules:?}"), async || {
-            let table = self.api.table();
+            let table = self.api.shared.table();
             let found = table.container(id).filter(|found| found.running.is_some());
             let found = found.map(|found| {
                 let rules = found.rules.iter();
@@ -225,25 +246,12 @@ async fn the_services_do_all_of_their_work_with_the_rights_they_have() {
     const WITHDRAW: &str = "0000000000000000000000000000000c";
     const DELETE: &str = "0000000000000000000000000000000d";
     let cloud = Cloud::start().await;
-    let (auth, compute) = (auth(&cloud).await, compute(&cloud).await);
+    let (auth, compute) = (auth(&cloud).await, compute(&cloud, &[]).await);
     let first = gateway(&cloud).await;
-
-    // The gateway's key, asked for over NATS.
-    let key = compute.folder.path().join("state/local/gateway.pub");
-    eventually("the gateway's key", async || {
-        let line = std::fs::read_to_string(&key).ok()?;
-        line.starts_with("ssh-ed25519 ").then_some(())
-    })
-    .await;
+    until_gateway_key(&compute).await;
 
     // A user, who is known to compute then; a container, in force and confirmed.
-    let body = json!({ "username": "ann", "password": PASSWORD });
-    let answer = auth.api.post("/api/register", None, &body).await;
-    assert_eq!(answer.status, 201, "{answer:?}");
-    let (token, user) = (
-        answer.body["token"].as_str().unwrap().to_owned(),
-        answer.body["user_id"].as_i64().unwrap(),
-    );
+    let (token, user) = register(auth.api, "ann").await;
     until_saga(auth.admin, &format!("registration:{user}")).await;
     let body = json!({ "name": "box", "ssh_enabled": true,
         "ingress": [{ "port": 443, "target_port": 8080 }] });
@@ -341,6 +349,81 @@ async fn the_services_do_all_of_their_work_with_the_rights_they_have() {
     ] {
         cloud.refuses(service, &subject).await;
     }
+}
+
+/// What `?wait=routable` promises is so for the very next request, with no more waiting: the page
+/// and a login with a key that was posted just before. Compute's question is answered by the
+/// gateway's own handler.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_routable_container_is_reached_at_once() {
+    let cloud = Cloud::start().await;
+    let gateway = gateway(&cloud).await;
+    let addresses = &gateway.api.addresses;
+    let gateways = format!("--gateways=http://{}", addresses.admin);
+    let (auth, compute) = (auth(&cloud).await, compute(&cloud, &[gateways]).await);
+    until_gateway_key(&compute).await;
+    let (token, _) = register(auth.api, "ann").await;
+    let token = Some(token.as_str());
+    let key = compute.folder.path().join("ann");
+    let body = json!({ "name": "laptop", "public_key": make_key(&key) });
+    let answer = compute.api.post("/compute/ssh-keys", token, &body).await;
+    assert_eq!(answer.status, 201, "{answer:?}");
+    let body = json!({ "name": "box", "ssh_enabled": true,
+        "ingress": [{ "port": 80, "target_port": 8080 }] });
+    let path = "/compute/containers?wait=routable&timeout=60s";
+    let answer = compute.api.post(path, token, &body).await;
+    assert_eq!(answer.status, 201, "{answer:?}");
+    assert_eq!(answer.body["routable"], true, "{answer:?}");
+    let (id, host) = (id_of(&answer.body), &answer.body["hostname"]);
+    let login = ssh_through(&key, addresses.ssh, id, "echo in").output();
+    let (page, login) = tokio::join!(
+        page_of(addresses.http, host.as_str().unwrap()),
+        timeout(DEADLINE, login)
+    );
+    assert!(page.starts_with("HTTP/1.1 200 "), "{page}");
+    assert!(page.contains(id), "{page}");
+    let login = login.expect("ssh ends in time").unwrap();
+    assert_eq!(login.stdout, b"in\n", "{login:?}");
+
+    // What nobody serves is not said to be there.
+    gateway.stop().await;
+    let short = "/compute/containers?wait=routable&timeout=1s";
+    let answer = compute.api.post(short, token, &body).await;
+    assert_eq!(answer.body["routable"], false, "{answer:?}");
+    compute.stop().await;
+    auth.stop().await;
+}
+
+/// The page of a container, through a gateway.
+async fn page_of(gateway: SocketAddr, host: &str) -> String {
+    let talk = async {
+        let mut stream = TcpStream::connect(gateway).await.unwrap();
+        let ask = format!("GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+        stream.write_all(ask.as_bytes()).await.unwrap();
+        let mut page = String::new();
+        stream.read_to_string(&mut page).await.unwrap();
+        page
+    };
+    timeout(DEADLINE, talk).await.expect("a page in time")
+}
+
+/// Waits until compute has the gateway's key, which it asks for over NATS.
+async fn until_gateway_key(compute: &Service) {
+    let key = compute.folder.path().join("state/local/gateway.pub");
+    eventually("the gateway's key", async || {
+        let line = std::fs::read_to_string(&key).ok()?;
+        line.starts_with("ssh-ed25519 ").then_some(())
+    })
+    .await;
+}
+
+/// A new user: the token and the id.
+async fn register(auth: Client, username: &str) -> (String, i64) {
+    let body = json!({ "username": username, "password": PASSWORD });
+    let answer = auth.post("/api/register", None, &body).await;
+    assert_eq!(answer.status, 201, "{answer:?}");
+    let token = answer.body["token"].as_str().unwrap().to_owned();
+    (token, answer.body["user_id"].as_i64().unwrap())
 }
 
 /// Waits until compute has confirmed what auth began.

@@ -13,7 +13,7 @@ use edd_events::testing::NatsServer;
 use serde_json::json;
 use tokio::{net::TcpListener, sync::Mutex};
 
-use crate::support::{ALICE, Service, auth_on};
+use crate::support::{ALICE, BOB, Service, auth_on, make_key};
 
 /// What stands for a gateway's admin endpoint: the answer it gives, the questions it got.
 struct Gateway {
@@ -78,6 +78,20 @@ async fn the_answer_waits_until_every_gateway_serves_the_container() {
     assert_eq!(answer.body["routable"], true, "{answer:?}");
     let asked = one.asked.lock().await.pop().unwrap();
     assert!(asked.contains("&ports=443&ssh=true&timeout="), "{asked}");
+
+    // Her keys, and nobody else's.
+    let mut keys = Vec::new();
+    for (owner, name) in [(ALICE, "a"), (BOB, "b"), (ALICE, "c")] {
+        let line = make_key(&service.folder.path().join(name));
+        let body = json!({"name": name, "public_key": line});
+        let answer = service.api.post("/compute/ssh-keys", owner, &body).await;
+        keys.push(answer.body["id"].as_i64().expect("an id"));
+    }
+    let answer = service.api.post(path, ALICE, &with_ssh).await;
+    assert_eq!(answer.body["routable"], true, "{answer:?}");
+    let asked = one.asked.lock().await.pop().unwrap();
+    let expected = format!("&ssh=true&keys={},{}&timeout=", keys[0], keys[2]);
+    assert!(asked.contains(&expected), "{asked}");
 
     other.status.store(504, Ordering::Relaxed);
     let answer = service.api.post(path, ALICE, &json!({"name": "b"})).await;

@@ -1,6 +1,7 @@
 //! A started service, clients for it, and what stands for auth and gateway.
 
 use std::{
+    net::SocketAddr,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -399,10 +400,28 @@ fn login_user() -> String {
 /// The machine's ssh client, straight into a container. With a host key line it
 /// accepts no other.
 pub(crate) fn ssh(key: &Path, ip: &str, host_key: Option<&str>, command: &str) -> Command {
+    let addr = SocketAddr::new(ip.parse().unwrap(), 2022);
+    ssh_as(&login_user(), key, addr, host_key, command)
+}
+
+/// The same through a gateway.
+pub(crate) fn ssh_through(key: &Path, gateway: SocketAddr, id: &str, command: &str) -> Command {
+    let user = format!("{}.{id}", login_user());
+    ssh_as(&user, key, gateway, None, command)
+}
+
+fn ssh_as(
+    user: &str,
+    key: &Path,
+    addr: SocketAddr,
+    host_key: Option<&str>,
+    command: &str,
+) -> Command {
+    let (ip, port) = (addr.ip(), addr.port().to_string());
     let known_hosts = key.with_extension(format!("known.{ip}"));
     let strict = match host_key {
         Some(line) => {
-            std::fs::write(&known_hosts, format!("[{ip}]:2022 {line}\n")).unwrap();
+            std::fs::write(&known_hosts, format!("[{ip}]:{port} {line}\n")).unwrap();
             "yes"
         }
         None => "no",
@@ -412,7 +431,7 @@ pub(crate) fn ssh(key: &Path, ip: &str, host_key: Option<&str>, command: &str) -
         "-F",
         "none",
         "-p",
-        "2022",
+        &port,
         "-o",
         "BatchMode=yes",
         "-o",
@@ -424,7 +443,7 @@ pub(crate) fn ssh(key: &Path, ip: &str, host_key: Option<&str>, command: &str) -
     .arg(format!("UserKnownHostsFile={}", known_hosts.display()))
     .arg("-i")
     .arg(key)
-    .arg(format!("{}@{ip}", login_user()))
+    .arg(format!("{user}@{ip}"))
     .arg(command)
     .stdin(std::process::Stdio::null())
     .kill_on_drop(true);
