@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use edd_daemon::cli::{Problems, parse_switch};
 use edd_events::{
     Metrics,
@@ -23,10 +23,10 @@ use crate::{run::Background, store::Database};
 /// the service names.
 #[derive(Debug, Args)]
 pub struct BusArguments {
-    /// What carries events: a NATS server, or this process alone, which nobody
-    /// else hears (for development and tests).
+    /// What carries events: nats, a server, or memory, this process alone, which
+    /// nobody else hears (for development and tests).
     #[arg(long, env = "EVENT_BUS_TYPE", default_value = "nats")]
-    event_bus: EventBus,
+    event_bus: String,
 
     /// nats://HOST:PORT, comma-separated; without one, events wait in the outbox.
     #[arg(long, env = "NATS_URL", default_value = "", hide_env_values = true)]
@@ -67,7 +67,7 @@ pub struct BusArguments {
 }
 
 /// What carries events.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum EventBus {
     /// This process: everything works, and nobody else hears it.
     Memory,
@@ -96,8 +96,9 @@ pub struct Bus {
 
 impl BusArguments {
     /// Checks the flags; `name` is what NATS is told about this client. Nothing
-    /// if `replicas` or `events` cannot be read; other mistakes are only noted.
+    /// if the bus, `replicas` or `events` cannot be read; other mistakes are only noted.
     pub fn check(self, problems: &mut Problems, name: &str) -> Option<Bus> {
+        let kind = problems.check("--event-bus", parse_event_bus(&self.event_bus));
         problems.check_list("--nats-url", &self.nats_url, parse_nats_url);
         let options = NatsOptions {
             url: self.nats_url,
@@ -123,7 +124,7 @@ impl BusArguments {
         let events = problems.check("--events", parse_switch(&self.events));
         let nats = (!options.url.trim().is_empty()).then_some(options);
         Some(Bus {
-            kind: self.event_bus,
+            kind: kind?,
             nats,
             replicas: replicas?,
             events: events?,
@@ -185,6 +186,14 @@ where
                 range.end()
             )
         })
+}
+
+fn parse_event_bus(text: &str) -> Result<EventBus, String> {
+    match text {
+        "memory" => Ok(EventBus::Memory),
+        "nats" => Ok(EventBus::Nats),
+        _ => Err(format!("{text:?} is neither nats nor memory")),
+    }
 }
 
 /// The value is not repeated: it may hold a password.

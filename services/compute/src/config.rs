@@ -392,6 +392,7 @@ mod tests {
             ("--addr", "localhost"),
             ("--admin-addr", ":1"),
             ("--database-url", "mysql://h/d"),
+            ("--event-bus", "pigeon"),
             ("--nats-url", "http://h"),
             ("--nats-creds", "/does/not/exist"),
             ("--nats-ca", "/does/not/exist"),

@@ -68,15 +68,17 @@ fn every_bad_flag_and_variable_is_named_with_exit_64() {
     let mut command = command(&["--addr", "nowhere", "--events=maybe", "--log-format", "xml"]);
     command
         .env("EDD_AUTH_ADMIN_ADDR", "9191")
-        .env("DATABASE_URL", "mysql://localhost/auth");
+        .env("DATABASE_URL", "mysql://localhost/auth")
+        .env("EVENT_BUS_TYPE", "pigeon");
     let output = run(&mut command);
     assert_eq!(output.status.code(), Some(64), "{output:?}");
     let lines = lines(&output.stderr);
-    assert_eq!(lines.len(), 5, "{lines:#?}");
+    assert_eq!(lines.len(), 6, "{lines:#?}");
     for (line, expected) in lines.iter().zip([
         "--addr (or EDD_AUTH_ADDR)",
         "--admin-addr (or EDD_AUTH_ADMIN_ADDR)",
         "--database-url (or DATABASE_URL): not a database URL",
+        "--event-bus (or EVENT_BUS_TYPE): \"pigeon\" is neither nats nor memory",
         "--events (or EDD_AUTH_EVENTS)",
         "--log-format (or EDD_AUTH_LOG_FORMAT)",
     ]) {

@@ -45,11 +45,16 @@ fn lines(bytes: &[u8]) -> Vec<String> {
 struct Daemon {
     child: Child,
     api: Client,
+    admin: Client,
 }
 
 impl Daemon {
     async fn start(folder: &Path, auth_url: &str) -> Self {
-        let mut child = command()
+        Self::start_as(&mut command(), folder, auth_url).await
+    }
+
+    async fn start_as(command: &mut Command, folder: &Path, auth_url: &str) -> Self {
+        let mut child = command
             .args(common_flags(folder).await)
             .args(["--auth-url", auth_url, "--log-format=json"])
             .stdout(Stdio::piped())
@@ -57,23 +62,28 @@ impl Daemon {
             .unwrap();
         let mut log = BufReader::new(child.stdout.take().unwrap()).lines();
         let listening = async {
+            let (mut api, mut admin) = (None, None);
             loop {
+                if let (Some(api), Some(admin)) = (api, admin) {
+                    return (api, admin);
+                }
                 let line = log.next_line().await.unwrap().expect("a log");
                 let line: Value = serde_json::from_str(&line).unwrap();
-                if line["message"] == "listening" && line["listener"] == "addr" {
-                    return line["addr"].as_str().unwrap().parse().unwrap();
+                if line["message"] == "listening" {
+                    let bound = Client(line["addr"].as_str().unwrap().parse().unwrap());
+                    match line["listener"].as_str() {
+                        Some("addr") => api = Some(bound),
+                        _ => admin = Some(bound),
+                    }
                 }
             }
         };
-        let addr = timeout(DEADLINE, listening)
+        let (api, admin) = timeout(DEADLINE, listening)
             .await
             .expect("it listens in time");
         // The rest is read, so that the daemon does not write into a closed pipe.
         tokio::spawn(async move { while let Ok(Some(_)) = log.next_line().await {} });
-        Self {
-            child,
-            api: Client(addr),
-        }
+        Self { child, api, admin }
     }
 
     fn signal(&self, signal: Signal) {
@@ -133,12 +143,14 @@ async fn every_bad_flag_and_variable_is_named_with_exit_64() {
     let output = run(command()
         .args(["--addr", "nowhere", "--runtime=docker", "--ports", "9-1"])
         .env("EDD_COMPUTE_ADMIN_ADDR", "9191")
-        .env("DATABASE_URL", "mysql://localhost/compute"))
+        .env("DATABASE_URL", "mysql://localhost/compute")
+        .env("EVENT_BUS_TYPE", "pigeon"))
     .await;
     assert_eq!(output.status.code(), Some(64), "{output:?}");
     let lines = lines(&output.stderr);
-    assert_eq!(lines.len(), 5, "{lines:#?}");
+    assert_eq!(lines.len(), 6, "{lines:#?}");
     for expected in [
+        "--event-bus (or EVENT_BUS_TYPE): \"pigeon\" is neither nats nor memory",
         "--addr (or EDD_COMPUTE_ADDR)",
         "--admin-addr (or EDD_COMPUTE_ADMIN_ADDR)",
         "--database-url (or DATABASE_URL): not a database URL",
@@ -192,6 +204,28 @@ async fn sigterm_drains_and_no_process_is_left() {
         .await
         .expect("the session ends");
     assert!(!ended.unwrap().success());
+}
+
+#[tokio::test]
+async fn with_the_bus_of_its_own_process_it_is_ready_without_nats() {
+    let folder = new_folder();
+    let (url, _auth) = auth_over_http().await;
+    let mut command = command();
+    command.env("EVENT_BUS_TYPE", "memory");
+    let daemon = Daemon::start_as(&mut command, folder.path(), &url).await;
+    let ready = daemon.admin.get("/readyz", None).await;
+    assert_eq!(ready.status, 200, "{ready:?}");
+    assert_eq!(ready.body["status"], "ready", "{ready:?}");
+    assert_eq!(ready.body["nats"], "memory", "{ready:?}");
+    // The outbox is published there, not kept for somebody else.
+    daemon.create_running().await;
+    eventually("an empty outbox", async || {
+        let ready = daemon.admin.get("/readyz", None).await.body;
+        (ready["outbox_pending"] == 0).then_some(())
+    })
+    .await;
+    daemon.signal(Signal::TERM);
+    assert_eq!(daemon.exit_code().await, Some(0));
 }
 
 #[tokio::test]
