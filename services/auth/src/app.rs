@@ -14,7 +14,7 @@ use edd_daemon::{
 use edd_events::{Metrics, bus::AnyBus, consumer::Consumer, stream};
 pub use edd_service::run::Running;
 use edd_service::{
-    bus,
+    bus::{self, EventBus},
     health::{self, Health},
     retention,
     run::{Background, Listeners},
@@ -49,8 +49,12 @@ impl App {
     /// # Errors
     /// A port is taken, the database cannot be opened, or the NATS options
     /// cannot be used. An unreachable NATS is no error.
-    pub async fn start(config: Config, shutdown: CancellationToken) -> anyhow::Result<Running> {
+    pub async fn start(mut config: Config, shutdown: CancellationToken) -> anyhow::Result<Running> {
         let bus = bus::connect(config.event_bus, config.nats.as_ref()).await?;
+        if config.event_bus == EventBus::Memory {
+            // Nobody else is on it: each saga would end as failed, with an error line.
+            config.saga_timeout = None;
+        }
         Self::start_on(bus, config, shutdown).await
     }
 

@@ -194,6 +194,63 @@ async fn sigterm_drains_and_exits_0() {
     assert!(!rest.iter().any(|line| line.contains(token)), "{rest:#?}");
 }
 
+/// Ready without NATS; and nobody waits for a confirmation that nobody could give.
+#[tokio::test]
+async fn with_the_bus_of_its_own_process_it_is_ready_and_runs_no_sagas() {
+    let folder = tempfile::tempdir().unwrap();
+    let url = url(folder.path());
+    let flags = [
+        "--addr=127.0.0.1:0",
+        "--admin-addr=127.0.0.1:0",
+        "--log-format=json",
+        "--saga-timeout=100ms",
+        "--database-url",
+        &url,
+    ];
+    let mut child = command(&flags)
+        .env("EVENT_BUS_TYPE", "memory")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let stdout = BufReader::new(child.stdout.take().unwrap());
+    let (sender, received) = mpsc::channel();
+    let reader = std::thread::spawn(move || {
+        for line in stdout.lines().map_while(Result::ok) {
+            let _ = sender.send(line);
+        }
+    });
+    let (mut addr, mut admin) = (None, None);
+    while addr.is_none() || admin.is_none() {
+        let line = received.recv_timeout(DEADLINE).expect("a line in time");
+        let line: serde_json::Value = serde_json::from_str(&line).expect("a JSON line");
+        if line["message"] == "listening" {
+            let bound = Client(line["addr"].as_str().unwrap().parse().unwrap());
+            match line["listener"].as_str() {
+                Some("addr") => addr = Some(bound),
+                _ => admin = Some(bound),
+            }
+        }
+    }
+    let (client, admin) = (addr.unwrap(), admin.unwrap());
+    let body = serde_json::json!({ "username": "alice", "password": PASSWORD });
+    let answer = client.post("/api/register", None, &body).await;
+    assert_eq!(answer.status, 201, "{answer:?}");
+    let ready = admin.get("/readyz", None).await;
+    assert_eq!(ready.status, 200, "{ready:?}");
+    assert_eq!(ready.body["status"], "ready", "{ready:?}");
+    assert_eq!(ready.body["nats"], "memory", "{ready:?}");
+    // Begun in the transaction of the user, if at all.
+    let sagas = admin.get("/api/v1/sagas", None).await;
+    assert_eq!(sagas.body, serde_json::json!({ "sagas": [] }));
+
+    let pid = Pid::from_raw(child.id().cast_signed()).unwrap();
+    kill_process(pid, Signal::TERM).unwrap();
+    let output = wait(child);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    reader.join().unwrap();
+}
+
 /// What clients send by mistake, in paths, names and headers, is masked.
 #[tokio::test]
 async fn the_log_shows_neither_tokens_nor_mail_addresses() {
