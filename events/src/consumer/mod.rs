@@ -235,10 +235,10 @@ impl Consumer {
     }
 
     /// Archives the dead letters that come by in the database's table
-    /// `dead_letter_queue` (see [`crate::event_store`]).
+    /// `dead_letter_queue` (see [`crate::event_store`]), if there is one.
     #[must_use]
-    pub fn with_archive(mut self, database: Database) -> Self {
-        self.archive = Some(database);
+    pub fn with_archive(mut self, database: impl Into<Option<Database>>) -> Self {
+        self.archive = database.into();
         self
     }
 

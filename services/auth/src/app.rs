@@ -99,9 +99,10 @@ impl App {
         }
         if let Some(bus) = bus.as_ref().filter(|_| saga_timeout.is_some()) {
             let metrics = event_metrics.clone();
+            let archive = store.database().archive_of_letters();
             let consumer = Consumer::new(bus.clone(), sagas::SPEC, config.nats_replicas, metrics)
                 .with_verifier(config.verifier.clone())
-                .with_archive(store.database().sql().clone());
+                .with_archive(archive);
             let confirmations = Confirmations {
                 store: store.clone(),
             };

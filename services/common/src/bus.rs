@@ -48,7 +48,8 @@ pub struct BusArguments {
     #[arg(long, default_value = "1")]
     nats_replicas: String,
 
-    /// Days that events stay in the service's own archive; 0: none is kept.
+    /// Days that events and dead letters stay in the service's own archive; 0: nothing more is
+    /// archived, and what there is goes after 90.
     #[arg(long, default_value = "90")]
     event_store_days: String,
 
@@ -90,7 +91,7 @@ pub struct Bus {
     pub signer: Option<Arc<Signer>>,
     /// Knows who signs events.
     pub verifier: Option<Arc<Verifier>>,
-    /// Days that events stay in the archive; 0: none is kept.
+    /// Days that events stay in the archive; 0: none comes into it.
     pub event_store_days: u32,
 }
 

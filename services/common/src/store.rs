@@ -33,6 +33,7 @@ pub struct Database {
     sql: edd_store::Database,
     events: bool,
     archive: bool,
+    letters: bool,
 }
 
 impl Database {
@@ -53,14 +54,22 @@ impl Database {
             sql,
             events,
             archive: events,
+            letters: true,
         })
     }
 
-    /// Whether events are archived as well (they are, unless there are none).
+    /// Whether events (unless there are none) and dead letters are archived as well. They are,
+    /// when nothing else is said.
     #[must_use]
     pub fn with_archive(mut self, archive: bool) -> Self {
         self.archive = archive && self.events;
+        self.letters = archive;
         self
+    }
+
+    /// Where consumers archive the dead letters that come by; none: nowhere.
+    pub fn archive_of_letters(&self) -> Option<edd_store::Database> {
+        self.letters.then(|| self.sql.clone())
     }
 
     /// Whether events are archived.

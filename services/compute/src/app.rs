@@ -100,7 +100,7 @@ impl App {
                     event_metrics.clone(),
                 )
                 .with_verifier(config.verifier.clone())
-                .with_archive(store.database().sql().clone())
+                .with_archive(store.database().archive_of_letters())
             };
             let users = Users {
                 store: store.clone(),

@@ -169,7 +169,7 @@ pub struct Config {
     pub event_bus: EventBus,
     /// Replicas of a stream that is created.
     pub nats_replicas: usize,
-    /// Days that events stay in the archive; 0: none is kept.
+    /// Days that events stay in the archive; 0: none comes into it.
     pub event_store_days: u32,
     /// Whether changes are written as events.
     pub events: bool,

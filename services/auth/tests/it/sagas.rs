@@ -6,6 +6,7 @@ use async_nats::HeaderMap;
 use edd_events::{
     bus::{Bus as _, MemoryBus},
     envelope::{Cause, EventMessage, seal},
+    event_store,
     stream::COMPUTE,
     subject::EntityId,
 };
@@ -174,6 +175,26 @@ async fn silence_is_told_again_and_then_reported_and_no_user_is_lost() {
     )
     .await;
     service.stop().await;
+}
+
+/// Dead letters that come by are copied into the archive, unless there is none.
+#[tokio::test]
+async fn without_an_archive_no_letters_are_kept() {
+    for (days, kept) in [("--event-store-days=1", 1), ("--event-store-days=0", 0)] {
+        let bus = MemoryBus::new();
+        bus.ensure(&COMPUTE, 1).await.unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let service = Service::start_on(bus.clone(), folder, &[days]).await;
+        let bad = "no message".into();
+        let sent = bus.publish("compute.user.1.purged", HeaderMap::new(), bad);
+        sent.await.unwrap().await.unwrap();
+        let came = r#"edd_auth_events_total{subject="dlq",result="ignored"} 1"#;
+        metric(&service, came).await;
+        let database = service.database().await;
+        let _folder = service.stop().await;
+        let letters = event_store::letters(&database, 0, 10).await.unwrap();
+        assert_eq!(letters.len(), kept, "{days}: {letters:?}");
+    }
 }
 
 #[tokio::test]

@@ -12,7 +12,8 @@ impl Store {
     /// Rebuilds the cache of users from the archived events of auth, all at once:
     /// whoever reads sees the old rows or the new ones. Users that the archive
     /// knows nothing of (it was off, or is younger than they are) stay as they
-    /// are. Nothing is announced, no container is touched. Returns how many
+    /// are, and who is known to be gone stays gone: the archive may have been off
+    /// when that was said, or have forgotten it. Nothing is announced, no container is touched. Returns how many
     /// events there were.
     ///
     /// # Errors
@@ -20,7 +21,7 @@ impl Store {
     pub async fn rebuild_users(&self) -> sqlx::Result<u64> {
         let mut tx = self.database.begin().await?;
         query(
-            "DELETE FROM user_cache WHERE CAST(user_id AS TEXT) IN \
+            "DELETE FROM user_cache WHERE deleted_at IS NULL AND CAST(user_id AS TEXT) IN \
              (SELECT aggregate_id FROM event_store WHERE aggregate_type = 'auth.user')",
         )
         .run(&mut tx)

@@ -1,14 +1,16 @@
 //! What auth tells about users, and what follows from it.
 
+use std::path::Path;
+
 use edd_events::testing::NatsServer;
 use edd_proto::{auth, compute};
-use edd_store::query;
+use edd_store::{Database, query, testing::database_of};
 use prost::Message as _;
 use serde_json::json;
 
 use crate::support::{
-    ALICE, BOB, Events, Service, auth_on, eventually, gone, id_of, make_key, processes_with,
-    publish,
+    ALICE, BOB, Events, Service, auth_on, auth_over_http, eventually, gone, id_of, make_key,
+    processes_with, publish,
 };
 
 fn created(user_id: i64, username: &str) -> auth::UserCreated {
@@ -197,16 +199,107 @@ async fn the_cache_of_users_is_rebuilt_from_the_archive() {
         query(damage).run(&database).await.unwrap();
     }
     let folder = service.stop().await;
-    let url = edd_store::testing::database_of(folder.path()).await;
+    let said = rebuild(folder.path()).await;
+    assert!(said.contains("rebuilt from 8 events"), "{said}");
+    let mut expected = live;
+    expected.push((99, "old".into(), "old".into(), 5, false));
+    assert_eq!(rows().await, expected);
+}
+
+/// Runs `edd-compute rebuild-projections`; what it says.
+async fn rebuild(folder: &Path) -> String {
+    let url = database_of(folder).await;
     let rebuilt = tokio::process::Command::new(env!("CARGO_BIN_EXE_edd-compute"))
         .args(["rebuild-projections", "--database-url", &url.to_string()])
         .output()
         .await
         .unwrap();
     assert!(rebuilt.status.success(), "{rebuilt:?}");
-    let said = String::from_utf8_lossy(&rebuilt.stdout).into_owned();
-    assert!(said.contains("rebuilt from 8 events"), "{said}");
-    let mut expected = live;
-    expected.push((99, "old".into(), "old".into(), 5, false));
-    assert_eq!(rows().await, expected);
+    String::from_utf8_lossy(&rebuilt.stdout).into_owned()
+}
+
+#[tokio::test]
+async fn who_was_deleted_while_the_archive_was_off_is_not_rebuilt() {
+    let nats = NatsServer::start().await;
+    let service = Service::start(&nats).await;
+    publish(&nats, "1", 1, created(1, "alice"), 1).await;
+    publish(&nats, "2", 1, created(2, "bob"), 1).await;
+    eventually("both users", async || cached(&service, 2).await).await;
+    let folder = service.stop().await;
+
+    let url = nats.url();
+    let off = ["--nats-url", &url, "--event-store-days=0"];
+    let service = Service::start_in(folder, &off, |_| ()).await;
+    publish(&nats, "1", 2, deleted(1), 1).await;
+    // A dead letter that comes by: only the archive keeps copies of it.
+    let js = nats.jetstream().await;
+    let bad = js.publish("auth.user.3.created", "no message".into()).await;
+    bad.unwrap().await.unwrap();
+    let letters = r#"edd_compute_events_total{subject="dlq",result="ignored"} 1"#;
+    eventually("the end of alice, and a letter", async || {
+        let metrics = service.admin.get("/metrics", None).await.text;
+        let is_gone = cached(&service, 1).await.is_some_and(|(_, gone)| gone);
+        (is_gone && metrics.lines().any(|line| line == letters)).then_some(())
+    })
+    .await;
+    let folder = service.stop().await;
+    let database = Database::open(&database_of(folder.path()).await).await;
+    let database = database.unwrap();
+    let kept: Vec<String> = query("SELECT event_type FROM event_store ORDER BY id")
+        .values(&database)
+        .await
+        .unwrap();
+    // Of auth, and compute's own words about it.
+    let expected = ["UserCreated", "UserCached", "UserCreated", "UserCached"];
+    assert_eq!(kept, expected, "nothing of the time when it was off");
+    let letters = edd_events::event_store::letters(&database, 0, 10).await;
+    assert_eq!(letters.unwrap(), []);
+
+    let said = rebuild(folder.path()).await;
+    assert!(said.contains("rebuilt from 2 events"), "{said}");
+    let users: Vec<(i64, bool)> =
+        query("SELECT user_id, deleted_at IS NOT NULL FROM user_cache ORDER BY user_id")
+            .all(&database)
+            .await
+            .unwrap();
+    assert_eq!(users, [(1, true), (2, false)]);
+}
+
+/// An archive that was switched off keeps what there is for as long as by default.
+#[tokio::test]
+async fn what_an_archive_has_when_it_is_switched_off_goes_in_time() {
+    let (url, _auth) = auth_over_http().await;
+    let service = Service::start_with(&["--auth-url", &url]).await;
+    let body = json!({ "name": "a", "ssh_enabled": true });
+    service.create_running(&body).await;
+    let database = service.database().await;
+    let folder = service.stop().await;
+    let kept = async || -> Vec<String> {
+        query("SELECT event_type FROM event_store ORDER BY event_type")
+            .values(&database)
+            .await
+            .unwrap()
+    };
+    let before = kept().await;
+    let started = "ContainerStarted".to_owned();
+    assert!(before.contains(&started), "{before:?}");
+    const DAY_MS: i64 = 24 * 3600 * 1000;
+    for (kind, days) in [("ContainerSshToggled", 91), ("ContainerStarted", 89)] {
+        query("UPDATE event_store SET occurred_at = occurred_at - $1 WHERE event_type = $2")
+            .bind(days * DAY_MS)
+            .bind(kind)
+            .run(&database)
+            .await
+            .unwrap();
+    }
+    let off = ["--auth-url", &url, "--event-store-days=0"];
+    let service = Service::start_in(folder, &off, |_| ()).await;
+    let mut expected = before;
+    expected.retain(|kind| kind != "ContainerSshToggled");
+    eventually("old events forgotten", async || {
+        (kept().await.len() == expected.len()).then_some(())
+    })
+    .await;
+    assert_eq!(kept().await, expected);
+    service.stop().await;
 }
