@@ -28,7 +28,8 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::support::{
-    Client, DEADLINE, Service, eventually, id_of, make_key, new_folder, ssh_through,
+    Client, DEADLINE, Service, eventually, id_of, make_key, new_folder, private_keys_in,
+    ssh_through,
 };
 
 const PASSWORD: &str = "correct horse battery";
@@ -39,7 +40,7 @@ struct Started<T> {
     admin: Client,
     shutdown: CancellationToken,
     ended: JoinHandle<()>,
-    _folder: TempDir,
+    folder: TempDir,
 }
 
 impl<T> Started<T> {
@@ -55,7 +56,7 @@ impl<T> Started<T> {
             admin,
             shutdown,
             ended: tokio::spawn(ended),
-            _folder: folder,
+            folder,
         }
     }
 
@@ -126,7 +127,8 @@ async fn gateway(cloud: &Cloud) -> Gateway {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).display().to_string();
     std::fs::create_dir(path("certs")).unwrap();
-    std::fs::write(path("routes.yaml"), "routes: []\n").unwrap();
+    let routes = "routes: [{host: docs.example.org, target: '127.0.0.1:9'}]\n";
+    std::fs::write(path("routes.yaml"), routes).unwrap();
     let database = match database_of(folder.path()).await {
         DatabaseUrl::Sqlite(_) => format!("sqlite://{}", path("gateway.db")),
         url => url.to_string(),
@@ -198,8 +200,8 @@ async fn traced(api: Client, what: (&str, &str), token: &str, trace: &str, body:
     api.call(what.0, what.1, &headers, body).await
 }
 
-/// All that a stream holds: subject and headers.
-async fn said(cloud: &Cloud, stream: &str) -> Vec<(String, HeaderMap)> {
+/// All that a stream holds.
+async fn kept(cloud: &Cloud, stream: &str) -> Vec<jetstream::Message> {
     let js = jetstream::new(cloud.client("operator").await);
     let mut stream = js.get_stream(stream).await.unwrap();
     let last = stream.info().await.unwrap().state.messages;
@@ -208,12 +210,18 @@ async fn said(cloud: &Cloud, stream: &str) -> Vec<(String, HeaderMap)> {
     let messages = consumer.messages().await.unwrap();
     let messages = messages
         .take(usize::try_from(last).unwrap())
-        .map(|message| {
-            let message = message.unwrap();
-            let headers = message.headers.clone().unwrap_or_default();
-            (message.subject.to_string(), headers)
-        });
+        .map(Result::unwrap);
     timeout(DEADLINE, messages.collect()).await.unwrap()
+}
+
+/// Of all that a stream holds, subject and headers.
+async fn said(cloud: &Cloud, stream: &str) -> Vec<(String, HeaderMap)> {
+    let messages = kept(cloud, stream).await.into_iter();
+    let parts = messages.map(|message| {
+        let headers = message.headers.clone().unwrap_or_default();
+        (message.subject.to_string(), headers)
+    });
+    parts.collect()
 }
 
 fn header<'a>(headers: &'a HeaderMap, name: &str) -> &'a str {
@@ -253,6 +261,11 @@ async fn the_services_do_all_of_their_work_with_the_rights_they_have() {
     // A user, who is known to compute then; a container, in force and confirmed.
     let (token, user) = register(auth.api, "ann").await;
     until_saga(auth.admin, &format!("registration:{user}")).await;
+    let key = compute.folder.path().join("ann");
+    let line = format!("{} ann@example.net", make_key(&key));
+    let body = json!({ "name": "laptop", "public_key": line });
+    let answer = compute.api.post("/compute/ssh-keys", Some(&token), &body);
+    assert_eq!(answer.await.status, 201);
     let body = json!({ "name": "box", "ssh_enabled": true,
         "ingress": [{ "port": 443, "target_port": 8080 }] });
     let create = ("POST", "/compute/containers");
@@ -280,6 +293,19 @@ async fn the_services_do_all_of_their_work_with_the_rights_they_have() {
     until_active(&[80, 443]).await;
 
     // The comparison of what both know, and after a week and the loss of the database, all of it.
+    let mut secrets: Vec<Vec<u8>> = [PASSWORD, &token, "ann@example.net", "PRIVATE KEY"]
+        .map(|secret| secret.as_bytes().to_vec())
+        .to_vec();
+    let before = secrets.len();
+    for folder in [&compute.folder, &first.folder] {
+        secrets.extend(private_keys_in(folder.path()));
+    }
+    for service in ["auth", "compute", "gateway"] {
+        secrets.push(std::fs::read(cloud.file(service)).unwrap());
+    }
+    let found = secrets.len() - before;
+    // Of ann, the container, compute; host key, client key and certificates of the gateway.
+    assert!(found >= 3 + 2 * 7, "{found}");
     let equal = "edd_gateway_digest_equal_timestamp_seconds ";
     first.until_metric(equal, |at| at > 0).await;
     first.stop().await;
@@ -333,6 +359,20 @@ async fn the_services_do_all_of_their_work_with_the_rights_they_have() {
     until_said(ADD, &[&created, refreshed]).await;
     until_said(WITHDRAW, &[&deleted, refreshed]).await;
     until_said(DELETE, &[&deleted, refreshed]).await;
+
+    // Nor does it tell what is nobody's business, of whatever kind its events are.
+    secrets.extend(private_keys_in(second.folder.path()));
+    let mut kinds = HashSet::new();
+    for message in kept(&cloud, "GATEWAY").await {
+        kinds.insert(message.subject.split('.').nth(1).unwrap().to_owned());
+        let headers = format!("{:?}", message.headers);
+        for secret in &secrets {
+            let holds = |bytes: &[u8]| bytes.windows(secret.len()).any(|window| window == secret);
+            let found = holds(&message.payload) || holds(headers.as_bytes());
+            assert!(!found, "{}: {:?}", message.subject, message.payload);
+        }
+    }
+    assert_eq!(kinds.len(), 3, "of rules, routes and the table: {kinds:?}");
 
     second.stop().await;
     compute.stop().await;

@@ -13,7 +13,7 @@ use serde_json::json;
 
 use crate::support::{
     ALICE, Events, Service, auth_on, auth_over_http, eventually, gateway_key, id_of, ip_of,
-    make_key, publish, ssh,
+    make_key, private_keys_in, publish, ssh,
 };
 
 #[tokio::test]
@@ -211,25 +211,7 @@ async fn no_secret_is_published() {
     let mut secrets: Vec<Vec<u8>> = [ALICE.unwrap(), "ann@example.org", "PRIVATE KEY"]
         .map(|secret| secret.as_bytes().to_vec())
         .to_vec();
-    // The middle of every private key under the service's folder.
-    let mut folders = vec![service.folder.path().to_owned()];
-    while let Some(folder) = folders.pop() {
-        for entry in std::fs::read_dir(folder).unwrap().flatten() {
-            let file = entry.path();
-            if file.is_dir() {
-                folders.push(file);
-            } else if let Ok(text) = std::fs::read_to_string(&file)
-                && text.contains("PRIVATE KEY")
-            {
-                secrets.extend(
-                    text.lines()
-                        .skip(2)
-                        .take(2)
-                        .map(|line| line.as_bytes().to_vec()),
-                );
-            }
-        }
-    }
+    secrets.extend(private_keys_in(service.folder.path()));
     assert!(
         secrets.len() >= 7,
         "of a user, of the gateway, of the container"

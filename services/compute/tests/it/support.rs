@@ -183,6 +183,28 @@ pub(crate) fn make_key(file: &Path) -> String {
     line
 }
 
+/// The middle of every private key under a folder.
+pub(crate) fn private_keys_in(folder: &Path) -> Vec<Vec<u8>> {
+    let mut found = Vec::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap().flatten() {
+            let file = entry.path();
+            if file.is_dir() {
+                folders.push(file);
+            } else if let Ok(text) = std::fs::read_to_string(&file)
+                && text.contains("PRIVATE KEY")
+            {
+                let lines: Vec<_> = text.lines().filter(|line| !line.contains("---")).collect();
+                // The first of OpenSSH's says only what kind of key it is; PEM may have just two.
+                let lines = lines.iter().skip(1).take(2);
+                found.extend(lines.map(|line| line.as_bytes().to_vec()));
+            }
+        }
+    }
+    found
+}
+
 pub(crate) fn id_of(container: &Value) -> &str {
     container["id"].as_str().expect("an id")
 }
