@@ -58,6 +58,11 @@ pub const GATEWAY: StreamSpec = StreamSpec {
     name: "GATEWAY",
     subjects: &["gateway.ingress.>", "gateway.route.>", "gateway.router.>"],
 };
+/// Namespaces and files: what the cloud's file service says.
+pub const SFS: StreamSpec = StreamSpec {
+    name: "SFS",
+    subjects: &["sfs.namespace.>", "sfs.file.>"],
+};
 
 /// The server's word that it gives up delivering a message: all that is left of
 /// an event whose handlers died with it.
@@ -87,10 +92,10 @@ pub enum EnsureError {
     },
 }
 
-/// The stream among [`AUTH`], [`COMPUTE`] and [`GATEWAY`] that takes a subject.
+/// The stream among [`AUTH`], [`COMPUTE`], [`GATEWAY`] and [`SFS`] that takes a subject.
 #[must_use]
 pub fn spec_of(subject: &str) -> Option<&'static StreamSpec> {
-    [&AUTH, &COMPUTE, &GATEWAY]
+    [&AUTH, &COMPUTE, &GATEWAY, &SFS]
         .into_iter()
         .find(|spec| spec.subjects.iter().any(|pattern| takes(pattern, subject)))
 }
@@ -258,11 +263,7 @@ mod tests {
     #[test]
     fn events_and_dead_letters_lie_inside_their_stream_and_requests_outside() {
         let id = EntityId::from(1);
-        for kind in Kind::ALL
-            .iter()
-            .copied()
-            .filter(|kind| kind.stream() != "SFS")
-        {
+        for kind in Kind::ALL.iter().copied() {
             for subject in [subject(kind, &id), kind.dlq().to_owned()] {
                 let spec = spec_of(&subject).map(|spec| spec.name);
                 assert_eq!(spec, Some(kind.stream()), "{subject}");

@@ -62,6 +62,13 @@ const COMPUTE_OF_AUTH: ConsumerSpec = ConsumerSpec {
     batch_max: 16,
 };
 
+const SFS_OF_AUTH: ConsumerSpec = ConsumerSpec {
+    stream: stream::AUTH,
+    durable: "sfs-service",
+    filter: "auth.user.>",
+    batch_max: 16,
+};
+
 #[tokio::test(flavor = "multi_thread")]
 async fn services_can_do_all_that_they_need() {
     let cloud = Cloud::start().await;
@@ -73,9 +80,14 @@ async fn services_can_do_all_that_they_need() {
             stream::ensure(js, &spec, 1).await.unwrap();
         }
     }
-    stream::ensure(&js(&cloud, "auth").await, &stream::AUTH, 1)
-        .await
-        .unwrap();
+    let of_sfs = js(&cloud, "sfs").await;
+    for (js, spec) in [
+        (&js(&cloud, "auth").await, stream::AUTH),
+        (&of_sfs, stream::AUTH),
+        (&of_sfs, stream::SFS),
+    ] {
+        stream::ensure(js, &spec, 1).await.unwrap();
+    }
 
     // Published by the relay, consumed; one of them ends as a dead letter.
     let compute = Service::start(of_compute.clone(), Metrics::default()).await;
@@ -104,18 +116,22 @@ async fn services_can_do_all_that_they_need() {
     let of_auth = js(&cloud, "auth").await;
     publish(&of_auth, "auth.user.1.deleted", vec![0xff]).await;
     publish(&of_compute, "compute.user.1.purged", vec![0xff]).await;
-    for (js, spec, dlq) in [
+    publish(&of_sfs, "sfs.file.1.uploaded", vec![0xff]).await;
+    for (js, spec, dlq, letters) in [
         (
             &of_compute,
             GATEWAY_OF_COMPUTE,
             "gateway.ingress.created.dlq",
+            1,
         ),
-        (&of_gateway, AUTH_OF_GATEWAY, "auth.user.deleted.dlq"),
-        (&of_auth, COMPUTE_OF_AUTH, "compute.user.purged.dlq"),
+        (&of_gateway, AUTH_OF_GATEWAY, "auth.user.deleted.dlq", 1),
+        (&of_auth, COMPUTE_OF_AUTH, "compute.user.purged.dlq", 1),
+        // Each consumer has a letter of its own.
+        (&of_sfs, SFS_OF_AUTH, "auth.user.deleted.dlq", 2),
     ] {
         let consuming = Running::with_spec(js.clone(), spec, Recorder::new());
         eventually(dlq, || async {
-            stored(&operator, &spec.stream, dlq).await.len() == 1
+            stored(&operator, &spec.stream, dlq).await.len() == letters
         })
         .await;
         consuming.stop().await;

@@ -3,14 +3,14 @@
 use std::time::Duration;
 
 use async_nats::jetstream::stream::{Config, DiscardPolicy, RetentionPolicy, StorageType};
-use edd_events::stream::{AUTH, COMPUTE, GATEWAY, StreamSpec, ensure};
+use edd_events::stream::{AUTH, COMPUTE, GATEWAY, SFS, StreamSpec, ensure};
 
 use crate::support::server;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn missing_streams_are_created_with_event_subjects_only() {
     let (_nats, js) = server().await;
-    for spec in [AUTH, COMPUTE, GATEWAY] {
+    for spec in [AUTH, COMPUTE, GATEWAY, SFS] {
         // Twice: the second time it is there.
         ensure(&js, &spec, 1).await.unwrap();
         let stream = ensure(&js, &spec, 1).await.unwrap();
