@@ -4,6 +4,7 @@ mod bound;
 mod caught_up;
 mod conformance;
 mod consuming;
+mod credentials;
 mod dead_letters;
 mod decoding;
 mod event_store;
