@@ -42,7 +42,7 @@ pub struct NatsOptions {
     pub creds: Option<PathBuf>,
     /// A file with the seed of an nkey user (`SU…`); not together with `creds`.
     pub nkey: Option<PathBuf>,
-    /// PEM certificates to trust beside the system's.
+    /// PEM certificates to trust; the system's count only without them.
     pub ca: Option<PathBuf>,
     /// The client's name, shown by the server's monitoring. Answers to its
     /// requests come to `_INBOX.NAME.>`, which permissions can name.

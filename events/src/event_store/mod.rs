@@ -4,8 +4,9 @@
 //! Written in the transaction of the change, beside the outbox entry (`append`)
 //! or the inbox (`keep`); read in pages by aggregate, by type, since a time, by
 //! correlation; replayed to rebuild a projection ([`replay`]). The newest event of
-//! each living user, container, key and namespace outlives the pruning, so that a
-//! rebuilt projection is whole. Beside it lies an archive of the dead letters that
+//! each living user, container, key and namespace outlives the pruning. A user's
+//! says all about the user, so that a rebuilt cache of users is whole; the others'
+//! need not (`ContainerStarted` names no owner). Beside it lies an archive of the dead letters that
 //! the service saw.
 
 mod letters;

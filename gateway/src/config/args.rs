@@ -44,7 +44,7 @@ pub struct ServeArgs {
     /// File with the seed of the nkey user that the gateway is for NATS
     #[arg(long, env = "EDD_GATEWAY_NATS_NKEY", value_name = "FILE")]
     pub nats_nkey: Option<PathBuf>,
-    /// CA certificates for NATS; none: the system's
+    /// PEM file of the CAs to trust for NATS, instead of the system's
     #[arg(long, env = "EDD_GATEWAY_NATS_CA", value_name = "FILE")]
     pub nats_ca: Option<PathBuf>,
     /// Replicas of streams that the gateway creates

@@ -40,7 +40,7 @@ pub struct BusArguments {
     #[arg(long)]
     nats_nkey: Option<PathBuf>,
 
-    /// PEM file of CAs to trust for NATS, instead of the system's.
+    /// PEM file of the CAs to trust for NATS, instead of the system's.
     #[arg(long)]
     nats_ca: Option<PathBuf>,
 

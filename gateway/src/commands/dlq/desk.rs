@@ -37,7 +37,7 @@ pub(super) struct ClientArgs {
     /// File with the seed of an nkey user, with --nats-url
     #[arg(long, value_name = "FILE", requires = "nats_url")]
     nats_nkey: Option<PathBuf>,
-    /// PEM file of CAs to trust beside the system's, with --nats-url
+    /// PEM file of the CAs to trust instead of the system's, with --nats-url
     #[arg(long, value_name = "FILE", requires = "nats_url")]
     nats_ca: Option<PathBuf>,
     /// Print JSON
