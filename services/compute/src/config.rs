@@ -454,6 +454,8 @@ mod tests {
             assert_eq!(problems.len(), 1, "{problems:#?}");
             assert!(problems[0].starts_with("--nats-nkey"), "{problems:?}");
         }
+        let problems = check(&["--nats-creds", file]).unwrap_err().problems;
+        assert!(problems[0].starts_with("--nats-creds"), "{problems:?}");
     }
 
     #[test]
