@@ -7,7 +7,7 @@ use edd_events::{
     inbox,
     saga::{self, Transition},
 };
-use edd_store::{Transaction, is_about_values};
+use edd_store::Transaction;
 
 use super::{Store, User};
 use crate::{
@@ -101,7 +101,8 @@ impl Store {
         for id in saga::due::<Confirmed<W>>(self.database.sql(), now, DUE_MAX).await? {
             match self.drive_one::<W>(&id, now).await {
                 Ok(more) => announced += more,
-                Err(error) if is_about_values(&error) => {
+                // Where no event could be written either, none is put off: it is not their fault.
+                Err(error) if self.database.failed_on(&error).await.is_ok() => {
                     tracing::error!(kind = W::KIND, id, %error, "a saga cannot be driven");
                     let database = self.database.sql();
                     saga::postpone::<Confirmed<W>>(database, &id, now, now + UNREADABLE_PAUSE)
@@ -383,6 +384,7 @@ mod tests {
             .collect();
         assert_eq!(states, ["running", "completed"]);
     }
+
     /// No event is at fault for a database that takes none.
     #[tokio::test]
     async fn a_database_that_takes_no_event_at_all_makes_no_dead_letters() {
@@ -408,7 +410,13 @@ mod tests {
                  BEGIN SELECT RAISE(ABORT, 'refused'); END"
             }
         };
+        let whole = registered_as(&store, "bob").await;
         query(broken).run(store.database.sql()).await.unwrap();
         confirmations.handle(&[known(id)]).await.unwrap_err();
+        let now = SystemTime::now() + TIMEOUT + Duration::from_secs(1);
+        store.drive_due(now).await.unwrap_err();
+        let due = saga::due::<Confirmed<Registration>>(store.database.sql(), now, DUE_MAX);
+        let due = due.await.unwrap();
+        assert_eq!(due, [id, whole].map(|id| id.to_string()), "none is put off");
     }
 }
