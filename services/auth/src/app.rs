@@ -76,7 +76,8 @@ impl App {
         let store = Store::open(&config.database, config.events)
             .await?
             .with_archive(config.event_store_days > 0)
-            .with_saga_timeout(saga_timeout);
+            .with_saga_timeout(saga_timeout)
+            .with_undo_registrations(config.undo_registrations);
         let passwords = Passwords::new(hashing_threads()).await?;
 
         let mut registry = Registry::with_prefix("edd_auth");

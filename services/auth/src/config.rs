@@ -65,6 +65,11 @@ pub struct Arguments {
     #[arg(long, env = "EDD_AUTH_SAGA_TIMEOUT", default_value = "1h")]
     saga_timeout: String,
 
+    /// Undo a registration that compute has not confirmed after the third wait: the
+    /// user is deleted and the name free again. Otherwise the user stays.
+    #[arg(long, env = "EDD_AUTH_UNDO_REGISTRATIONS")]
+    undo_registrations: bool,
+
     /// How long requests under way may finish after SIGTERM.
     #[arg(long, env = "EDD_AUTH_DRAIN_TIMEOUT", default_value = "10s")]
     drain_timeout: String,
@@ -109,6 +114,8 @@ pub struct Config {
     pub login_limits: LoginLimits,
     /// How long to wait for compute's confirmations; none: never.
     pub saga_timeout: Option<Duration>,
+    /// Whether a registration that compute never confirms is undone.
+    pub undo_registrations: bool,
     /// How long requests may finish while draining.
     pub drain_timeout: Duration,
     /// The log filter.
@@ -178,6 +185,7 @@ impl Config {
             trusted_proxies,
             login_limits: LoginLimits::default(),
             saga_timeout,
+            undo_registrations: arguments.undo_registrations,
             drain_timeout,
             log: arguments.log,
             log_format,

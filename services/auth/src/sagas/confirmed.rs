@@ -4,8 +4,10 @@
 //! One machine for both sagas:
 //!
 //! - `registration`: a user is there when compute knows the name. Without that it
-//!   is announced again; given up, the user stays (an account is never taken away
-//!   because another service is down) and an alert asks for a look.
+//!   is announced again; given up, the user stays (an account is not taken away
+//!   because another service is down) and an alert asks for a look. Or the
+//!   registration is undone, where the operator wants that: the user is deleted,
+//!   whoever has heard of the user hears of that, and the name is free again.
 //! - `user-deletion`: a user is gone when compute has removed all that was the
 //!   user's. Without that the deletion is announced again; given up, an alert asks
 //!   for a look. The user stays deleted.
@@ -14,7 +16,10 @@
 
 use std::{marker::PhantomData, time::Duration};
 
-use edd_events::saga::{Machine, State, Status, Transition};
+use edd_events::{
+    envelope::Cause,
+    saga::{Machine, State, Status, Transition},
+};
 use serde::{Deserialize, Serialize};
 
 /// After so many waits in vain it is given up.
@@ -34,6 +39,20 @@ pub(crate) struct About {
     pub(crate) traceparent: Option<String>,
     /// How long each wait is, in milliseconds.
     pub(crate) timeout_ms: u64,
+    /// Whether it is undone when it is given up.
+    #[serde(default)]
+    pub(crate) undo: bool,
+}
+
+impl About {
+    /// Of the request that began it, for what is announced because of it.
+    pub(crate) fn cause(&self) -> Cause {
+        Cause {
+            correlation_id: self.correlation_id.clone(),
+            causation_id: None,
+            traceparent: self.traceparent.clone(),
+        }
+    }
 }
 
 /// What happens to it.
@@ -54,6 +73,8 @@ pub(crate) enum Command {
     AnnounceAgain,
     /// Tell somebody: it was given up.
     Report,
+    /// Make it as if it had not happened.
+    Undo,
 }
 
 /// Which of the two it is.
@@ -119,6 +140,9 @@ impl<W: Which> Machine for Confirmed<W> {
                 let commands = vec![Command::AnnounceAgain];
                 to(Status::Running, "announced again", wait, commands)
             }
+            (Status::Running, Input::TimedOut) if state.data.undo => {
+                to(Status::Completed, "undone", None, vec![Command::Undo])
+            }
             (Status::Running, Input::TimedOut) => {
                 to(Status::Failed, "unconfirmed", None, vec![Command::Report])
             }
@@ -133,6 +157,10 @@ mod tests {
     type Machine = Confirmed<Deletion>;
 
     fn start() -> State<About> {
+        start_with(false)
+    }
+
+    fn start_with(undo: bool) -> State<About> {
         begun(About {
             user_id: 7,
             username: "u".into(),
@@ -142,6 +170,7 @@ mod tests {
             correlation_id: None,
             traceparent: None,
             timeout_ms: 1000,
+            undo,
         })
     }
 
@@ -179,6 +208,22 @@ mod tests {
         assert_eq!(steps, [again, again, "failed unconfirmed", "=", "="]);
         use Command::{AnnounceAgain, Report};
         assert_eq!(commands, [AnnounceAgain, AnnounceAgain, Report]);
+    }
+
+    #[test]
+    fn what_is_undone_stays_so() {
+        use edd_events::saga::Machine as _;
+        let mut state = start_with(true);
+        let mut commands = Vec::new();
+        for _ in 0..3 {
+            let transition = Machine::next(&state, &Input::TimedOut).expect("a transition");
+            state = transition.state;
+            commands.extend(transition.commands);
+        }
+        assert_eq!((state.status, &*state.step), (Status::Completed, "undone"));
+        use Command::{AnnounceAgain, Undo};
+        assert_eq!(commands, [AnnounceAgain, AnnounceAgain, Undo]);
+        assert!(Machine::next(&state, &Input::Confirmed).is_none());
     }
 
     #[test]

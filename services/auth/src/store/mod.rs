@@ -62,6 +62,7 @@ pub struct Store {
     database: Database,
     /// How long sagas wait for a confirmation; none: there are none.
     saga_timeout: Option<Duration>,
+    undo_registrations: bool,
 }
 
 impl Store {
@@ -75,6 +76,7 @@ impl Store {
         Ok(Self {
             database,
             saga_timeout: None,
+            undo_registrations: false,
         })
     }
 

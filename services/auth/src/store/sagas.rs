@@ -7,7 +7,7 @@ use edd_events::{
     inbox,
     saga::{self, Transition},
 };
-use edd_store::Transaction;
+use edd_store::{Transaction, query};
 
 use super::{Store, User};
 use crate::{
@@ -61,6 +61,7 @@ impl Store {
             correlation_id: cause.correlation_id.clone(),
             traceparent: cause.traceparent.clone(),
             timeout_ms: u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX),
+            undo: self.undo_registrations && W::KIND == Registration::KIND,
         };
         let state = begun(about);
         saga::start::<Confirmed<W>>(tx, user.id, &state, SystemTime::now()).await?;
@@ -124,7 +125,7 @@ impl Store {
         let Some(Transition { state, commands }) = driven else {
             return Ok(announced);
         };
-        let mut given_up = false;
+        let (mut given_up, mut undone) = (false, false);
         for command in commands {
             match command {
                 Command::AnnounceAgain => {
@@ -132,11 +133,30 @@ impl Store {
                     announced += 1;
                 }
                 Command::Report => given_up = true,
+                Command::Undo => {
+                    let about = &state.data;
+                    undone = self
+                        .delete_in(&mut tx, about.user_id, &about.cause())
+                        .await?
+                        .is_some();
+                    query("DELETE FROM deleted_usernames WHERE username = $1")
+                        .bind(about.username.as_str())
+                        .run(&mut tx)
+                        .await?;
+                    announced += u64::from(undone);
+                }
             }
         }
         tx.commit().await?;
         let (kind, user_id, attempts) = (W::KIND, state.data.user_id, state.attempts);
-        if given_up {
+        if undone {
+            tracing::error!(
+                kind,
+                user_id,
+                attempts,
+                "not confirmed by compute; undone, the user is deleted"
+            );
+        } else if given_up {
             tracing::error!(
                 kind,
                 user_id,
@@ -161,11 +181,7 @@ impl Store {
         tx: &mut Transaction,
         about: &About,
     ) -> sqlx::Result<()> {
-        let cause = Cause {
-            correlation_id: about.correlation_id.clone(),
-            causation_id: None,
-            traceparent: about.traceparent.clone(),
-        };
+        let cause = about.cause();
         let user = User {
             id: about.user_id,
             public_id: about.public_id.clone(),
@@ -187,6 +203,14 @@ impl Store {
         self.saga_timeout = timeout;
         self
     }
+
+    /// Whether a registration that compute never confirms is undone, rather than left to somebody
+    /// to look at.
+    #[must_use]
+    pub fn with_undo_registrations(mut self, undo: bool) -> Self {
+        self.undo_registrations = undo;
+        self
+    }
 }
 
 #[cfg(test)]
@@ -199,7 +223,7 @@ mod tests {
         subject::EntityId,
     };
     use edd_proto::compute;
-    use edd_store::{Engine, query, testing::database_of};
+    use edd_store::{Engine, testing::database_of};
 
     use super::*;
     use crate::{
@@ -333,6 +357,41 @@ mod tests {
         }
         let kept = saga::prune(store.database.sql(), Duration::from_secs(60));
         assert_eq!(kept.await.unwrap(), 0);
+    }
+
+    /// Whoever has heard of the user hears of the end, and nothing stays but the word of it.
+    #[tokio::test]
+    async fn a_registration_that_nobody_confirms_is_undone_where_that_is_wanted() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = store(folder.path()).await.with_undo_registrations(true);
+        let id = registered(&store).await;
+        let mut now = SystemTime::now();
+        for _ in 0..3 {
+            now += TIMEOUT + Duration::from_secs(1);
+            assert_eq!(store.drive_due(now).await.unwrap(), 1);
+        }
+        let users: i64 = query("SELECT COUNT(*) FROM users")
+            .value(store.database.sql())
+            .await
+            .unwrap();
+        assert_eq!(users, 0);
+        let last = "SELECT subject FROM outbox ORDER BY id DESC LIMIT 1";
+        let last: String = query(last).value(store.database.sql()).await.unwrap();
+        assert_eq!(last, format!("auth.user.{id}.deleted"));
+        let rows: Vec<_> = rows(&store).await;
+        let told = |row: &Row| (row.kind.clone(), row.state.clone(), row.step.clone());
+        let told: Vec<_> = rows.iter().map(told).collect();
+        let row = |kind: &str, state: &str, step: &str| (kind.into(), state.into(), step.into());
+        assert_eq!(
+            told,
+            [
+                row("registration", "completed", "undone"),
+                row("user-deletion", "running", "announced"),
+            ]
+        );
+        // The confirmation was on its way, and somebody else tries the name.
+        assert!(!store.user_known("late", id).await.unwrap());
+        assert_ne!(registered(&store).await, id);
     }
 
     /// However many there are, and longer overdue.

@@ -1,7 +1,7 @@
 //! Users: registration, change, deletion.
 
 use edd_events::envelope::Cause;
-use edd_store::query;
+use edd_store::{Transaction, query};
 
 use super::{Session, Store, now_ms};
 use crate::{
@@ -182,18 +182,7 @@ impl Store {
     /// Deletes a user with all sessions.
     pub async fn delete_user(&self, id: i64, cause: &Cause) -> sqlx::Result<Deletion> {
         let mut write = self.database.begin().await?;
-        let ended: Vec<String> = query("DELETE FROM sessions WHERE user_id = $1 RETURNING id")
-            .bind(id)
-            .values(&mut write)
-            .await?;
-        let deleted: Option<UserRow> = query(
-            "DELETE FROM users WHERE id = $1 \
-             RETURNING id, public_id, username, display_name, version + 1",
-        )
-        .bind(id)
-        .optional(&mut write)
-        .await?;
-        let Some(deleted) = deleted.map(user) else {
+        if self.delete_in(&mut write, id, cause).await?.is_none() {
             let existed: bool = query("SELECT EXISTS (SELECT 1 FROM deleted_users WHERE id = $1)")
                 .bind(id)
                 .value(&mut write)
@@ -203,24 +192,48 @@ impl Store {
             } else {
                 Deletion::Unknown
             });
+        }
+        write.commit().await?;
+        Ok(Deletion::Deleted)
+    }
+
+    /// Likewise, in a transaction; who it was, if there was such a user.
+    pub(super) async fn delete_in(
+        &self,
+        write: &mut Transaction,
+        id: i64,
+        cause: &Cause,
+    ) -> sqlx::Result<Option<User>> {
+        let ended: Vec<String> = query("DELETE FROM sessions WHERE user_id = $1 RETURNING id")
+            .bind(id)
+            .values(&mut *write)
+            .await?;
+        let deleted: Option<UserRow> = query(
+            "DELETE FROM users WHERE id = $1 \
+             RETURNING id, public_id, username, display_name, version + 1",
+        )
+        .bind(id)
+        .optional(&mut *write)
+        .await?;
+        let Some(deleted) = deleted.map(user) else {
+            return Ok(None);
         };
         query("INSERT INTO deleted_users (id) VALUES ($1)")
             .bind(id)
-            .run(&mut write)
+            .run(&mut *write)
             .await?;
         query("INSERT INTO deleted_usernames (username) VALUES ($1) ON CONFLICT DO NOTHING")
             .bind(&deleted.username)
-            .run(&mut write)
+            .run(&mut *write)
             .await?;
         for session in &ended {
             let entry = events::session_invalidated(session, id, cause)?;
-            self.database.announce(&mut write, &entry).await?;
+            self.database.announce(&mut *write, &entry).await?;
         }
         self.database
-            .announce(&mut write, &events::user_deleted(&deleted, cause))
+            .announce(&mut *write, &events::user_deleted(&deleted, cause))
             .await?;
-        self.await_purged(&mut write, &deleted, cause).await?;
-        write.commit().await?;
-        Ok(Deletion::Deleted)
+        self.await_purged(&mut *write, &deleted, cause).await?;
+        Ok(Some(deleted))
     }
 }
