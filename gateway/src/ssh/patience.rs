@@ -1,8 +1,9 @@
 //! How long a refusal takes, by address: the more of them, the longer.
 //!
 //! Only refusals wait. The right key is let in at once, whoever else guesses
-//! behind the same address, and an address from which somebody has logged in is
-//! not slowed down for a while. Both are remembered in bounded memory; what is
+//! behind the same address, and an address from which somebody has logged in may
+//! have more of them for a while; not any number, or whoever has a key of his own
+//! could guess for others. Both are remembered in bounded memory; what is
 //! forgotten there is forgiven.
 
 use std::collections::{HashMap, VecDeque};
@@ -21,6 +22,9 @@ pub(crate) const REFUSAL: Duration = Duration::from_millis(250);
 /// So many refusals of an address cost no more than one: an agent full of keys.
 const FREE: u32 = 10;
 
+/// Likewise, after a login from there: several people with an agent each behind one address.
+const FREE_TRUSTED: u32 = 40;
+
 /// After so many more a refusal takes twice as long…
 const STEP: u32 = 5;
 
@@ -30,7 +34,7 @@ const REFUSAL_MAX: Duration = Duration::from_secs(4);
 /// One refusal is forgotten in each of these.
 const FORGET: Duration = Duration::from_secs(6);
 
-/// More than this need not be counted.
+/// More than this need not be counted: they take [`REFUSAL_MAX`], trusted or not.
 const REFUSALS_MAX: u32 = 60;
 
 /// How long an address is trusted after a login.
@@ -83,11 +87,11 @@ impl Patience {
     fn refused_at(&self, peer: IpAddr, now: Instant) -> Duration {
         let address = subscriber(peer);
         let mut known = self.lock();
-        if let Some(since) = known.trusted.get(&address)
-            && now.saturating_duration_since(since) < TRUST
-        {
-            return REFUSAL;
-        }
+        let trusted = known.trusted.get(&address);
+        let free = match trusted.is_some_and(|at| now.saturating_duration_since(at) < TRUST) {
+            true => FREE_TRUSTED,
+            false => FREE,
+        };
         let before = known.refused.get(&address).map_or(0, |refusals| {
             let past = now.saturating_duration_since(refusals.at).as_secs() / FORGET.as_secs();
             let forgotten = u32::try_from(past).unwrap_or(u32::MAX);
@@ -95,15 +99,14 @@ impl Patience {
         });
         let count = (before + 1).min(REFUSALS_MAX);
         known.refused.put(address, Refusals { count, at: now });
-        let doublings = (count.saturating_sub(FREE)).div_ceil(STEP).min(16);
+        let doublings = (count.saturating_sub(free)).div_ceil(STEP).min(16);
         (REFUSAL * 2_u32.pow(doublings)).min(REFUSAL_MAX)
     }
 
     fn welcomed_at(&self, peer: IpAddr, now: Instant) {
         let address = subscriber(peer);
-        let mut known = self.lock();
-        known.refused.forget(&address);
-        known.trusted.put(address, now);
+        // What was refused still counts: or a login now and then would pay for any number.
+        self.lock().trusted.put(address, now);
     }
 
     fn lock(&self) -> MutexGuard<'_, Known> {
@@ -116,7 +119,7 @@ impl Patience {
 struct Recent<T> {
     max: usize,
     values: HashMap<IpAddr, T>,
-    /// The keys of `values` and some that are gone, in the order in which they came.
+    /// The keys of `values`, in the order in which they came.
     order: VecDeque<IpAddr>,
 }
 
@@ -138,16 +141,11 @@ impl<T: Copy> Recent<T> {
             return;
         }
         self.order.push_back(address);
-        while self.values.len() > self.max || self.order.len() > 2 * self.max {
-            let Some(oldest) = self.order.pop_front() else {
-                return;
-            };
+        if self.values.len() > self.max
+            && let Some(oldest) = self.order.pop_front()
+        {
             self.values.remove(&oldest);
         }
-    }
-
-    fn forget(&mut self, address: &IpAddr) {
-        self.values.remove(address);
     }
 }
 
@@ -176,18 +174,25 @@ mod tests {
     }
 
     #[test]
-    fn who_has_logged_in_is_not_slowed_down_for_a_while() {
+    fn who_has_logged_in_may_be_refused_more_often_but_not_for_ever() {
         let patience = Patience::new();
         let now = Instant::now();
-        let refused = |at| {
-            (0..20)
+        let refused = |times: u32, at| {
+            (0..times)
                 .map(|_| patience.refused_at(ip("2001:db8::1"), at))
                 .last()
         };
-        assert!(refused(now) > Some(REFUSAL));
+        assert_eq!(refused(20, now), Some(4 * REFUSAL));
         patience.welcomed_at(ip("2001:db8::2"), now);
-        assert_eq!(refused(now), Some(REFUSAL));
-        assert!(refused(now + TRUST) > Some(REFUSAL));
+        assert_eq!(refused(FREE_TRUSTED - 20, now), Some(REFUSAL));
+        // Another login in between changes nothing.
+        patience.welcomed_at(ip("2001:db8::1"), now);
+        assert_eq!(refused(1, now), Some(2 * REFUSAL));
+        assert_eq!(refused(20, now), Some(REFUSAL_MAX));
+        // All is forgotten by then, and nobody has logged in for an hour.
+        let later = now + TRUST;
+        assert_eq!(refused(FREE, later), Some(REFUSAL));
+        assert_eq!(refused(1, later), Some(2 * REFUSAL));
     }
 
     #[test]
@@ -195,9 +200,9 @@ mod tests {
         let mut recent = Recent::new(3);
         for n in 0..100_u8 {
             recent.put([192, 0, 2, n].into(), n);
-            recent.forget(&[192, 0, 2, n / 2].into());
+            recent.put([192, 0, 2, n].into(), n);
         }
-        assert!(recent.values.len() <= 3 && recent.order.len() <= 6);
+        assert!(recent.values.len() == 3 && recent.order.len() == 3);
         assert_eq!(recent.get(&ip("192.0.2.99")), Some(99));
     }
 }

@@ -276,7 +276,7 @@ async fn wrong_signatures_count_as_refused_keys() {
         others += 1;
         eventually("all", || async { rig.metrics().contains(&unsigned(count)) }).await;
     }
-    // The right signature is let in at once, and only then is all forgotten.
+    // The right signature is let in at once, and counts as none.
     let key = russh::keys::PrivateKeyWithHashAlg::new(Arc::new(rig.key()), None);
     let mut honest = connect(&rig).await;
     let login = honest.authenticate_publickey(rig.login("c1"), key);
