@@ -9,12 +9,14 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use edd_gateway::ssh::Limits;
 use edd_route::{ContainerId, UserId};
-use russh::keys::{Algorithm, PrivateKey};
+use russh::keys::{Algorithm, HashAlg, PrivateKey, PrivateKeyWithHashAlg};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::fake::{Fake, Vice};
+use super::limits::connect;
 use super::rig::{Rig, Sshd, command, free_address, output, stdout, within};
+use crate::logs;
 use crate::support::{DEADLINE, eventually};
 
 /// What OpenSSH says about a refused login from this address, and how long that took.
@@ -203,6 +205,32 @@ async fn the_sixth_key_of_an_agent_still_gets_in() {
     );
 }
 
+/// A signature with SHA-1 proves nothing any more. OpenSSH makes none, unless it is told to.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_rsa_key_that_signs_with_sha_1_is_refused() {
+    let rig = Rig::start().await;
+    let _c = rig.container("c1").await;
+    let file = rig.at("rsa");
+    let mut make = command("ssh-keygen");
+    make.args(["-q", "-N", "", "-t", "rsa", "-b", "2048", "-f", &file]);
+    stdout(&mut make).await;
+    let key = Arc::new(PrivateKey::read_openssh_file(rig.path("rsa")).unwrap());
+    let fingerprint = key.public_key().fingerprint(HashAlg::Sha256).to_string();
+    rig.put_keys(super::rig::OWNER, &[(2, &fingerprint)]);
+    for (hash, gets_in) in [
+        (None, false),
+        (Some(HashAlg::Sha256), true),
+        (Some(HashAlg::Sha512), true),
+    ] {
+        let mut client = connect(&rig).await;
+        let key = PrivateKeyWithHashAlg::new(Arc::clone(&key), hash);
+        let result = client.authenticate_publickey(rig.login("c1"), key).await;
+        assert_eq!(result.unwrap().success(), gets_in, "{hash:?}");
+    }
+    let refused = "ssh_auth_total{result=\"refused\"} 1";
+    assert!(rig.metrics().contains(refused), "{}", rig.metrics());
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_deleted_key_gets_nobody_in() {
     let rig = Rig::start().await;
@@ -315,9 +343,9 @@ async fn a_connection_found_elsewhere_is_taken_over_with_its_first_bytes() {
     .await;
 }
 
-/// What the user reads whose channel to `c1` is not opened.
-async fn not_reached(rig: &Rig) -> String {
-    let ssh = &mut rig.ssh_as(&rig.login("c1"), "owner", &["-o", "LogLevel=INFO"]);
+/// What the user reads whose channel to this container is not opened.
+async fn not_reached(rig: &Rig, id: &str) -> String {
+    let ssh = &mut rig.ssh_as(&rig.login(id), "owner", &["-o", "LogLevel=INFO"]);
     let output = output(ssh.arg("true")).await;
     assert_eq!(output.status.code(), Some(255));
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -334,38 +362,51 @@ async fn a_container_that_does_not_let_the_gateway_in_is_told_from_one_that_is_n
     let at = rig.target(free_address());
     let c1 = Sshd::start(&rig.path("c1"), at, &stranger, &[]).await;
     rig.put("c1", c1.address, Some(&c1.host_key), |_| {});
-    let text = not_reached(&rig).await;
+    let text = not_reached(&rig, "c1").await;
     assert!(
         text.contains("does not let the gateway in as this user"),
         "{text}"
     );
     rig.put("c1", free_address(), None, |_| {});
-    let text = not_reached(&rig).await;
+    let text = not_reached(&rig, "c1").await;
     assert!(text.contains("the container cannot be reached"), "{text}");
 }
 
 /// S10: whatever answered at the container's name was spoken to, whoever it was.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_container_with_another_host_key_is_not_spoken_to() {
+    logs::watch();
     let rig = Rig::start().await;
+    let id = "logged-impostor";
     let c1 = rig.sshd("c1", &[]).await;
     let other = Fake::start(rig.target(free_address()), Vice::None).await;
-    rig.put("c1", c1.address, Some(&other.host_key), |_| {});
-    let text = not_reached(&rig).await;
+    rig.put(id, c1.address, Some(&other.host_key), |_| {});
+    let text = not_reached(&rig, id).await;
     assert!(
         text.contains("the container shows a wrong host key"),
         "{text}"
     );
     let log = std::fs::read_to_string(rig.path("c1/log")).unwrap();
     assert!(!log.contains("Accepted"), "{log}");
+    // For the operator, before the channel is refused.
+    let lines = logs::lines(id);
+    let warned = lines.iter().find(|line| line.starts_with("WARN "));
+    let warned = warned.unwrap_or_else(|| panic!("{lines:#?}"));
+    for part in [
+        "container not reached by ssh",
+        &format!("address={}", c1.address),
+        "host key",
+    ] {
+        assert!(warned.contains(part), "{part}: {warned}");
+    }
 
     rig.put(
-        "c1",
+        id,
         c1.address,
         Some(&format!("{} root@c1", c1.host_key)),
         |_| {},
     );
-    assert_eq!(stdout(rig.ssh("c1").arg("echo in")).await, "in\n");
+    assert_eq!(stdout(rig.ssh(id).arg("echo in")).await, "in\n");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -400,7 +441,7 @@ async fn the_first_host_key_of_a_start_is_kept_until_the_next_start() {
 }
 
 /// Stands before a container: each connection goes through `meet` first.
-async fn in_front<F: Future<Output = bool> + Send>(
+pub(super) async fn in_front<F: Future<Output = bool> + Send>(
     at: SocketAddr,
     behind: SocketAddr,
     meet: impl Fn(usize) -> F + Send + Sync + 'static,
