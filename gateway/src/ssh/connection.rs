@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -25,6 +25,7 @@ use super::greeting::{self, Offer};
 use super::handler::{CHANNELS_MAX, ClientHandler, Login, Refused};
 use super::inbound::INBOUND_MAX;
 use super::lobby::{Stage, Ticket};
+use super::patience::REFUSAL;
 use super::uplink::Uplink;
 use super::warm::Warm;
 use super::wire::Wire;
@@ -33,6 +34,9 @@ use crate::telemetry::access::SshRecord;
 
 /// How long a client may take to hear that it is over, before it is cut.
 const GOODBYE: Duration = Duration::from_millis(300);
+
+/// In OpenSSH's words, which its users know.
+const TOO_MANY: &str = "Too many authentication failures";
 
 /// In a drain: how long a client without channels may take to go by itself.
 const LEAVE: Duration = Duration::from_secs(1);
@@ -49,6 +53,8 @@ pub(crate) struct Connection {
     pub(crate) channels: Arc<Semaphore>,
     /// A permit per channel that containers have opened.
     pub(crate) inbound: Arc<Semaphore>,
+    /// Cancelled when as many keys were refused as may be.
+    pub(crate) exhausted: CancellationToken,
     /// Cancelled when the container's connection with the client's remote forwards has ended.
     pub(crate) lost: CancellationToken,
     pub(crate) warm: Warm,
@@ -128,6 +134,7 @@ pub(crate) async fn run(
         gone: CancellationToken::new(),
         channels: Arc::new(Semaphore::new(CHANNELS_MAX)),
         inbound: Arc::new(Semaphore::new(INBOUND_MAX)),
+        exhausted: CancellationToken::new(),
         lost: CancellationToken::new(),
         warm: Warm::default(),
         uplinks: Mutex::default(),
@@ -164,6 +171,14 @@ pub(crate) async fn run(
         login = timeout_at(deadline, login) => login,
         result = &mut session => {
             ended(&connection, result);
+            log_refused(&connection);
+            return;
+        }
+        () = connection.exhausted.cancelled() => {
+            // Behind the last refusal, which russh holds back for its time.
+            let handle = session.handle();
+            let goodbye = say_goodbye(&handle, Disconnect::ProtocolError, TOO_MANY, session);
+            let _ = timeout(REFUSAL + GOODBYE, goodbye).await;
             log_refused(&connection);
             return;
         }
@@ -235,7 +250,7 @@ async fn identify(
 async fn serve(
     connection: &Arc<Connection>,
     login: &Login,
-    mut session: std::pin::Pin<&mut RunningSession<ClientHandler>>,
+    mut session: Pin<&mut RunningSession<ClientHandler>>,
     begin: Instant,
 ) {
     let shared = &connection.inner.shared;
@@ -257,13 +272,7 @@ async fn serve(
         // The channels first: nothing of theirs may follow, and the way out gets free.
         connection.gone.cancel();
         if let Some(handle) = connection.handle() {
-            let goodbye = async {
-                let reason = Disconnect::ByApplication;
-                let _ = handle
-                    .disconnect(reason, text.to_owned(), String::new())
-                    .await;
-                let _ = session.await;
-            };
+            let goodbye = say_goodbye(handle, Disconnect::ByApplication, text, session);
             let _ = timeout(GOODBYE, goodbye).await;
         }
     }
@@ -292,6 +301,19 @@ async fn serve(
         note: connection.note.get().map(String::as_str),
     }
     .log();
+}
+
+/// Tells the client that it is over and why, and waits for its end.
+async fn say_goodbye(
+    handle: &Handle,
+    reason: Disconnect,
+    text: &str,
+    session: Pin<&mut RunningSession<ClientHandler>>,
+) {
+    let _ = handle
+        .disconnect(reason, text.to_owned(), String::new())
+        .await;
+    let _ = session.await;
 }
 
 /// Waits until no channel is open.

@@ -28,6 +28,7 @@ use super::grants::Listen;
 use super::inbound::INBOUND_MAX;
 use super::lobby::{Stage, Ticket};
 use super::patience::REFUSAL;
+use super::settings::KEYS_MAX;
 use super::uplink::Uplink;
 use super::upstream::{Purpose, refusal};
 use super::window::{Load, Windows};
@@ -75,6 +76,8 @@ pub(crate) struct ClientHandler {
     login: Option<Login>,
     /// It was told that a key would do, and has not signed with it.
     unsigned: bool,
+    /// Keys refused so far.
+    keys_refused: u32,
     /// Where to count a channel's bytes; a channel's task owns it.
     uplinks: HashMap<ChannelId, Weak<Uplink>>,
     /// What containers answer to the requests of a session. No other channel has any.
@@ -96,6 +99,7 @@ impl ClientHandler {
             logged_in: Some(logged_in),
             login: None,
             unsigned: false,
+            keys_refused: 0,
             uplinks: HashMap::new(),
             answers: HashMap::new(),
             windows: Windows::default(),
@@ -128,7 +132,7 @@ impl ClientHandler {
     }
 
     /// The more of them come from one address, the longer each takes.
-    async fn refuse(&self, refused: Refused) -> Auth {
+    async fn refuse(&mut self, refused: Refused) -> Auth {
         let inner = &self.connection.inner;
         inner.shared.metrics.ssh_auth("refused");
         debug!(peer = %self.connection.peer, user = ?refused.name, reason = refused.reason,
@@ -139,7 +143,19 @@ impl ClientHandler {
         }
         let time = inner.refusals.refused(self.connection.peer.ip());
         self.delay(time).await;
+        self.keys_refused += 1;
+        if self.keys_refused >= KEYS_MAX {
+            self.connection.exhausted.cancel();
+        }
         Auth::reject()
+    }
+
+    /// An error once there were too many, should the client be faster than the end.
+    fn check_tries(&self) -> Result<(), russh::Error> {
+        match self.keys_refused >= KEYS_MAX {
+            true => Err(russh::Error::Disconnect),
+            false => Ok(()),
+        }
     }
 
     /// A key that would have done was not signed with, or wrongly: russh tells of neither, but the
@@ -319,6 +335,7 @@ impl Handler for ClientHandler {
         user: &str,
         offer: PublicKeyOffer<'_>,
     ) -> Result<Auth, russh::Error> {
+        self.check_tries()?;
         self.count_unsigned().await;
         Ok(match self.decide(user, offer.public_key, offer.algorithm) {
             Ok(login) => {
@@ -340,6 +357,7 @@ impl Handler for ClientHandler {
         user: &str,
         key: VerifiedPublicKey<'_>,
     ) -> Result<Auth, russh::Error> {
+        self.check_tries()?;
         self.unsigned = false;
         Ok(match self.decide(user, key.public_key, key.algorithm) {
             Ok(login) => {

@@ -105,7 +105,11 @@ impl Limits {
 /// Identification string: no version, nothing to look up.
 pub(super) const SERVER_ID: &str = "SSH-2.0-EddGateway";
 
-/// Six keys, as in OpenSSH's `MaxAuthTries`, and the "none" that clients begin with.
+/// Refused keys after which a connection ends, as with OpenSSH's `MaxAuthTries`.
+pub(super) const KEYS_MAX: u32 = 6;
+
+/// What russh counts by itself: the "none" that clients begin with, methods that are not offered,
+/// signatures that are wrong. It ends the connection at the request after so many.
 const ATTEMPTS_MAX: usize = 7;
 
 /// Keys of containers; RSA with SHA-1 is not among them.

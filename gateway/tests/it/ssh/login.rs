@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use edd_gateway::ssh::Limits;
 use edd_route::{ContainerId, UserId};
+use russh::client;
 use russh::keys::{Algorithm, HashAlg, PrivateKey, PrivateKeyWithHashAlg};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -16,6 +17,7 @@ use tokio::net::{TcpListener, TcpStream};
 use super::fake::{Fake, Vice};
 use super::limits::connect;
 use super::rig::{Rig, Sshd, command, free_address, output, stdout, within};
+use super::session::Trusting;
 use crate::logs;
 use crate::support::{DEADLINE, eventually};
 
@@ -203,6 +205,60 @@ async fn the_sixth_key_of_an_agent_still_gets_in() {
         rig.metrics()
             .contains("ssh_auth_total{result=\"refused\"} 5")
     );
+}
+
+/// With the "none" that most clients begin with, and without: russh counts both alike, and ends a
+/// connection only when it is asked again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_sixth_refused_key_ends_the_connection() {
+    let rig = Rig::start().await;
+    let _c = rig.container("c1").await;
+    let user = rig.login("c1");
+    for begins_with_none in [true, false] {
+        let socket = TcpStream::connect(rig.address).await.unwrap();
+        let said = Arc::default();
+        let trusting = Trusting(Arc::clone(&said));
+        let mut client = client::connect_stream(Arc::default(), socket, trusting)
+            .await
+            .unwrap();
+        if begins_with_none {
+            let none = client.authenticate_none(&user).await.unwrap();
+            assert!(!none.success());
+        }
+        for n in 1..=6 {
+            assert!(!client.is_closed(), "before the key {n}");
+            let stranger = PrivateKey::random(&mut rand::rng(), Algorithm::Ed25519).unwrap();
+            let stranger = PrivateKeyWithHashAlg::new(Arc::new(stranger), None);
+            let result = client.authenticate_publickey(&user, stranger).await;
+            assert!(!result.unwrap().success(), "{n}");
+        }
+        let closed = eventually("the end", || async { client.is_closed() });
+        within(Duration::from_secs(5), "the end", closed).await;
+        let said = said.lock().unwrap().clone();
+        assert_eq!(said.as_deref(), Some("Too many authentication failures"));
+        let right = PrivateKeyWithHashAlg::new(Arc::new(rig.key()), None);
+        assert!(client.authenticate_publickey(&user, right).await.is_err());
+    }
+    // The seventh of an agent is too late, and OpenSSH says why.
+    let mut options = vec!["-o".to_owned(), "LogLevel=INFO".to_owned()];
+    for n in 1..7 {
+        let name = format!("wrong{n}");
+        rig.new_key(&name);
+        let file = if n == 6 {
+            rig.at("owner")
+        } else {
+            rig.at(&name)
+        };
+        options.extend(["-o".to_owned(), format!("IdentityFile={file}")]);
+    }
+    rig.new_key("wrong0");
+    let options: Vec<_> = options.iter().map(String::as_str).collect();
+    let output = output(rig.ssh_as(&user, "wrong0", &options).arg("true")).await;
+    assert_eq!(output.status.code(), Some(255));
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(told.contains("Too many authentication failures"), "{told}");
+    let accepted = "ssh_auth_total{result=\"accepted\"}";
+    assert!(!rig.metrics().contains(accepted), "{}", rig.metrics());
 }
 
 /// A signature with SHA-1 proves nothing any more. OpenSSH makes none, unless it is told to.
