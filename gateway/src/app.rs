@@ -23,7 +23,7 @@ use crate::control::{self, Boot, Control, Face};
 use crate::drain::Drain;
 use crate::listener::{self, Doors, Gate, Inherited, RequestGate, Role, Workers};
 use crate::shared::Shared;
-use crate::ssh::{SshKeys, SshServer};
+use crate::ssh::{RecordingsEnd, SshKeys, SshServer};
 use crate::systemd;
 use crate::take_over::{self, Predecessor, Successor, Successors, TakeOverError};
 use crate::telemetry::{AccessLog, Metrics};
@@ -42,6 +42,8 @@ pub struct Running {
     face: Face,
     control: ControlPath,
     workers: Workers,
+    /// None: there are none, or they are written.
+    recordings: Option<RecordingsEnd>,
     /// Ends what only watches: certificates, the admin listener.
     background: CancellationToken,
     shutdown: CancellationToken,
@@ -169,6 +171,7 @@ async fn begin(
 
     let (bound, ssh_listener, admin_listener) = bound.split();
     let ssh = SshServer::start(Arc::clone(&shared), ssh_listener).await?;
+    let recordings = ssh.recordings_end();
     let background = CancellationToken::new();
     tokio::spawn(Arc::clone(&shared.certs).watch(background.clone()));
     let face = Face::new(&shared);
@@ -230,6 +233,7 @@ async fn begin(
         face,
         control,
         workers,
+        recordings,
         background,
         shutdown,
         successors,
@@ -382,6 +386,11 @@ impl Running {
         // Last, so that it can be asked to the end.
         self.background.cancel();
         self.shared.doors.forget();
+        if let Some(recordings) = self.recordings
+            && !recordings.wait(FLUSH_LIMIT).await
+        {
+            warn!("the recordings of SSH sessions were not written to their end");
+        }
         let access = self.shared.access.clone();
         let flush = move || access.flush(FLUSH_LIMIT);
         if tokio::task::spawn_blocking(flush).await.is_err() {
@@ -484,5 +493,5 @@ async fn next(successors: Option<&Successors>) -> Result<Successor, TakeOverErro
 /// Before a control path that has panicked, or could not be started, is started again.
 const RESTART_PAUSE: Duration = Duration::from_secs(1);
 
-/// What is left of the access log at the end is written within this.
+/// What is left of the recordings and of the access log at the end is written within this, each.
 const FLUSH_LIMIT: Duration = Duration::from_secs(2);

@@ -74,6 +74,7 @@ pub use self::hostkeys::HostKeyError;
 pub use self::keyring::{SshKeys, StoredKey};
 pub use self::keys::KeyError;
 pub use self::lobby::Startups;
+pub use self::recording::RecordingsEnd;
 pub use self::settings::{Keepalive, Limits};
 pub use self::upstream::DialError;
 
@@ -172,6 +173,11 @@ impl SshServer {
     /// while there is none.
     pub fn public_key_line(&self) -> String {
         self.0.keys.public_key_line().unwrap_or_default()
+    }
+
+    /// Tells, after the last connection, when the recordings are written; for the first who asks.
+    pub fn recordings_end(&self) -> Option<RecordingsEnd> {
+        self.0.recorder.as_ref()?.end()
     }
 
     /// The gateway's keys.

@@ -9,19 +9,22 @@
 
 mod writer;
 
+use std::convert::Infallible;
 use std::fs::DirBuilder;
 use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use edd_route::ContainerId;
 use serde_json::json;
 use time::OffsetDateTime;
+use tokio::sync::oneshot;
+use tokio::time::timeout;
 
 use self::writer::Writer;
 use crate::config::Recordings;
@@ -42,7 +45,13 @@ pub(crate) struct Recorder {
     waiting: Arc<Waiting>,
     next: AtomicU64,
     metrics: Metrics,
+    /// Taken once.
+    end: Mutex<Option<RecordingsEnd>>,
 }
+
+/// The writer's end: it is over when all that was recorded is written.
+#[derive(Debug)]
+pub struct RecordingsEnd(oneshot::Receiver<Infallible>);
 
 /// What waits for the disk.
 #[derive(Debug, Default)]
@@ -110,16 +119,27 @@ impl Recorder {
         let (jobs, queue) = sync_channel(JOBS_MAX);
         let waiting = Arc::<Waiting>::default();
         let writer = Writer::new(config, Arc::clone(&waiting), metrics.clone());
+        let (alive, end) = oneshot::channel();
         std::thread::Builder::new()
             .name("ssh-recordings".into())
-            .spawn(move || writer.run(&queue))?;
+            .spawn(move || {
+                writer.run(&queue);
+                drop(alive);
+            })?;
         Ok(Self {
             containers: config.containers.clone(),
             jobs,
             waiting,
             next: AtomicU64::new(0),
             metrics,
+            end: Mutex::new(Some(RecordingsEnd(end))),
         })
+    }
+
+    /// What the end of the process waits for; for the first who asks.
+    pub(crate) fn end(&self) -> Option<RecordingsEnd> {
+        let mut end = self.end.lock().unwrap_or_else(PoisonError::into_inner);
+        end.take()
     }
 
     /// Whether terminal sessions of this container are recorded.
@@ -164,6 +184,14 @@ impl Recorder {
             header: header.to_string(),
         });
         recording
+    }
+}
+
+impl RecordingsEnd {
+    /// Waits until everything is written, which needs the recorder and all recordings dropped;
+    /// false if that took longer than `limit`.
+    pub async fn wait(self, limit: Duration) -> bool {
+        timeout(limit, self.0).await.is_ok()
     }
 }
 
@@ -325,13 +353,17 @@ mod tests {
         }
 
         fn lines(&self) -> Vec<serde_json::Value> {
-            let folder = self.folder.path().join("recordings/c1");
-            let file = std::fs::read_dir(folder).unwrap().next().unwrap().unwrap();
-            let text = std::fs::read_to_string(file.path()).unwrap();
-            text.lines()
-                .map(|line| serde_json::from_str(line).unwrap())
-                .collect()
+            lines(&self.folder)
         }
+    }
+
+    fn lines(folder: &tempfile::TempDir) -> Vec<serde_json::Value> {
+        let folder = folder.path().join("recordings/c1");
+        let file = std::fs::read_dir(folder).unwrap().next().unwrap().unwrap();
+        let text = std::fs::read_to_string(file.path()).unwrap();
+        text.lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect()
     }
 
     #[test]
@@ -364,6 +396,33 @@ mod tests {
                 (Some(wanted_code), Some(wanted))
             );
         }
+    }
+
+    #[tokio::test]
+    async fn the_end_comes_when_all_is_written() {
+        let rig = rig(u64::MAX, None);
+        let end = rig.recorder.end().expect("for the first");
+        assert!(rig.recorder.end().is_none());
+        let recording = rig.begin();
+        // Small ones, so that there is something to do.
+        for _ in 0..JOBS_MAX / 4 {
+            recording.output(&Bytes::from_static(b"0123456789abcdef"));
+        }
+        drop(recording);
+        let Rig {
+            folder, recorder, ..
+        } = rig;
+        drop(recorder);
+        assert!(end.wait(LIMIT).await);
+        assert_eq!(lines(&folder).len(), 1 + JOBS_MAX / 4);
+    }
+
+    #[tokio::test]
+    async fn the_end_is_not_waited_for_longer_than_asked() {
+        let rig = rig(u64::MAX, None);
+        let _recording = rig.begin();
+        let end = rig.recorder.end().expect("for the first");
+        assert!(!end.wait(Duration::from_millis(1)).await);
     }
 
     #[test]

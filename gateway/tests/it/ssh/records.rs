@@ -1,19 +1,23 @@
 //! What is written down about sessions: the access log, metrics, recordings.
 
+use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::process::Stdio;
+use std::sync::Arc;
 
 use edd_gateway::ssh::Limits;
-use russh::ChannelMsg;
+use russh::keys::{Algorithm, HashAlg, PrivateKey, PrivateKeyWithHashAlg};
+use russh::{ChannelMsg, client};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 
-use super::rig::{Rig, exit_code, output, stdout, until_text};
-use super::session::{next, strict_client};
+use super::rig::{Rig, Sshd, exit_code, output, stdout, unix_user, until_text, within};
+use super::session::{Trusting, next, strict_client};
 use crate::logs;
-use crate::support::{DEADLINE, eventually};
+use crate::support::containers::{Containers, container_address};
+use crate::support::{DEADLINE, Gateway, Options, eventually, free_port};
 
 /// The value of a field in a line of the log.
 fn field<'l>(line: &'l str, name: &str) -> &'l str {
@@ -272,6 +276,79 @@ async fn a_shell_behind_a_refused_subsystem_is_told_and_recorded() {
         let text = std::fs::read_to_string(file).unwrap();
         assert!(text.contains("shown"), "{text}");
     }
+}
+
+/// What the writer has not come to when the last session is cut is still written.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gateway_that_has_ended_has_written_its_recordings() {
+    let ssh_port = free_port();
+    let folder = Arc::new(tempfile::TempDir::new().unwrap());
+    let recordings = folder.path().join("recordings");
+    let options = Options {
+        folder: Some(Arc::clone(&folder)),
+        ..Options::default()
+    };
+    let options = options
+        .flag("--container-ssh-port", ssh_port.to_string())
+        .flag("--ssh-recordings", recordings.display().to_string())
+        .flag("--ssh-record", "*");
+    let gateway = Gateway::start(options).await;
+    let mut containers = Containers::of(&gateway);
+    let key = PrivateKey::random(&mut rand::rng(), Algorithm::Ed25519).unwrap();
+    let fingerprint = key.public_key().fingerprint(HashAlg::Sha256);
+    let line = std::fs::read_to_string(gateway.path("state/ssh_client_ed25519.pub")).unwrap();
+    let address = container_address();
+    let at = SocketAddr::new(address, ssh_port);
+    let _sshd = Sshd::start(&gateway.path("sshd"), at, line.trim_end(), &[]).await;
+    containers.run("c1", address, &[]);
+    containers.ssh("c1", &fingerprint.to_string());
+    let socket = TcpStream::connect(gateway.addresses.ssh).await.unwrap();
+    let trusting = Trusting(Arc::default());
+    let mut client = client::connect_stream(Arc::default(), socket, trusting)
+        .await
+        .unwrap();
+    let key = PrivateKeyWithHashAlg::new(Arc::new(key), None);
+    let user = format!("{}.c1", unix_user());
+    let login = client.authenticate_publickey(user, key).await;
+    assert!(login.unwrap().success());
+    let mut shell = client.channel_open_session().await.unwrap();
+    shell
+        .request_pty(true, "xterm", 80, 24, 0, 0, &[])
+        .await
+        .unwrap();
+    // Not faster than any disk, or the recording would be torn.
+    let run = "n=0; while :; do n=$((n + 1)); echo line $n; sleep 0.01; done";
+    shell.exec(true, run).await.unwrap();
+    // Reads on and on, to the moment at which it is cut.
+    let reading = tokio::spawn(async move {
+        let mut shown = Vec::new();
+        while let Some(message) = shell.wait().await {
+            if let ChannelMsg::Data { data } = message {
+                shown.extend_from_slice(&data);
+            }
+        }
+        shown
+    });
+    let any = || std::fs::read_dir(recordings.join("c1")).is_ok_and(|mut all| all.next().is_some());
+    eventually("a recording", || async { any() }).await;
+    gateway.stop().await;
+    let file = std::fs::read_dir(recordings.join("c1")).unwrap().next();
+    let text = std::fs::read_to_string(file.unwrap().unwrap().path()).unwrap();
+    let shown = within(DEADLINE, "the end", reading).await.unwrap();
+    let shown = String::from_utf8_lossy(&shown).into_owned();
+    // The gateway's own words are among them, and the last line may be cut.
+    let lines = shown.lines().filter_map(|line| line.strip_prefix("line "));
+    let last = lines.filter_map(|number| number.parse::<u32>().ok()).max();
+    let whole = last.expect("some lines") - 1;
+    let written: String = text
+        .lines()
+        .skip(1)
+        .map(|line| serde_json::from_str::<Value>(line).unwrap())
+        .filter(|event| event[1] == "o")
+        .map(|event| event[2].as_str().unwrap().to_owned())
+        .collect();
+    let wanted: String = (1..=whole).map(|n| format!("line {n}\r\n")).collect();
+    assert!(whole > 0 && written.starts_with(&wanted), "{written}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
