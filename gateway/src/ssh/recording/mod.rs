@@ -36,6 +36,9 @@ const JOBS_MAX: usize = 4096;
 /// Bytes in them.
 const BYTES_MAX: usize = 16 << 20;
 
+/// Columns or rows of the largest terminal that is worth playing.
+const SIZE_MAX: u32 = 9999;
+
 /// Begins recordings.
 #[derive(Debug)]
 pub(crate) struct Recorder {
@@ -157,8 +160,9 @@ impl Recorder {
             session,
             channel,
             term,
-            size: (columns, rows),
+            size,
         } = subject;
+        let (columns, rows) = shown(*size);
         let name = format!("{}-{session}-{channel}.cast", stamp(begun));
         let header = json!({
             "version": 2,
@@ -203,6 +207,7 @@ impl Recording {
 
     /// The terminal has another size. Never waits.
     pub(crate) fn resize(&self, columns: u32, rows: u32) {
+        let (columns, rows) = shown((columns, rows));
         self.put(Event::Resize(columns, rows));
     }
 
@@ -274,6 +279,15 @@ impl Event {
             Self::Begin { .. } | Self::End => 0,
         }
     }
+}
+
+/// A size that players take: clients say 0 for one that they do not know, and whatever they like.
+fn shown((columns, rows): (u32, u32)) -> (u32, u32) {
+    let or = |told: u32, usual: u32| match told {
+        0 => usual,
+        told => told.min(SIZE_MAX),
+    };
+    (or(columns, 80), or(rows, 24))
 }
 
 /// Makes a folder that is its owner's alone, if there is none.
@@ -396,6 +410,23 @@ mod tests {
                 (Some(wanted_code), Some(wanted))
             );
         }
+    }
+
+    #[test]
+    fn sizes_are_such_as_players_take() {
+        assert_eq!(shown((0, 0)), (80, 24));
+        assert_eq!(shown((0, 50)), (80, 50));
+        assert_eq!(shown((132, 43)), (132, 43));
+        assert_eq!(shown((70_000, u32::MAX)), (9999, 9999));
+        let rig = rig(1 << 20, None);
+        let recording = rig.begin();
+        recording.resize(0, 0);
+        recording.resize(70_000, 1);
+        drop(recording);
+        rig.wait_for("complete");
+        let lines = rig.lines();
+        let sizes: Vec<_> = lines[1..].iter().map(|line| line[2].as_str()).collect();
+        assert_eq!(sizes, [Some("80x24"), Some("9999x1")]);
     }
 
     #[tokio::test]

@@ -212,6 +212,11 @@ async fn what_a_terminal_shows_is_recorded_and_nothing_else() {
     let mut lines = text.lines();
     let header: Value = serde_json::from_str(lines.next().unwrap()).unwrap();
     assert_eq!(header["version"], 2);
+    // Without a terminal of its own `ssh` says 0 to both, which no player takes.
+    assert_eq!(
+        (&header["width"], &header["height"]),
+        (&80.into(), &24.into())
+    );
     assert_eq!(header["env"]["TERM"], "xterm-color");
     let shown: String = lines
         .map(|line| serde_json::from_str::<Value>(line).unwrap())
