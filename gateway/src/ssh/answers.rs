@@ -7,8 +7,12 @@
 //! without waiting. So it waits for a moment only; the container has merely to
 //! make a terminal or a socket. Where no other channel suffers from it the loop
 //! waits for what takes longer, too.
+//!
+//! A container that has kept one channel waiting for nothing would do so with each: from then on
+//! nobody waits ([`Silence`]), until it answers something.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -29,9 +33,15 @@ pub(crate) enum Question {
     Terminal,
 }
 
+/// Whether the container of a client's connection leaves unanswered what prepares a session.
+/// Clones share it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Silence(Arc<AtomicBool>);
+
 /// What a channel's task knows of its questions.
 #[derive(Debug)]
 pub(crate) struct Answers {
+    silence: Silence,
     asked: Asked,
     told: watch::Sender<Told>,
 }
@@ -48,11 +58,15 @@ struct Questions {
     late: VecDeque<Question>,
     /// One was late: no answer is wanted any more but to what runs something.
     given_up: bool,
+    /// The next one is granted before it is asked, and asked all the same: an answer would end
+    /// the silence.
+    ahead: bool,
 }
 
 /// What the connection's loop waits for.
 #[derive(Debug)]
 pub(crate) struct Awaited {
+    silence: Silence,
     asked: Asked,
     told: watch::Receiver<Told>,
     /// Questions so far.
@@ -67,15 +81,31 @@ struct Told {
     accepted: bool,
 }
 
-/// Of a new channel.
-pub(crate) fn pair() -> (Answers, Awaited) {
+impl Silence {
+    fn begin(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    fn end(&self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
+
+    fn lasts(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Of a new channel, in a connection of which this is known.
+pub(crate) fn pair(silence: &Silence) -> (Answers, Awaited) {
     let (sender, receiver) = watch::channel(Told::default());
     let asked = Asked::default();
     let answers = Answers {
+        silence: silence.clone(),
         asked: asked.clone(),
         told: sender,
     };
     let awaited = Awaited {
+        silence: silence.clone(),
         asked,
         told: receiver,
         count: 0,
@@ -91,9 +121,13 @@ impl Answers {
     #[must_use]
     pub(crate) fn ask(&self, question: Question) -> bool {
         let mut asked = self.asked.lock();
-        let is_wanted = question == Question::Run || !asked.given_up;
-        if is_wanted {
+        if question == Question::Run || !asked.given_up {
             asked.waiting.push_back(question);
+            return true;
+        }
+        let is_wanted = std::mem::take(&mut asked.ahead);
+        if is_wanted {
+            asked.late.push_back(question);
         }
         is_wanted
     }
@@ -110,7 +144,12 @@ impl Answers {
             true => (waiting, late),
             false => (late, waiting),
         };
-        first.pop_front().or_else(|| then.pop_front())
+        let heard = first.pop_front().or_else(|| then.pop_front());
+        // That to run something it answers however it treats the rest.
+        if matches!(heard, Some(Question::Other | Question::Terminal)) {
+            self.silence.end();
+        }
+        heard
     }
 
     /// Tells who waits.
@@ -135,25 +174,52 @@ impl Questions {
         let (waiting, late) = all.partition(|question| *question == Question::Run);
         (self.waiting, self.late) = (waiting, late);
     }
+
+    /// Gives up before the next question, which the channel's task may have asked by now.
+    fn give_up_ahead(&mut self) {
+        self.ahead = self.waiting.iter().all(|one| *one == Question::Run);
+        self.give_up();
+    }
 }
 
 impl Awaited {
     /// The container's answer to the next question; what it leaves unanswered, it grants. Call it
     /// once for each question, in order.
     pub(crate) async fn next(&mut self) -> bool {
+        let is_answered = self.told.borrow().count > self.count;
+        if !is_answered && self.silence.lasts() {
+            let mut asked = self.asked.lock();
+            if !asked.given_up {
+                asked.give_up_ahead();
+            }
+        }
+        self.wait().await.unwrap_or_else(|| {
+            self.silence.begin();
+            true
+        })
+    }
+
+    /// Waits for the answer to the next question, which is to run something and for somebody
+    /// else. That may take its time, so it says nothing about the container.
+    pub(crate) async fn next_run(&mut self) {
+        let _ = self.wait().await;
+    }
+
+    /// None: it has not come in time.
+    async fn wait(&mut self) -> Option<bool> {
         self.count += 1;
         if self.asked.lock().given_up {
-            return true;
+            return Some(true);
         }
         let mine = self.count;
         let answered = self.told.wait_for(|told| told.count >= mine);
         match timeout(PATIENCE, answered).await {
-            Ok(Ok(told)) => told.accepted,
+            Ok(Ok(told)) => Some(told.accepted),
             // The channel has ended.
-            Ok(Err(_)) => false,
+            Ok(Err(_)) => Some(false),
             Err(_) => {
                 self.asked.lock().give_up();
-                true
+                None
             }
         }
     }
@@ -175,7 +241,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn answers_go_to_their_questions() {
-        let (answers, mut awaited) = pair();
+        let (answers, mut awaited) = pair(&Silence::default());
         for question in [Question::Terminal, Question::Run, Question::Other] {
             assert!(answers.ask(question));
         }
@@ -200,7 +266,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn who_does_not_answer_is_waited_for_once_and_asked_no_more() {
-        let (answers, mut awaited) = pair();
+        let (answers, mut awaited) = pair(&Silence::default());
         let begin = tokio::time::Instant::now();
         assert!(answers.ask(Question::Terminal));
         assert!(awaited.next().await);
@@ -212,9 +278,56 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn who_does_not_answer_is_waited_for_once_in_all_channels_of_a_connection() {
+        let silence = Silence::default();
+        let begin = tokio::time::Instant::now();
+        let mut channels = Vec::new();
+        for is_early in [true, true, false, false] {
+            let (answers, mut awaited) = pair(&silence);
+            // The channel's task may come to it later than the connection's loop.
+            if is_early {
+                assert!(answers.ask(Question::Terminal));
+            }
+            assert!(awaited.next().await);
+            if !is_early {
+                assert!(answers.ask(Question::Terminal), "it may have changed");
+            }
+            assert!(awaited.next().await);
+            assert!(!answers.ask(Question::Other), "one is enough");
+            assert!(answers.ask(Question::Run));
+            awaited.next_run().await;
+            assert_eq!(answers.hear(true), Some(Question::Run));
+            channels.push((answers, awaited));
+        }
+        assert_eq!(begin.elapsed(), PATIENCE);
+        // One of the first answers after all: the next channel's are worth a wait again.
+        assert_eq!(channels[2].0.hear(false), Some(Question::Terminal));
+        let (answers, mut awaited) = pair(&silence);
+        assert!(answers.ask(Question::Terminal));
+        let refusing = async {
+            tokio::time::sleep(PATIENCE / 2).await;
+            assert_eq!(answers.hear(false), Some(Question::Terminal));
+            answers.tell(false);
+        };
+        let (accepted, ()) = tokio::join!(awaited.next(), refusing);
+        assert!(!accepted);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_that_is_there_counts_in_silence_too() {
+        let silence = Silence::default();
+        let (answers, mut awaited) = pair(&silence);
+        assert!(answers.ask(Question::Terminal));
+        assert_eq!(answers.hear(false), Some(Question::Terminal));
+        answers.tell(false);
+        silence.begin();
+        assert!(!awaited.next().await);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn an_answer_that_comes_late_is_not_that_of_the_shell() {
         for (late, run) in [(false, true), (false, false), (true, true)] {
-            let (answers, mut awaited) = pair();
+            let (answers, mut awaited) = pair(&Silence::default());
             assert!(answers.ask(Question::Terminal));
             assert!(awaited.next().await, "believed to be willing");
             assert!(answers.ask(Question::Run));

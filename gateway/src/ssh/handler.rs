@@ -19,7 +19,7 @@ use russh::{Channel, ChannelId, ChannelOpenFailure, Pty};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tracing::debug;
 
-use super::answers::{self, Awaited};
+use super::answers::{self, Awaited, Silence};
 use super::bridge;
 use super::connection::Connection;
 use super::flow::Flow;
@@ -82,6 +82,8 @@ pub(crate) struct ClientHandler {
     uplinks: HashMap<ChannelId, Weak<Uplink>>,
     /// What containers answer to the requests of a session. No other channel has any.
     answers: HashMap<ChannelId, Awaited>,
+    /// Whether they are worth waiting for.
+    silence: Silence,
     windows: Windows<ChannelId>,
     forwards: Forwards,
 }
@@ -102,6 +104,7 @@ impl ClientHandler {
             keys_refused: 0,
             uplinks: HashMap::new(),
             answers: HashMap::new(),
+            silence: Silence::default(),
             windows: Windows::default(),
             forwards: Forwards::default(),
         }
@@ -201,7 +204,7 @@ impl ClientHandler {
         uplink.watch(audit);
         self.uplinks.retain(|_, uplink| uplink.strong_count() > 0);
         self.uplinks.insert(channel.id(), Arc::downgrade(&uplink));
-        let (answers, awaited) = answers::pair();
+        let (answers, awaited) = answers::pair(&self.silence);
         self.answers.retain(|_, awaited| awaited.lives());
         if purpose == Purpose::Session {
             self.answers.insert(channel.id(), awaited);
@@ -256,9 +259,7 @@ impl ClientHandler {
         let is_alone = self.connection.channels.available_permits() + 1 >= CHANNELS_MAX
             && self.connection.inbound.available_permits() == INBOUND_MAX;
         match self.answers.get_mut(&channel) {
-            Some(awaited) if is_alone => {
-                awaited.next().await;
-            }
+            Some(awaited) if is_alone => awaited.next_run().await,
             Some(awaited) => awaited.pass(),
             None => session.channel_failure(channel)?,
         }

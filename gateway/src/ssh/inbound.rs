@@ -14,7 +14,7 @@ use russh::{Channel, ChannelOpenFailure, client};
 use tokio::time::timeout;
 use tracing::debug;
 
-use super::answers;
+use super::answers::{self, Silence};
 use super::bridge::{Bridge, Kind};
 use super::connection::Connection;
 use super::counting_panics;
@@ -99,7 +99,7 @@ async fn run(
         grants: live.grants(),
         uplink,
         // It has no requests.
-        answers: answers::pair().0,
+        answers: answers::pair(&Silence::default()).0,
         down,
         up,
         has_terminal: AtomicBool::new(false),

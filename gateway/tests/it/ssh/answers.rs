@@ -1,7 +1,7 @@
 //! What a container refuses to a session is refused to its client, in the order of asking.
 
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use russh::ChannelMsg;
 use tokio::net::TcpListener;
@@ -142,6 +142,39 @@ async fn a_container_that_leaves_requests_unanswered_stops_nobody() {
     silent.exec(true, "silent").await.unwrap();
     for _ in 0..3 {
         assert!(answer(&mut silent).await);
+    }
+}
+
+/// As twenty `ssh -tt` over one connection were: each of them kept all others waiting anew.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_container_that_answers_nothing_is_waited_for_once_per_connection() {
+    const SESSIONS: u32 = 5;
+    // What each of them would cost.
+    const EACH: Duration = Duration::from_millis(500);
+    let rig = Rig::start().await;
+    let fake = Fake::start(rig.target(free_address()), Vice::None).await;
+    rig.put("c1", fake.address, Some(&fake.host_key), |_| {});
+    let client = strict_client(&rig, "c1").await;
+    let mut other = client.channel_open_session().await.unwrap();
+    let mut silent = Vec::new();
+    for _ in 0..SESSIONS {
+        silent.push(client.channel_open_session().await.unwrap());
+    }
+    let begun = Instant::now();
+    for channel in &silent {
+        channel
+            .request_pty(true, "xterm", 80, 24, 0, 0, &[])
+            .await
+            .unwrap();
+    }
+    other.exec(true, "other").await.unwrap();
+    assert!(answer(&mut other).await);
+    let took = begun.elapsed();
+    assert!(took < EACH * SESSIONS, "{took:?}");
+    for channel in &mut silent {
+        assert!(answer(channel).await);
+        channel.exec(true, "silent").await.unwrap();
+        assert!(answer(channel).await);
     }
 }
 
