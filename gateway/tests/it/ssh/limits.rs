@@ -4,11 +4,11 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
-use russh::client;
 use russh::keys::agent::AgentIdentity;
 use russh::keys::signature::Signer as _;
 use russh::keys::ssh_key::Signature;
 use russh::keys::{HashAlg, PrivateKey, PublicKeyOrCertificate};
+use russh::{ChannelMsg, ChannelOpenFailure, client};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::process::Child;
@@ -17,7 +17,10 @@ use tokio::task::JoinSet;
 use edd_gateway::ssh::Limits;
 use edd_route::UserId;
 
-use super::rig::{Rig, Sshd, exit_code, noise, stdout, until_text, within};
+use super::fake::{Fake, Vice};
+use super::login::in_front;
+use super::rig::{Rig, Sshd, exit_code, free_address, noise, stdout, until_text, within};
+use super::session::{next, strict_client};
 use crate::support::{DEADLINE, eventually, free_port};
 
 const OTHER: UserId = UserId(8);
@@ -189,6 +192,41 @@ async fn a_user_of_many_channels_leaves_connections_for_the_log_in_of_another() 
     })
     .await;
     assert_eq!(stdout(rig.ssh_over("c1").arg("echo in")).await, "in\n");
+}
+
+/// Five hundred wait for a container that is slow; what is open goes on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_channel_beyond_the_cap_is_refused_and_the_connection_lives() {
+    const CHANNELS: usize = 500;
+    let rig = Rig::start().await;
+    let address = free_address();
+    let fake = Fake::start(rig.target(free_address()), Vice::None).await;
+    let behind = rig.target(fake.address);
+    // The first is served, the others wait for ever.
+    let first = |n| async move { n == 0 || std::future::pending().await };
+    let _ = in_front(rig.target(address), behind, first).await;
+    rig.put("c1", address, Some(&fake.host_key), |_| {});
+    let client = Arc::new(strict_client(&rig, "c1").await);
+    let mut channel = client.channel_open_session().await.unwrap();
+    let mut opening = JoinSet::new();
+    for _ in 0..CHANNELS {
+        let client = Arc::clone(&client);
+        opening.spawn(async move { client.channel_open_session().await.map(|_| ()) });
+    }
+    let refused = within(DEADLINE, "a refusal", opening.join_next()).await;
+    match refused.unwrap().unwrap() {
+        Err(russh::Error::ChannelOpenFailure(reason)) => {
+            assert_eq!(reason, ChannelOpenFailure::ResourceShortage);
+        }
+        other => panic!("{other:?}"),
+    }
+    // The requests come in order, so none of the others was refused before it.
+    assert_eq!(opening.len(), CHANNELS - 1);
+    assert!(opening.try_join_next().is_none());
+    channel.exec(true, "work").await.unwrap();
+    assert!(matches!(next(&mut channel).await, ChannelMsg::Success));
+    let counted = "ssh_open_failures_total{reason=\"resource_shortage\"} 1";
+    assert!(rig.metrics().contains(counted), "{}", rig.metrics());
 }
 
 /// Signs something else than it was asked to.

@@ -5,6 +5,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::Arc;
+use std::time::Instant;
 
 use edd_gateway::ssh::Limits;
 use russh::keys::{Algorithm, HashAlg, PrivateKey, PrivateKeyWithHashAlg};
@@ -17,7 +18,7 @@ use super::rig::{Rig, Sshd, exit_code, output, stdout, unix_user, until_text, wi
 use super::session::{Trusting, next, strict_client};
 use crate::logs;
 use crate::support::containers::{Containers, container_address};
-use crate::support::{DEADLINE, Gateway, Options, eventually, free_port};
+use crate::support::{DEADLINE, Gateway, Options, REVOCATION, eventually, free_port};
 
 /// The value of a field in a line of the log.
 fn field<'l>(line: &'l str, name: &str) -> &'l str {
@@ -281,6 +282,51 @@ async fn a_shell_behind_a_refused_subsystem_is_told_and_recorded() {
         let text = std::fs::read_to_string(file).unwrap();
         assert!(text.contains("shown"), "{text}");
     }
+}
+
+/// Also what the gateway has made in advance, and nothing of the recording is lost.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_revocation_ends_all_connections_to_the_container_and_completes_the_recording() {
+    let rig = recording_rig("c1").await;
+    let c1 = rig.container("c1").await;
+    let client = strict_client(&rig, "c1").await;
+    let mut shell = client.channel_open_session().await.unwrap();
+    shell
+        .request_pty(true, "xterm", 100, 30, 0, 0, &[])
+        .await
+        .unwrap();
+    shell.exec(true, "echo shown; cat").await.unwrap();
+    let mut shown = String::new();
+    while !shown.contains("shown") {
+        if let ChannelMsg::Data { data } = next(&mut shell).await {
+            shown.push_str(&String::from_utf8_lossy(&data));
+        }
+    }
+    let _other = client.channel_open_session().await.unwrap();
+    // One each, and a spare.
+    eventually("a spare", || async { rig.shared.gate.upstreams() == 3 }).await;
+    let begun = Instant::now();
+    rig.put("c1", c1.address, Some(&c1.host_key), |spec| {
+        spec.ssh_enabled = false;
+    });
+    eventually("all of them end", || async {
+        rig.shared.gate.upstreams() == 0
+    })
+    .await;
+    assert!(begun.elapsed() < REVOCATION, "{:?}", begun.elapsed());
+    eventually("the recording is complete", || async {
+        rig.metrics()
+            .contains("ssh_recordings_total{result=\"complete\"} 1")
+    })
+    .await;
+    let files = recordings(&rig, "c1");
+    let text = std::fs::read_to_string(&files[0]).unwrap();
+    let events: Vec<Value> = text
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(events[0]["width"], 100);
+    assert!(text.ends_with('\n') && text.contains("shown"), "{text}");
 }
 
 /// What the writer has not come to when the last session is cut is still written.
