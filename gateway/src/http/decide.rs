@@ -12,6 +12,7 @@ use edd_route::{Admission, Door, RouteTable};
 
 use super::answer::Answer;
 use super::head::Destination;
+use crate::telemetry::access::TO_CONTAINER;
 use crate::upstream::{Destination as To, UpstreamKey};
 
 /// What the decision needs from the connection.
@@ -66,7 +67,7 @@ pub(crate) struct Labels {
 impl Default for Labels {
     fn default() -> Self {
         Self {
-            container: "container".into(),
+            container: TO_CONTAINER.into(),
             none: "none".into(),
         }
     }

@@ -28,7 +28,7 @@ pub(crate) mod h2;
 mod head;
 mod plan;
 mod policy;
-mod request_id;
+pub(crate) mod request_id;
 mod rewrite;
 pub(crate) mod side;
 pub(crate) mod splice;

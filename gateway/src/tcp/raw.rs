@@ -12,6 +12,7 @@ use tracing::debug;
 
 use super::over::reset;
 use super::{End, Relayed, relay};
+use crate::http::request_id;
 use crate::listener::Prefixed;
 use crate::shared::Shared;
 use crate::telemetry::access::RawRecord;
@@ -90,6 +91,7 @@ pub async fn raw(
     };
     let record = RawRecord {
         kind: kind.label(),
+        request_id: request_id::generate(begun),
         revision,
         peer: caller.peer,
         port: to.port,

@@ -92,11 +92,16 @@ impl fmt::Display for Upstream {
     }
 }
 
+/// The route of what goes to a container, in lines and in metrics.
+pub const TO_CONTAINER: &str = "container";
+
 /// A raw TCP connection, or TLS that was passed through.
 #[derive(Clone, Debug)]
 pub struct RawRecord<'r> {
     /// `tcp` or `tls-passthrough`.
     pub kind: &'static str,
+    /// Names it, as a request's does; nobody else is told.
+    pub request_id: Text<40>,
     /// The table that decided.
     pub revision: u64,
     /// The client.
@@ -123,10 +128,12 @@ impl RawRecord<'_> {
         info!(
             target: "access",
             kind = self.kind,
+            request_id = %self.request_id,
             revision = self.revision,
             peer = %self.peer,
             port = self.port,
             container = self.container,
+            route = TO_CONTAINER,
             upstream = %self.upstream,
             bytes_in = self.bytes_in,
             bytes_out = self.bytes_out,
@@ -179,6 +186,9 @@ impl SshRecord<'_> {
         info!(
             target: "access",
             kind = "ssh",
+            // Under both names: that of all lines for one connection or request, and that of the
+            // lines of its channels.
+            request_id = self.session,
             session = self.session,
             revision = self.revision,
             peer = %self.peer,
@@ -188,6 +198,7 @@ impl SshRecord<'_> {
             unix_user = self.unix_user,
             key_id = self.key_id,
             fingerprint = self.fingerprint,
+            route = TO_CONTAINER,
             upstream = %self.upstream,
             channels = self.channels,
             opened = self.opened,

@@ -1,13 +1,16 @@
 //! What clients without an account can have written to the log, and how often.
 
+use std::collections::HashSet;
 use std::fmt::{Debug, Write as _};
 use std::sync::{Mutex, Once};
 
+use tokio::io::AsyncWriteExt as _;
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Level, Metadata, Subscriber};
 
-use crate::support::client::say;
+use crate::ports::tls_echo;
+use crate::support::client::{Greeting, hear, say};
 use crate::support::containers::{Containers, container_address};
 use crate::support::{Gateway, Options, eventually};
 
@@ -84,5 +87,45 @@ async fn a_raw_connection_to_a_closed_port_is_one_record_and_no_warning() {
     for line in &lines {
         assert!(line.starts_with("INFO access "), "{line}");
         assert!(line.contains("note=\"no upstream\""), "{line}");
+        is_complete(line, "tcp");
     }
+    let ids: HashSet<_> = lines.iter().map(|line| value(line, "request_id")).collect();
+    assert_eq!(ids.len(), lines.len(), "each has its own");
+}
+
+/// A field's value, without its quotes.
+fn value<'l>(line: &'l str, field: &str) -> &'l str {
+    let found = line.split(&format!(" {field}=")).nth(1);
+    let found = found.unwrap_or_else(|| panic!("{field}: {line}"));
+    found.split(' ').next().unwrap_or(found).trim_matches('"')
+}
+
+/// A raw connection's line says what a request's says.
+fn is_complete(line: &str, kind: &str) {
+    assert_eq!(value(line, "kind"), kind);
+    assert_eq!(value(line, "route"), "container");
+    assert!(value(line, "request_id").len() >= 16, "{line}");
+    for number in ["revision", "bytes_in", "bytes_out", "ms"] {
+        assert!(value(line, number).parse::<f64>().is_ok(), "{line}");
+    }
+    assert!(value(line, "upstream").contains(':'), "{line}");
+}
+
+#[tokio::test]
+async fn tls_that_is_passed_through_is_one_record_too() {
+    watch();
+    let gateway = Gateway::start(Options::default()).await;
+    let mut containers = Containers::of(&gateway);
+    let (id, port, through) = ("logged-tls", gateway.port(0), container_address());
+    tls_echo((through, 8443).into(), "logged-tls.compute.localhost").await;
+    containers.run(id, through, &[(port.port(), 8443)]);
+    let greeting = Greeting::anyone("logged-tls.compute.localhost");
+    let mut stream = greeting.dial(port).await.unwrap();
+    stream.write_all(b"hello").await.unwrap();
+    stream.shutdown().await.unwrap();
+    assert_eq!(hear(&mut stream).await.unwrap(), b"hello");
+    eventually("it is told", || async { !lines(id).is_empty() }).await;
+    let lines = lines(id);
+    assert_eq!(lines.len(), 1, "{lines:#?}");
+    is_complete(&lines[0], "tls-passthrough");
 }

@@ -25,6 +25,9 @@ fn fixed(record: &Value, session: &str) -> Value {
     assert!(fields.remove("ms").unwrap().is_f64(), "{record}");
     assert!(fields.remove("revision").unwrap().is_u64(), "{record}");
     assert_eq!(fields.remove("session").unwrap(), session, "{record}");
+    if fields["kind"] == "ssh" {
+        assert_eq!(fields.remove("request_id").unwrap(), session, "{record}");
+    }
     if let Some(peer) = fields.remove("peer") {
         let peer: SocketAddr = peer.as_str().unwrap().parse().unwrap();
         assert!(peer.ip().is_loopback());
@@ -126,7 +129,8 @@ async fn sessions_and_channels_are_written_as_json_with_every_field() {
     });
     let whole = json!({
         "kind": "ssh", "user": user, "container": "c1", "owner": 7, "unix_user": unix_user(),
-        "key_id": 5, "fingerprint": fingerprint, "upstream": at.to_string(), "channels": 1,
+        "key_id": 5, "fingerprint": fingerprint, "route": "container",
+        "upstream": at.to_string(), "channels": 1,
         "opened": "session exec stty -opost; printf 'x\"y'; exit 3 -> 3; \
                    direct-tcpip 127.0.0.1:1 refused: connect_failed",
         "bytes_in": 0, "bytes_out": 3, "note": "-",

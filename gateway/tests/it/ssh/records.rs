@@ -99,6 +99,8 @@ async fn a_session_is_one_record_and_a_line_per_channel() {
     assert_eq!(field(session, "user"), rig.login("logged-ssh"));
     assert_eq!(field(session, "owner"), "7");
     assert_eq!(field(session, "fingerprint"), fingerprint);
+    assert_eq!(field(session, "route"), "container");
+    assert!(field(session, "revision").parse::<u64>().unwrap() > 0);
     assert_eq!(field(session, "channels"), "3");
     assert!(field(session, "peer").starts_with("127.0.0.1:"));
     assert!(
@@ -106,6 +108,7 @@ async fn a_session_is_one_record_and_a_line_per_channel() {
         "{session}"
     );
     let id = field(session, "session");
+    assert_eq!(field(session, "request_id"), id);
     let channels: Vec<_> = lines
         .iter()
         .filter(|line| field(line, "kind") == "ssh-channel")
