@@ -11,13 +11,15 @@ use russh::keys::ssh_key::LineEnding;
 use russh::keys::{Algorithm, HashAlg, PrivateKey};
 use rustls::ServerConfig;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::sync::mpsc;
+use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
 use crate::ssh::rig::{Sshd, command, exit_code, unix_user, until_text};
 use crate::support::client::{Greeting, dial, hear, leaf, request, say, singly};
 use crate::support::containers::{Containers, container_address, echo, is_kept_alive, server, web};
-use crate::support::{Gateway, Options, REVOCATION, eventually};
+use crate::support::{Curled, DEADLINE, Gateway, Options, REVOCATION, eventually};
 
 async fn gateway() -> (Gateway, Containers, SocketAddr) {
     let gateway = Gateway::start(Options::default()).await;
@@ -31,8 +33,8 @@ fn noise(len: usize) -> Vec<u8> {
     (0..len).map(|i| (i * 31 % 256) as u8).collect()
 }
 
-/// A TLS server that echoes, and its certificate.
-pub(crate) async fn tls_echo(addr: SocketAddr, name: &str) -> CertificateDer<'static> {
+/// What accepts TLS for a container, and its certificate.
+fn tls_acceptor(name: &str) -> (TlsAcceptor, CertificateDer<'static>) {
     let key = rcgen::KeyPair::generate().unwrap();
     let params = rcgen::CertificateParams::new(vec![name.to_owned()]).unwrap();
     let certificate = params.self_signed(&key).unwrap().der().clone();
@@ -44,7 +46,12 @@ pub(crate) async fn tls_echo(addr: SocketAddr, name: &str) -> CertificateDer<'st
         .with_no_client_auth()
         .with_single_cert(vec![certificate.clone()], key)
         .unwrap();
-    let acceptor = TlsAcceptor::from(Arc::new(config));
+    (TlsAcceptor::from(Arc::new(config)), certificate)
+}
+
+/// A TLS server that echoes, and its certificate.
+pub(crate) async fn tls_echo(addr: SocketAddr, name: &str) -> CertificateDer<'static> {
+    let (acceptor, certificate) = tls_acceptor(name);
     server(addr, move |stream| {
         let acceptor = acceptor.clone();
         async move {
@@ -86,6 +93,66 @@ async fn other_bytes_go_raw_to_the_one_owner_and_back_whole() {
     };
     let ((), heard) = tokio::join!(send, hear(&mut read));
     assert!(heard.unwrap() == sent);
+}
+
+/// What comes after a container has said all it has to say, and how much it has had.
+async fn counting_after_its_own_end<S>(stream: S, told: mpsc::Sender<usize>) -> std::io::Result<()>
+where
+    S: AsyncRead + AsyncWrite,
+{
+    let (mut read, mut write) = tokio::io::split(stream);
+    write.write_all(b"all I have").await?;
+    write.shutdown().await?;
+    let mut had = Vec::new();
+    read.read_to_end(&mut had).await?;
+    let _ = told.send(had.len()).await;
+    Ok(())
+}
+
+/// The other direction goes on for as long as the client has something to say.
+async fn says_more_after_the_end<S>(stream: S, mut told: mpsc::Receiver<usize>)
+where
+    S: AsyncRead + AsyncWrite,
+{
+    let (mut read, mut write) = tokio::io::split(stream);
+    let sent = noise(1_000_000);
+    // The first bytes say that it is none of the protocols that the gateway knows.
+    write.write_all(&sent[..10]).await.unwrap();
+    assert_eq!(hear(&mut read).await.unwrap(), b"all I have");
+    write.write_all(&sent[10..]).await.unwrap();
+    write.shutdown().await.unwrap();
+    let had = timeout(DEADLINE, told.recv()).await.expect("in time");
+    assert_eq!(had, Some(sent.len()));
+}
+
+#[tokio::test]
+async fn a_container_that_ends_first_still_gets_all_that_its_client_sends() {
+    let (_gateway, mut containers, port) = gateway().await;
+    let (tell, told) = mpsc::channel(1);
+    let upstream = server((container_address(), 0).into(), move |stream| {
+        counting_after_its_own_end(stream, tell.clone())
+    })
+    .await;
+    containers.run("a1", upstream.ip(), &[(port.port(), upstream.port())]);
+    says_more_after_the_end(dial(port).await, told).await;
+}
+
+#[tokio::test]
+async fn a_container_that_ends_its_own_tls_first_still_gets_the_rest() {
+    let (_gateway, mut containers, port) = gateway().await;
+    let (acceptor, own) = tls_acceptor("a1.compute.localhost");
+    let (tell, told) = mpsc::channel(1);
+    let through = container_address();
+    server((through, 8443).into(), move |stream| {
+        let (acceptor, tell) = (acceptor.clone(), tell.clone());
+        async move { counting_after_its_own_end(acceptor.accept(stream).await?, tell).await }
+    })
+    .await;
+    containers.run("a1", through, &[(port.port(), 8443)]);
+    let stream = Greeting::anyone("a1.compute.localhost").dial(port).await;
+    let stream = stream.unwrap();
+    assert_eq!(leaf(&stream), own);
+    says_more_after_the_end(stream, told).await;
 }
 
 /// C22: protocols in which the server speaks first hung.
@@ -233,9 +300,16 @@ async fn one_port_serves_tls_http_ssh_and_raw_bytes() {
     assert_eq!(exit_code(&mut ssh).await, Some(0));
 }
 
+/// The answer to a request that begins with the HTTP/2 preface.
+async fn preface(gateway: &Gateway, port: SocketAddr, host: &str) -> Curled {
+    let url = format!("http://{host}:{}/", port.port());
+    let prior = ["--http2-prior-knowledge"];
+    gateway.curl(&url, host, port.port(), &prior).await
+}
+
 #[tokio::test]
 async fn http_goes_by_host_and_never_raw() {
-    let (_gateway, mut containers, port) = gateway().await;
+    let (gateway, mut containers, port) = gateway().await;
     let reached = Arc::new(AtomicUsize::new(0));
     let (one, two) = (
         web(container_address(), "one").await,
@@ -252,6 +326,9 @@ async fn http_goes_by_host_and_never_raw() {
         let answer = String::from_utf8(answer).unwrap();
         assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
         assert!(answer.ends_with(body), "{answer}");
+        let answer = preface(&gateway, port, host).await;
+        assert_eq!((answer.status, &*answer.version), (200, "2"), "{host}");
+        assert_eq!(answer.text(), body);
     }
 
     // Alone on its port, and still not reached by another name.
@@ -271,6 +348,8 @@ async fn http_goes_by_host_and_never_raw() {
     ] {
         let answer = request(&mut dial(port).await, host).await;
         assert!(answer.starts_with("HTTP/1.1 404 "), "{host}: {answer}");
+        let answer = preface(&gateway, port, host).await;
+        assert_eq!((answer.status, &*answer.version), (404, "2"), "{host}");
     }
     assert_eq!(reached.load(Ordering::SeqCst), 0);
 }
@@ -494,7 +573,7 @@ async fn containers_that_want_to_know_who_calls_get_a_proxy_header_first() {
     assert_eq!(heard[1], b"hello", "nobody named it");
 
     // TLS that is passed through: nothing of the handshake is lost or moved.
-    let (seen, mut first) = tokio::sync::mpsc::channel(1);
+    let (seen, mut first) = mpsc::channel(1);
     let address = container_address();
     server((address, 443).into(), move |mut stream| {
         let seen = seen.clone();

@@ -56,7 +56,8 @@ impl Gateway {
             .await
     }
 
-    async fn curl(&self, url: &str, host: &str, port: u16, more: &[&str]) -> Curled {
+    /// Any URL; `host` on `port` is this machine.
+    pub(crate) async fn curl(&self, url: &str, host: &str, port: u16, more: &[&str]) -> Curled {
         let head = tempfile::NamedTempFile::new().expect("a file");
         let output = Command::new(program("curl", "EDD_CURL"))
             .args(["--silent", "--show-error", "--noproxy", "*", "--path-as-is"])
