@@ -4,6 +4,7 @@ use std::future::poll_fn;
 use std::io;
 use std::mem::MaybeUninit;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Poll, ready};
 use std::time::Duration;
 
@@ -16,6 +17,8 @@ use tokio_util::sync::CancellationToken;
 /// The first bytes, and what they turned out to be.
 #[derive(Debug, Eq, PartialEq)]
 pub(super) enum First {
+    /// It is not clear yet, and there is no room for more of it ([`Beginnings`]).
+    Crowded,
     /// The client ended its data before it was clear; it may still read.
     Ended(Bytes),
     /// The connection broke, or it is not worth going on: draining, half a ClientHello.
@@ -39,21 +42,82 @@ pub(crate) struct Patience<'t> {
     pub(crate) draining: &'t CancellationToken,
 }
 
+/// What is held of connections of which it is not clear yet what they speak, all together.
+///
+/// Of each a little is free, which is more than honest clients need: their beginnings come in one
+/// go, and the largest ClientHellos have some 2 KiB. So whoever sends half of one and waits can
+/// fill no more than this, and only harms those who do as he does.
+#[derive(Debug)]
+pub(super) struct Beginnings {
+    max: usize,
+    held: AtomicUsize,
+}
+
+impl Default for Beginnings {
+    fn default() -> Self {
+        Self::new(BEGINNINGS_BYTES_MAX)
+    }
+}
+
+impl Beginnings {
+    fn new(max: usize) -> Self {
+        Self {
+            max,
+            held: AtomicUsize::new(0),
+        }
+    }
+}
+
+/// What one connection holds of them.
+struct Part<'b> {
+    of: &'b Beginnings,
+    bytes: usize,
+}
+
+impl Part<'_> {
+    /// It holds so much memory now; whether there was room for it.
+    fn grow(&mut self, capacity: usize) -> bool {
+        let more = capacity
+            .saturating_sub(FREE_BYTES)
+            .saturating_sub(self.bytes);
+        if more == 0 {
+            return true;
+        }
+        self.bytes += more;
+        self.of.held.fetch_add(more, Ordering::Relaxed) + more <= self.of.max
+    }
+}
+
+impl Drop for Part<'_> {
+    fn drop(&mut self) {
+        self.of.held.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
 /// Reads on from `bytes` until a verdict is final or patience ends.
 ///
-/// Bounded by what `edd-detect` looks at. Not cancellation safe: what was read is lost.
+/// Bounded by what `edd-detect` looks at, and by the room in `beginnings`. Not cancellation safe:
+/// what was read is lost.
 pub(super) async fn read_first<S>(
     stream: &mut S,
     mut bytes: BytesMut,
     patience: Patience<'_>,
+    beginnings: &Beginnings,
 ) -> First
 where
     S: AsyncRead + Unpin,
 {
+    let mut part = Part {
+        of: beginnings,
+        bytes: 0,
+    };
     loop {
         let verdict = detect(&bytes);
         if verdict.is_final() {
             return First::Known(verdict, bytes.freeze());
+        }
+        if !part.grow(bytes.capacity()) {
+            return First::Crowded;
         }
         let is_tls = verdict == Verdict::PartialTls;
         let silence = patience.silence.filter(|_| !is_tls);
@@ -97,6 +161,12 @@ where
 /// Enough for the head of most requests and for a ClientHello with post-quantum keys.
 const READ_BYTES: usize = 2048;
 
+/// So much of each connection is not counted.
+const FREE_BYTES: usize = 4 * 1024;
+
+/// The rest of all: a thousand of the longest beginnings.
+const BEGINNINGS_BYTES_MAX: usize = 64 << 20;
+
 #[cfg(test)]
 mod tests {
     use tokio::io::{AsyncWriteExt as _, duplex};
@@ -127,8 +197,9 @@ mod tests {
             drop(near);
             std::future::pending::<()>().await;
         };
+        let all = Beginnings::default();
         tokio::select! {
-            first = read_first(&mut far, BytesMut::new(), patience) => {
+            first = read_first(&mut far, BytesMut::new(), patience, &all) => {
                 (first, u64::try_from(begun.elapsed().as_millis()).unwrap())
             }
             () = send => unreachable!(),
@@ -198,13 +269,52 @@ mod tests {
             silence: None,
             draining: &draining,
         };
+        let all = Beginnings::default();
         assert_eq!(
-            read_first(&mut far, BytesMut::new(), patience).await,
+            read_first(&mut far, BytesMut::new(), patience, &all).await,
             First::Gone
         );
         near.write_all(b"GET / ").await.unwrap();
         let known = First::Known(Verdict::Http1, Bytes::from_static(b"GET / "));
-        assert_eq!(read_first(&mut far, BytesMut::new(), patience).await, known);
+        let read = read_first(&mut far, BytesMut::new(), patience, &all).await;
+        assert_eq!(read, known);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn long_beginnings_share_a_room_and_short_ones_need_none() {
+        // The beginning of a hello of 60 KiB in records of 16 KiB.
+        let record = [&[22, 3, 1, 0x40, 0, 1, 0, 0xf0, 0][..], &[0; 0x4000 - 4]].concat();
+        let next = [&[22, 3, 1, 0x40, 0][..], &[0; 0x4000]].concat();
+        let long = [&record[..], &next, &next].concat();
+        let all = Beginnings::new(100_000);
+        let draining = CancellationToken::new();
+        let patience = Patience {
+            deadline: Instant::now() + HEADER,
+            silence: Some(SILENCE),
+            draining: &draining,
+        };
+        let begin = async |bytes: &[u8]| {
+            let (mut near, mut far) = duplex(1 << 20);
+            near.write_all(bytes).await.unwrap();
+            let first = read_first(&mut far, BytesMut::new(), patience, &all).await;
+            drop(near);
+            first
+        };
+        let others = async {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            assert_eq!(begin(&long).await, First::Crowded);
+            assert!(matches!(begin(b"GET /").await, First::Known(..)));
+            assert_eq!(begin(b"GE").await, First::Silent(Bytes::from_static(b"GE")));
+            // Half of an ordinary one may wait.
+            let half = begin(&record[..2000]).await;
+            assert!(matches!(half, First::TimedOut(..)), "{half:?}");
+        };
+        let (first, ()) = tokio::join!(begin(&long), others);
+        assert!(matches!(first, First::TimedOut(..)), "{first:?}");
+        assert_eq!(all.held.load(Ordering::Relaxed), 0);
+        // The deadline is over, and yet what is there is read first.
+        let again = begin(&long).await;
+        assert!(matches!(again, First::TimedOut(..)), "{again:?}");
     }
 
     #[tokio::test(start_paused = true)]

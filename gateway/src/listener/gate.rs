@@ -19,6 +19,7 @@ use edd_route::UserId;
 use tokio::sync::futures::Notified;
 use tokio::time::{Instant, timeout_at};
 
+use super::first::Beginnings;
 use super::machine::Machine;
 use super::queue::Queue;
 use super::shares::{Share, Shares};
@@ -72,6 +73,7 @@ struct State {
     queue: Queue,
     per_address: Option<PerAddress>,
     listeners: OnceLock<Vec<SocketAddr>>,
+    beginnings: Beginnings,
     machine: Machine,
 }
 
@@ -97,8 +99,14 @@ impl Gate {
                 open: Mutex::default(),
             }),
             listeners: OnceLock::new(),
+            beginnings: Beginnings::default(),
             machine: Machine::new(),
         }))
+    }
+
+    /// What is held of connections of which it is not clear yet what they speak.
+    pub(super) fn beginnings(&self) -> &Beginnings {
+        &self.0.beginnings
     }
 
     /// Says, once, what the listeners are bound to.

@@ -134,7 +134,7 @@ async fn begin<'w>(
         shared.metrics.connection_refused(refused.label());
         return None;
     }
-    let first = read_first(&mut stream, bytes, patience).await;
+    let first = read_first(&mut stream, bytes, patience, shared.gate.beginnings()).await;
     let announces = shared.fleet.announces();
     let connection = Connection {
         worker,
@@ -147,6 +147,11 @@ async fn begin<'w>(
         deadline: patience.deadline,
     };
     let rest = match (door, first) {
+        (_, First::Crowded) => {
+            debug!(%peer, ?door, "refused: too much is held of connections that are not clear yet");
+            shared.metrics.connection_refused("first_bytes_limit");
+            return None;
+        }
         (Door::Dynamic(_), First::Known(Verdict::Ssh, bytes)) => {
             match stream.into_std() {
                 Ok(stream) => ssh.hand_over(stream, bytes, peer, held),
@@ -185,7 +190,11 @@ impl<'w> Connection<'w> {
             First::TimedOut(bytes, _) if !bytes.is_empty() => {
                 self.answer(stream, Answer::Timeout).await;
             }
-            First::Ended(_) | First::Gone | First::Silent(_) | First::TimedOut(..) => {}
+            First::Crowded
+            | First::Ended(_)
+            | First::Gone
+            | First::Silent(_)
+            | First::TimedOut(..) => {}
         }
         None
     }
@@ -202,7 +211,8 @@ impl<'w> Connection<'w> {
             First::TimedOut(_, true) => {
                 self.worker.shared.metrics.tls_handshake("timeout", "none");
             }
-            First::Ended(_)
+            First::Crowded
+            | First::Ended(_)
             | First::Gone
             | First::Known(..)
             | First::Silent(_)
@@ -228,7 +238,7 @@ impl<'w> Connection<'w> {
                 self.worker.shared.metrics.tls_handshake("timeout", "none");
                 None
             }
-            First::Gone => None,
+            First::Crowded | First::Gone => None,
         }
     }
 
