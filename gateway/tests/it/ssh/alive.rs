@@ -125,10 +125,14 @@ async fn a_client_that_vanishes_during_a_download_is_given_up_as_soon() {
 async fn a_container_that_answers_no_keepalives_is_given_up() {
     let rig = Rig::start_with(impatient(), &[]).await;
     let _c1 = rig.container("c1").await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("pid").display().to_string();
     let mut ssh = rig
         .ssh("c1")
         // sshd's process of this session is the parent of the shell.
-        .arg("kill -STOP $PPID; echo stopped; exec cat")
+        .arg(format!(
+            "echo $PPID > {file}; kill -STOP $PPID; echo stopped; exec cat"
+        ))
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
@@ -137,6 +141,10 @@ async fn a_container_that_answers_no_keepalives_is_given_up() {
     let begun = Instant::now();
     let mut stderr = ssh.stderr.take().unwrap();
     until_text(&mut stderr, "the connection to the container was lost").await;
+    // Stopped it would stay for ever.
+    let pid = std::fs::read_to_string(&file).unwrap();
+    let pid = Pid::from_raw(pid.trim().parse().unwrap()).unwrap();
+    kill_process(pid, Signal::KILL).unwrap();
     assert_eq!(exit_code(&mut ssh).await, Some(255));
     assert!(
         begun.elapsed() < Duration::from_secs(15),
