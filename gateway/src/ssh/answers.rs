@@ -17,10 +17,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 /// How long a container may take; after that it is believed to be willing.
 const PATIENCE: Duration = Duration::from_millis(500);
+
+/// How long the answer to a request to run something may stay away after a refusal that was taken
+/// for an overdue one; then it was that answer.
+const DOUBT: Duration = Duration::from_secs(10);
 
 /// What a container is asked for and has to answer.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -31,6 +35,15 @@ pub(crate) enum Question {
     Run,
     /// To make a terminal.
     Terminal,
+}
+
+/// What an answer of the container means.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Heard {
+    /// The answer to this question.
+    Of(Question),
+    /// It does not run what its client believes to run: the success before was an overdue answer.
+    RunsNothing,
 }
 
 /// Whether the container of a client's connection leaves unanswered what prepares a session.
@@ -61,6 +74,10 @@ struct Questions {
     /// The next one is granted before it is asked, and asked all the same: an answer would end
     /// the silence.
     ahead: bool,
+    /// A success was taken for that of what runs something while others were overdue.
+    guessed: bool,
+    /// A refusal was taken for an overdue one while what runs something waits: until when.
+    doubt: Option<Instant>,
 }
 
 /// What the connection's loop waits for.
@@ -136,20 +153,53 @@ impl Answers {
     ///
     /// While an answer is overdue nobody can tell whether it still comes. A refusal is taken for
     /// that one: as the answer to a shell it would end the session. A success is taken for the
-    /// shell's, whose client waits for it.
-    pub(crate) fn hear(&self, accepted: bool) -> Option<Question> {
+    /// shell's, whose client waits for it. If all answers come after all, the last one was the
+    /// shell's; if none comes after a refusal, that was ([`Answers::settle`]).
+    pub(crate) fn hear(&self, accepted: bool) -> Option<Heard> {
         let mut asked = self.asked.lock();
-        let Questions { waiting, late, .. } = &mut *asked;
+        let Questions {
+            waiting,
+            late,
+            guessed,
+            doubt,
+            ..
+        } = &mut *asked;
+        let runs = waiting.front() == Some(&Question::Run);
+        let overdue = !late.is_empty();
         let (first, then) = match accepted {
             true => (waiting, late),
             false => (late, waiting),
         };
-        let heard = first.pop_front().or_else(|| then.pop_front());
+        let heard = first.pop_front().or_else(|| then.pop_front())?;
+        *doubt = (!accepted && overdue && runs).then(|| Instant::now() + DOUBT);
+        if runs && overdue && accepted {
+            *guessed = true;
+        }
         // That to run something it answers however it treats the rest.
-        if matches!(heard, Some(Question::Other | Question::Terminal)) {
+        if heard != Question::Run {
             self.silence.end();
         }
-        heard
+        let is_last = asked.guessed && asked.late.is_empty() && heard != Question::Run;
+        if is_last && !accepted {
+            return Some(Heard::RunsNothing);
+        }
+        Some(Heard::Of(heard))
+    }
+
+    /// Until when the next answer has to come; none: it may take its time.
+    pub(crate) fn doubt(&self) -> Option<Instant> {
+        self.asked.lock().doubt
+    }
+
+    /// It has not come: the refusal was the answer to what runs something. False: to nothing.
+    pub(crate) fn settle(&self) -> bool {
+        let mut asked = self.asked.lock();
+        asked.doubt = None;
+        let runs = asked.waiting.front() == Some(&Question::Run);
+        if runs {
+            asked.waiting.pop_front();
+        }
+        runs
     }
 
     /// Tells who waits.
@@ -245,17 +295,17 @@ mod tests {
         for question in [Question::Terminal, Question::Run, Question::Other] {
             assert!(answers.ask(question));
         }
-        assert_eq!(answers.hear(false), Some(Question::Terminal));
+        assert_eq!(answers.hear(false), Some(Heard::Of(Question::Terminal)));
         let refusing = async {
             tokio::task::yield_now().await;
             answers.tell(false);
         };
         let (accepted, ()) = tokio::join!(awaited.next(), refusing);
         assert!(!accepted);
-        assert_eq!(answers.hear(false), Some(Question::Run));
+        assert_eq!(answers.hear(false), Some(Heard::Of(Question::Run)));
         awaited.pass();
         answers.tell(false);
-        assert_eq!(answers.hear(true), Some(Question::Other));
+        assert_eq!(answers.hear(true), Some(Heard::Of(Question::Other)));
         answers.tell(true);
         assert_eq!(answers.hear(true), None, "nobody has asked");
         assert!(awaited.next().await);
@@ -267,20 +317,20 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn who_does_not_answer_is_waited_for_once_and_asked_no_more() {
         let (answers, mut awaited) = pair(&Silence::default());
-        let begin = tokio::time::Instant::now();
+        let begin = Instant::now();
         assert!(answers.ask(Question::Terminal));
         assert!(awaited.next().await);
         assert!(!answers.ask(Question::Other));
         assert!(awaited.next().await);
         assert_eq!(begin.elapsed(), PATIENCE);
         assert!(answers.ask(Question::Run));
-        assert_eq!(answers.hear(true), Some(Question::Run));
+        assert_eq!(answers.hear(true), Some(Heard::Of(Question::Run)));
     }
 
     #[tokio::test(start_paused = true)]
     async fn who_does_not_answer_is_waited_for_once_in_all_channels_of_a_connection() {
         let silence = Silence::default();
-        let begin = tokio::time::Instant::now();
+        let begin = Instant::now();
         let mut channels = Vec::new();
         for is_early in [true, true, false, false] {
             let (answers, mut awaited) = pair(&silence);
@@ -296,17 +346,20 @@ mod tests {
             assert!(!answers.ask(Question::Other), "one is enough");
             assert!(answers.ask(Question::Run));
             awaited.next_run().await;
-            assert_eq!(answers.hear(true), Some(Question::Run));
+            assert_eq!(answers.hear(true), Some(Heard::Of(Question::Run)));
             channels.push((answers, awaited));
         }
         assert_eq!(begin.elapsed(), PATIENCE);
         // One of the first answers after all: the next channel's are worth a wait again.
-        assert_eq!(channels[2].0.hear(false), Some(Question::Terminal));
+        assert_eq!(
+            channels[2].0.hear(true),
+            Some(Heard::Of(Question::Terminal))
+        );
         let (answers, mut awaited) = pair(&silence);
         assert!(answers.ask(Question::Terminal));
         let refusing = async {
             tokio::time::sleep(PATIENCE / 2).await;
-            assert_eq!(answers.hear(false), Some(Question::Terminal));
+            assert_eq!(answers.hear(false), Some(Heard::Of(Question::Terminal)));
             answers.tell(false);
         };
         let (accepted, ()) = tokio::join!(awaited.next(), refusing);
@@ -318,7 +371,7 @@ mod tests {
         let silence = Silence::default();
         let (answers, mut awaited) = pair(&silence);
         assert!(answers.ask(Question::Terminal));
-        assert_eq!(answers.hear(false), Some(Question::Terminal));
+        assert_eq!(answers.hear(false), Some(Heard::Of(Question::Terminal)));
         answers.tell(false);
         silence.begin();
         assert!(!awaited.next().await);
@@ -326,17 +379,40 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn an_answer_that_comes_late_is_not_that_of_the_shell() {
-        for (late, run) in [(false, true), (false, false), (true, true)] {
+        let both = [false, true];
+        for (late, run) in both
+            .into_iter()
+            .flat_map(|late| both.map(|run| (late, run)))
+        {
             let (answers, mut awaited) = pair(&Silence::default());
             assert!(answers.ask(Question::Terminal));
             assert!(awaited.next().await, "believed to be willing");
             assert!(answers.ask(Question::Run));
-            let heard = [late, run].map(|accepted| (answers.hear(accepted), accepted));
-            let of_run = heard.iter().find(|(what, _)| *what == Some(Question::Run));
-            assert_eq!(of_run.map(|(_, accepted)| *accepted), Some(run));
-            let of_terminal = (Some(Question::Terminal), late);
-            assert!(heard.contains(&of_terminal), "{heard:?}");
+            let heard = [late, run].map(|accepted| answers.hear(accepted));
+            let of = |question| Some(Heard::Of(question));
+            let expected = match (late, run) {
+                // What its client was told is not true.
+                (true, false) => [of(Question::Run), Some(Heard::RunsNothing)],
+                (true, true) => [of(Question::Run), of(Question::Terminal)],
+                (false, _) => [of(Question::Terminal), of(Question::Run)],
+            };
+            assert_eq!(heard, expected, "{late} {run}");
             assert_eq!(answers.hear(false), None);
+            assert_eq!(answers.doubt(), None);
         }
+    }
+
+    /// It leaves the terminal unanswered, and refuses the shell.
+    #[tokio::test(start_paused = true)]
+    async fn a_refusal_that_stays_the_last_answer_is_that_of_the_shell() {
+        let (answers, mut awaited) = pair(&Silence::default());
+        assert!(answers.ask(Question::Terminal));
+        assert!(awaited.next().await);
+        assert!(answers.ask(Question::Run));
+        assert_eq!(answers.hear(false), Some(Heard::Of(Question::Terminal)));
+        assert_eq!(answers.doubt(), Some(Instant::now() + DOUBT));
+        assert!(answers.settle());
+        assert_eq!(answers.doubt(), None);
+        assert!(!answers.settle());
     }
 }

@@ -94,6 +94,8 @@ enum ContainerEnd {
     Closed,
     /// It sends more than anybody takes.
     Excess,
+    /// It runs nothing, and its client believes otherwise.
+    Idle,
     /// Its connection is gone.
     Lost,
 }
@@ -206,8 +208,14 @@ impl Bridge<'_> {
     ) {
         let tell = async {
             self.tell_exit(&mut told).await;
-            if end == ContainerEnd::Lost && self.kind == Kind::Session && !told.exit {
-                let text = "edd-gateway: the connection to the container was lost\r\n";
+            let text = match end {
+                ContainerEnd::Idle => "edd-gateway: the container refuses to run that\r\n",
+                ContainerEnd::Lost if self.kind == Kind::Session && !told.exit => {
+                    "edd-gateway: the connection to the container was lost\r\n"
+                }
+                _ => "",
+            };
+            if !text.is_empty() {
                 let _ = self.down.extended_data_bytes(STDERR, text).await;
             }
             if !told.eof {

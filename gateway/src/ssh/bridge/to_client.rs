@@ -8,7 +8,7 @@ use russh::{ChannelMsg, ChannelReadHalf, Sig};
 use tokio::time::{Instant, timeout_at};
 
 use super::{Bridge, ContainerEnd, Kind};
-use crate::ssh::answers::Question;
+use crate::ssh::answers::{Heard, Question};
 use crate::ssh::audit;
 use crate::ssh::downlink::{Downlink, Piece};
 
@@ -110,12 +110,17 @@ impl Bridge<'_> {
         let own = &self.grants.backlog.own;
         loop {
             let waiting = from.wait();
-            let next = match &told.exit_held {
+            let exit = told.exit_held.as_ref().map(|(_, until)| *until);
+            let next = match exit.into_iter().chain(self.answers.doubt()).min() {
                 None => waiting.await,
-                Some((_, until)) => match timeout_at(*until, waiting).await {
+                Some(until) => match timeout_at(until, waiting).await {
                     Ok(next) => next,
                     Err(_) => {
-                        self.tell_exit(told).await;
+                        if exit == Some(until) {
+                            self.tell_exit(told).await;
+                        } else if self.answers.settle() {
+                            self.answer_run(false).await;
+                        }
                         continue;
                     }
                 },
@@ -162,8 +167,12 @@ impl Bridge<'_> {
                     };
                     self.hear_exit(exit, told).await;
                 }
-                ChannelMsg::Success => self.hear_answer(true).await,
-                ChannelMsg::Failure => self.hear_answer(false).await,
+                answer @ (ChannelMsg::Failure | ChannelMsg::Success) => {
+                    let accepted = matches!(answer, ChannelMsg::Success);
+                    if self.hear_answer(accepted).await == Some(Heard::RunsNothing) {
+                        return ContainerEnd::Idle;
+                    }
+                }
                 ChannelMsg::XonXoff { client_can_do } => {
                     let _ = self.handle.xon_xoff_request(id, client_can_do).await;
                 }
@@ -173,30 +182,39 @@ impl Bridge<'_> {
         }
     }
 
-    /// The container has answered the first of what it was asked.
-    async fn hear_answer(&self, accepted: bool) {
-        let (id, audit) = (self.id(), self.uplink.audit());
-        match self.answers.hear(accepted) {
-            Some(Question::Run) => {
-                if let Some(audit) = audit {
-                    audit.answered(accepted);
-                }
-                let _ = match accepted {
-                    true => self.handle.channel_success(id).await,
-                    false => self.handle.channel_failure(id).await,
-                };
-            }
-            Some(Question::Terminal) if !accepted => {
+    /// The container has answered something; none: unasked.
+    async fn hear_answer(&self, accepted: bool) -> Option<Heard> {
+        let audit = self.uplink.audit();
+        let heard = self.answers.hear(accepted)?;
+        match heard {
+            Heard::Of(Question::Run) => self.answer_run(accepted).await,
+            Heard::Of(Question::Terminal) if !accepted => {
                 self.has_terminal.store(false, Ordering::Relaxed);
                 if let Some(audit) = audit {
                     audit.has_no_terminal();
                 }
             }
-            Some(Question::Other | Question::Terminal) => {}
-            // It answers unasked.
-            None => return,
+            Heard::Of(Question::Other | Question::Terminal) => {}
+            Heard::RunsNothing => {
+                if let Some(audit) = audit {
+                    audit.answered(false);
+                }
+            }
         }
         self.answers.tell(accepted);
+        Some(heard)
+    }
+
+    /// The client is told whether what it wants to run does.
+    async fn answer_run(&self, accepted: bool) {
+        if let Some(audit) = self.uplink.audit() {
+            audit.answered(accepted);
+        }
+        let id = self.id();
+        let _ = match accepted {
+            true => self.handle.channel_success(id).await,
+            false => self.handle.channel_failure(id).await,
+        };
     }
 
     /// The container has told how its process ended: passed on behind the end of the data.

@@ -197,6 +197,23 @@ async fn a_container_that_answers_late_still_runs_what_was_asked() {
     }
 }
 
+/// Its late answer was taken for that of the command, whose own then says the opposite.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_command_that_is_refused_behind_a_late_answer_ends() {
+    let rig = Rig::start().await;
+    let fake = Fake::start(rig.target(free_address()), Vice::RefusesLate).await;
+    rig.put("c1", fake.address, Some(&fake.host_key), |_| {});
+    let mut ssh = rig.ssh("c1");
+    let output = output(
+        ssh.args(["-o", "SetEnv=EDD_A=b", "true"])
+            .stdin(Stdio::null()),
+    )
+    .await;
+    assert_eq!(output.status.code(), Some(255));
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(told.contains("the container refuses to run that"), "{told}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_forward_has_no_terminal_and_runs_nothing() {
     let rig = Rig::start().await;

@@ -27,6 +27,8 @@ pub(crate) enum Vice {
     OpensChannels,
     /// It refuses variables, and takes longer for it than anybody waits.
     AnswersLate,
+    /// It grants variables, takes longer for it than anybody waits, and refuses the command.
+    RefusesLate,
     /// It loses the connection when a command comes.
     DropsOnExec,
     /// It tells the exit status first and the last output behind it, as sshd may with a terminal.
@@ -143,6 +145,9 @@ impl Handler for Container {
         if self.vice == Vice::DropsOnExec {
             return Err(russh::Error::Inconsistent);
         }
+        if self.vice == Vice::RefusesLate {
+            return session.channel_failure(channel);
+        }
         session.channel_success(channel)?;
         self.open_channels(session);
         match self.vice {
@@ -153,7 +158,11 @@ impl Handler for Container {
                 return session.close(channel);
             }
             Vice::StaysOpen => return session.exit_status_request(channel, 5),
-            Vice::AnswersLate | Vice::DropsOnExec | Vice::None | Vice::OpensChannels => {}
+            Vice::AnswersLate
+            | Vice::DropsOnExec
+            | Vice::None
+            | Vice::OpensChannels
+            | Vice::RefusesLate => {}
         }
         session.data(channel, "started\n")
     }
@@ -166,11 +175,13 @@ impl Handler for Container {
         session: &mut Session,
     ) -> Result<(), russh::Error> {
         self.tell(format!("env {name}={value}"));
-        if self.vice == Vice::AnswersLate {
+        if matches!(self.vice, Vice::AnswersLate | Vice::RefusesLate) {
             tokio::time::sleep(LATE).await;
-            return session.channel_failure(channel);
         }
-        session.channel_success(channel)
+        match self.vice {
+            Vice::AnswersLate => session.channel_failure(channel),
+            _ => session.channel_success(channel),
+        }
     }
 
     async fn channel_eof(
