@@ -135,7 +135,11 @@ async fn the_past_can_be_asked(url: String) {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_line_says_what_it_comes_from() {
     let bus = Bus::start().await;
-    let gateway = Gateway::start(Options::default().bus(&bus)).await;
+    let own = tempfile::tempdir().expect("a folder");
+    let database = own.path().join("gateway.db");
+    let url = format!("sqlite://{}", database.display());
+    let options = Options::default().bus(&bus).flag("--database-url", url);
+    let gateway = Gateway::start(options.clone()).await;
     let (folder, admin) = (Arc::clone(&gateway.folder), gateway.admin);
     bus.container("c1", 7, "127.64.0.1", &[]).await;
     for n in 2..5 {
@@ -156,16 +160,17 @@ async fn every_line_says_what_it_comes_from() {
     );
     assert!(!text.contains("created"), "{text}");
     gateway.stop().await;
-    for name in ["gateway.db", "gateway.db-wal", "gateway.db-shm"] {
-        let _ = std::fs::remove_file(folder.path().join(name));
+    std::fs::remove_file(&database).expect("lost");
+    for name in ["gateway.db-wal", "gateway.db-shm"] {
+        let _ = std::fs::remove_file(own.path().join(name));
     }
     forget(&bus).await;
     let _compute = Compute::start(&bus, container("c2", 9, "127.64.0.9", &[]), None).await;
     let again = Options {
         folder: Some(folder),
-        ..Options::default()
+        ..options
     };
-    let gateway = Gateway::start(again.bus(&bus)).await;
+    let gateway = Gateway::start(again).await;
     let admin = gateway.admin;
     gateway
         .until("the snapshot", |table| runs_at(table, "c2", "127.64.0.9"))
