@@ -75,6 +75,9 @@ async fn when_no_file_can_grow_requests_are_served_and_events_wait() {
     drop(daemon);
 }
 
+/// Above the most that SQLite's log holds (64 MiB), and what five minutes of events leave.
+const SIZE: &str = "size=128m";
+
 /// A file system of its own, unmounted at the end.
 struct Small(tempfile::TempDir);
 
@@ -83,7 +86,7 @@ impl Small {
     fn mount() -> Option<Self> {
         let folder = tempfile::tempdir().expect("a folder");
         let mounted = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", "size=8m", "tmpfs"])
+            .args(["-t", "tmpfs", "-o", SIZE, "tmpfs"])
             .arg(folder.path())
             .output();
         match mounted {
