@@ -135,15 +135,16 @@ impl Store {
                 Command::Report => given_up = true,
                 Command::Undo => {
                     let about = &state.data;
-                    undone = self
-                        .delete_in(&mut tx, about.user_id, &about.cause())
-                        .await?
-                        .is_some();
-                    query("DELETE FROM deleted_usernames WHERE username = $1")
-                        .bind(about.username.as_str())
-                        .run(&mut tx)
-                        .await?;
-                    announced += u64::from(undone);
+                    let cause = about.cause();
+                    if let Some(deleted) = self.delete_in(&mut tx, about.user_id, &cause).await? {
+                        // Who had it was known to nobody.
+                        query("DELETE FROM deleted_usernames WHERE username = $1")
+                            .bind(deleted.username.as_str())
+                            .run(&mut tx)
+                            .await?;
+                        undone = true;
+                        announced += 1;
+                    }
                 }
             }
         }
